@@ -1,0 +1,77 @@
+# `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PROMPT ?= def fibonacci(n):
+ARGS   ?=
+export PROMPT
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+CXX_FILES := $(shell find headrace -name '*.cpp' -o -name '*.h')
+SETUP_FILES := pyproject.toml constraints.txt native/CMakeLists.txt $(CXX_FILES)
+
+.PHONY: help run test lint format clean
+
+help:
+	@echo "make run     stream text from the model in the box   (PROMPT='...' ARGS='--max-tokens 64')"
+	@echo "make test    run the fast tests                      (ARGS='-m slow' for the slow ones)"
+	@echo "make lint    the checks of CI: ruff, mypy, clang-format"
+	@echo "make format  apply the formatters"
+	@echo "make clean   remove .venv and everything built"
+	@echo "PYTHON=python3.12 picks the interpreter for .venv (3.10 or newer)."
+
+run: $(VENV)/.installed
+	@$(BIN)/headrace run "$$PROMPT" $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@echo "$(BIN)/clang-format --dry-run -Werror  # $(words $(CXX_FILES)) files"
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis headrace/kernels/_native*
+	find native -mindepth 1 ! -name CMakeLists.txt -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up, done again only when one of its inputs changes -------------------------------------------------
+
+# The tools that build the native kernels live in .venv as well, so that a change of one C++ file compiles one file.
+define install
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	    { echo "headrace: no C++ compiler found: install g++ 11+ or clang 14+, or set CXX" >&2; exit 1; }
+	@echo "headrace: installing into $(VENV) (the first time takes a minute or two)" >&2
+	@$(PIP) scikit-build-core nanobind cmake ninja
+	@$(PIP) --no-build-isolation --editable "$(1)"
+endef
+
+$(VENV)/.installed: $(VENV)/.created $(SETUP_FILES)
+	$(call install,.)
+	@touch $@
+
+# The development set contains the plain one, so it satisfies `make run` too.
+$(VENV)/.installed-dev: $(VENV)/.created $(SETUP_FILES)
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || \
+	    { echo "headrace: $(PYTHON) not found: install Python 3.10 or newer, or set PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "headrace: $(PYTHON) is too old: Python 3.10 or newer is needed (set PYTHON)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "headrace: $(PYTHON) has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || \
+	    { echo "headrace: $(PYTHON) has no C headers: install them (Debian: apt install python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

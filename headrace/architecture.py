@@ -1,0 +1,86 @@
+"""What a model is made of, as plain values: a list of blocks. Families (headrace/models/) produce it, layers run it.
+
+Shape suffixes as in headrace/types.py: N query heads, G kv heads, H head size, D model width, F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """One layer's attention."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    """Multiplies q . k, usually head_size ** -0.5."""
+    positions: Any
+    """A technique of the slot layer/positions, equal (==) for layers that share rotation tables."""
+    theta: float
+    """Base of the rotary frequencies."""
+    window: int | None = None
+    """A query at p sees keys at (p - window, p]; None sees all."""
+    qk_norm: bool = False
+    """RMS norm over H of every query and key head, before rotation (Qwen3, Gemma 3)."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """Gated MLP: down(act(gate(x)) * up(x)). With experts > 0, that many of them, `active` per token."""
+
+    width: int
+    activation: Activation = "silu"
+    bias: bool = False
+    experts: int = 0
+    active: int = 0
+    renormalise: bool = True
+    """Active experts' weights are scaled to sum to one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One layer: x += attention(norm(x)); x += mlp(norm(x)); with `post_norms` each branch is normed again (Gemma 3)."""
+
+    attention: Attention
+    mlp: Mlp
+    post_norms: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A whole decoder-only model."""
+
+    family: str
+    vocab: int
+    width: int
+    context: int
+    """Most positions: the longest prompt plus output."""
+    blocks: tuple[Block, ...]
+    norm_eps: float
+    norm_offset: float = 0.0
+    """RMS norms multiply by (offset + weight): 1 for Gemma."""
+    embedding_scale: float = 1.0
+    tied_head: bool = False
+    eos: tuple[int, ...] = ()
+    """End tokens named by config.json and generation_config.json."""
+    bos: int | None = None
+
+    def facts(self) -> frozenset[str]:
+        """What cards may need or break: see slots.Card."""
+        facts = {f"model={self.family}"}
+        attentions = [block.attention for block in self.blocks]
+        if any(a.window for a in attentions):
+            facts.add("sliding_window")
+        if len({(a.positions, a.theta) for a in attentions}) > 1:
+            facts.add("per_layer_positions")
+        if any(block.mlp.experts for block in self.blocks):
+            facts.add("moe")
+        return frozenset(facts)

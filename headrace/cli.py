@@ -1,0 +1,129 @@
+"""The command line: `headrace VERB`.
+
+A contract for every verb: results on stdout, everything else on stderr; --json makes stdout machine-readable; exit 0 on
+success, 2 on a usage or configuration error with one line of what, why and what to do, 1 on any other failure (130 when
+interrupted). Errors are one line; HEADRACE_DEBUG=1 adds the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from headrace.errors import ConfigError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("headrace.commands.run:run", "Continue a prompt and stream the text."),
+    "chat": ("headrace.commands.chat:chat", "Talk in the terminal."),
+    "eval": ("headrace.commands.evaluate:evaluate", "Score a model on tasks with exact answers."),
+    "bench latency": ("headrace.commands.bench:latency", "Time prompts and decoding, batch by batch."),
+    "techniques": ("headrace.commands.techniques:techniques", "List every technique, or explain one."),
+    "doctor": ("headrace.commands.doctor:doctor", "Say what this machine has, and what costs speed."),
+}
+"""verb -> (where it is, what it does)."""
+
+HELP = "An LLM inference engine in which the published efficiency techniques compose."
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for a command line that does not fit; the class has no public name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="headrace: %(message)s", level=logging.WARNING)
+    try:
+        code = make_app(argv[0] if argv else "")(args=argv, prog_name="headrace", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader has left: nobody is there to hear about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("\nheadrace: interrupted\n")
+        return 130
+    except _USAGE_ERROR as error:
+        return _fail(_usage(error), 2)
+    except (ConfigError, ValueError) as error:
+        return _fail(str(error), 2)
+    except Exception as error:  # anything else is a failure of ours or of the machine
+        return _fail(f"{type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)", 1)
+
+
+def make_app(asked: str) -> typer.Typer:
+    """The command line, with the flags of the verb `asked` only: those of the stack come from the slots, which import
+    torch, and `headrace --help` should not wait for that."""
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+    )
+    app.callback()(_version)
+    groups: dict[str, typer.Typer] = {}
+    for name, (where, what) in VERBS.items():
+        group, _, verb = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = typer.Typer(no_args_is_help=True, help="Measure speed.")
+            app.add_typer(groups[group], name=group)
+        command = _load(where) if asked == name.split()[0] else _stub
+        groups.get(group, app).command(verb, help=what)(command)
+    return app
+
+
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from headrace import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def _stub() -> None:
+    """Stands for a verb that was not asked for."""
+
+
+def _load(where: str) -> Callable[..., None]:
+    from headrace.commands.flags import with_flags
+
+    module, _, name = where.partition(":")
+    return with_flags(getattr(importlib.import_module(module), name))
+
+
+def _usage(error: Any) -> str:
+    """What typer has to say, in one line, with the nearest name that exists."""
+    context = getattr(error, "ctx", None)
+    known = [
+        name
+        for parameter in getattr(getattr(context, "command", None), "params", [])
+        for name in parameter.opts
+    ]
+    wrong = getattr(error, "option_name", None)
+    path = context.command_path if context else "headrace"
+    if wrong is not None:
+        return f"no option {wrong}{_did_you_mean(wrong, known)}; `{path} --help` lists all"
+    verbs = list(getattr(getattr(context, "command", None), "commands", {}))
+    if verbs and error.message.startswith("No such command"):
+        return f"{path}: no such verb; {nearest(_unknown_verb(error.message), verbs)}"
+    return f"{path}: {error.format_message()}"
+
+
+def _did_you_mean(wrong: str, known: list[str]) -> str:
+    words = nearest(wrong, known).partition("?")
+    return f"; {words[0]}?" if words[1] else ""
+
+
+def _unknown_verb(message: str) -> str:
+    return message.partition("'")[2].partition("'")[0]
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"headrace: error: {' '.join(message.split())}\n")
+    if os.environ.get("HEADRACE_DEBUG"):
+        traceback.print_exc()
+    return code

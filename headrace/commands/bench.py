@@ -1,0 +1,245 @@
+"""`headrace bench latency`: prompts and decoding timed, one row per batch size, prompt length and output length."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.output import note, write_json, write_table
+from headrace.commands.start import describe
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError
+from headrace.meter import ProgressBar, Spread, peak_rss_bytes, percentile, read_bandwidth
+
+if TYPE_CHECKING:
+    from headrace.engine import Engine
+
+NUMBERS = (
+    "batch",
+    "prompt",
+    "output",
+    "prefill tok/s",
+    "decode tok/s",
+    "first token s",
+    "step p50 ms",
+    "p99",
+    "max",
+    "GB/s",
+)
+
+
+def latency(
+    config: EngineConfig,
+    batch: Annotated[str, typer.Option(help="Requests at once, such as 1,4,16.")] = "1",
+    prompt_len: Annotated[str, typer.Option(help="Tokens per prompt; a list, too.")] = "512",
+    gen_len: Annotated[str, typer.Option(help="Tokens to generate; a list, too.")] = "64",
+    repeat: Annotated[
+        int, typer.Option(min=1, max=1000, help="Measured repetitions, after one to warm up.")
+    ] = 3,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Random weights of a model's shape instead of --model: llama-3.2-1b, ..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time prompts and decoding: prefix cache off, end tokens ignored, greedy."""
+    cases = list(
+        itertools.product(_list("batch", batch), _list("prompt-len", prompt_len), _list("gen-len", gen_len))
+    )
+    engine = start(config, shape, cases)
+    note(describe(engine) + (f", random weights of {shape}" if shape else ""), quiet)
+    bandwidth = read_bandwidth() if engine.device.type == "cpu" else None
+    rows = []
+    with ProgressBar(len(cases) * (repeat + 1), "runs") as bar:
+        for case in cases:
+            rows.append(measure(engine, Case(*case), repeat, random.Random(seed), bar, bandwidth))
+    engine.close()
+    if as_json:
+        write_json(rows)
+    else:
+        write_table(NUMBERS, [_cells(row) for row in rows], numbers=NUMBERS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row measures."""
+
+    batch: int
+    prompt_len: int
+    gen_len: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One repetition. Seconds, from the moment that all requests are queued."""
+
+    ttft_s: float
+    """To the first token of the median request."""
+    prefill_s: float
+    """Until every request has its first token."""
+    decode_s: float
+    """From there to the end."""
+    decode_tokens: int
+    """Generated in decode_s."""
+    steps_s: tuple[float, ...]
+    """Each step of decode_s: the gap that a reader sees between two tokens."""
+
+
+def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, int, int]]) -> Engine:
+    """An engine that takes the largest case: no prefix cache, and a pool for the whole batch."""
+    from headrace.commands import shapes
+    from headrace.engine import Engine
+    from headrace.forward.load import random as random_decoder
+    from headrace.forward.memory import set_threads, torch_device, torch_dtype
+
+    longest = max(prompt + output for _, prompt, output in cases)
+    context = config.context
+    most = max(batch for batch, _, _ in cases)
+    config = dataclasses.replace(
+        config, prefix_cache=False, context=context, max_seqs=max(config.max_seqs, most)
+    )
+    decoder = None
+    if shape is not None:
+        set_threads(config.threads)
+        model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
+        decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device))
+    with ProgressBar(None, "loading") as bar:
+        engine = Engine(config, decoder=decoder, progress=bar.update)
+    if longest > engine.context:
+        raise ConfigError(
+            f"{longest} tokens of prompt and output do not fit in the context of {engine.context}: "
+            "lower --prompt-len or --gen-len"
+        )
+    return engine
+
+
+def measure(
+    engine: Engine, case: Case, repeat: int, rng: random.Random, bar: ProgressBar, bandwidth: float | None
+) -> dict[str, Any]:
+    """One row. Medians over the repetitions, gaps between tokens over all of them; what was not measured is absent."""
+    runs = []
+    for i in range(repeat + 1):
+        run = time_once(engine, case, rng)
+        runs += [run] if i else []  # the first warms up
+        bar.advance()
+    measured = {"prefill_tok_s": [case.batch * case.prompt_len / run.prefill_s for run in runs]}
+    if all(run.decode_tokens for run in runs):
+        measured["decode_tok_s"] = [run.decode_tokens / run.decode_s for run in runs]
+    measured["ttft_s"] = [run.ttft_s for run in runs]
+    spreads = {name: Spread.of(values) for name, values in measured.items()}
+    row: dict[str, Any] = {
+        **dataclasses.asdict(case),
+        **{name: spread.median for name, spread in spreads.items()},
+    }
+    steps = [step for run in runs for step in run.steps_s]
+    if steps:
+        row.update(itl_p50_s=percentile(steps, 0.5), itl_p99_s=percentile(steps, 0.99), itl_max_s=max(steps))
+    row.update(weight_bytes=engine.decoder.weight_bytes, kv_bytes_per_token=engine.kv.bytes_per_token())
+    if steps:
+        row.update(_reading(engine, case, row["itl_p50_s"], bandwidth))
+    return {
+        **row,
+        **_setting(engine),
+        "spread": {n: [s.low, s.high] for n, s in spreads.items()},
+        "repetitions": repeat,
+    }
+
+
+def time_once(engine: Engine, case: Case, rng: random.Random) -> Run:
+    """Runs a batch of random prompts from start to end."""
+    from headrace.types import Request, SamplingParams
+
+    vocab = engine.architecture.vocab
+    params = SamplingParams(temperature=0, max_tokens=case.gen_len, ignore_eos=True)
+    requests = [
+        Request(id=f"bench-{i}", prompt=tuple(rng.choices(range(vocab), k=case.prompt_len)), params=params)
+        for i in range(case.batch)
+    ]
+    begin = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    first: dict[str, float] = {}
+    prefill_s = before = 0.0
+    steps: list[float] = []
+    decode_tokens = 0
+    while engine.busy:
+        deltas = engine.step()
+        now = time.perf_counter() - begin
+        if prefill_s:
+            steps.append(now - before)
+            decode_tokens += sum(len(delta.tokens) for delta in deltas)
+        for delta in deltas:
+            first.setdefault(delta.request, now)
+        if not prefill_s and len(first) == case.batch:
+            prefill_s = now
+        before = now
+    ttft = percentile(list(first.values()), 0.5)
+    return Run(ttft, prefill_s, before - prefill_s, decode_tokens, tuple(steps))
+
+
+def _reading(engine: Engine, case: Case, step_s: float, bandwidth: float | None) -> dict[str, float]:
+    """How fast a decoding step reads weights and keys and values, and its share of what the memory gives.
+
+    Absent for models with experts: which of them a step reads is not known here.
+    """
+    model = engine.architecture
+    if any(block.mlp.experts for block in model.blocks):
+        return {}
+    lookup = (
+        0 if model.tied_head else model.vocab * model.width * engine.decoder.dtype.itemsize
+    )  # one row per token
+    tokens = case.batch * (case.prompt_len + case.gen_len / 2)
+    read = engine.decoder.weight_bytes - lookup + tokens * engine.kv.bytes_per_token()
+    found = {"read_gb_s": read / step_s / 1e9}
+    if bandwidth is not None:
+        found["roofline_fraction"] = read / step_s / bandwidth
+    return found
+
+
+def _setting(engine: Engine) -> dict[str, Any]:
+    import torch
+
+    from headrace import kernels
+
+    return {
+        "peak_rss_bytes": peak_rss_bytes(),
+        "threads": torch.get_num_threads(),
+        "isa": kernels.isa(),
+        "dtype": str(engine.decoder.dtype).removeprefix("torch."),
+        "stack": engine.stack.describe(),
+    }
+
+
+def _list(flag: str, text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise ConfigError(f"--{flag}={text!r} is not a list of whole numbers of 1 or more, such as 1,4,16")
+    return values
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def rate(name: str) -> str:
+        if name not in row:
+            return ""
+        low, high = row["spread"][name]
+        return f"{row[name]:.1f} ({low:.1f}-{high:.1f})"
+
+    steps = [
+        f"{row[name] * 1e3:.2f}" if name in row else "" for name in ("itl_p50_s", "itl_p99_s", "itl_max_s")
+    ]
+    speed = f"{row['read_gb_s']:.1f}" if "read_gb_s" in row else ""
+    case = [str(row[name]) for name in ("batch", "prompt_len", "gen_len")]
+    return [*case, rate("prefill_tok_s"), rate("decode_tok_s"), f"{row['ttft_s']:.3f}", *steps, speed]

@@ -1,0 +1,149 @@
+"""`headrace doctor`: what this machine has, what the engine makes of it, and what costs speed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from headrace.commands.flags import AsJson
+from headrace.commands.output import write, write_json
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+LOW_MEMORY = 2 << 30
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what the engine uses of it, and what costs speed."""
+    facts = examine()
+    if as_json:
+        write_json(facts)
+        return
+    memory, kernels = facts["memory"], facts["kernels"]
+    rows = {
+        "python": facts["python"],
+        "torch": facts["torch"],
+        "processor": f"{facts['processor']}, {facts['cores']} cores for this process",
+        "threads": str(facts["threads"]),
+        "gpu": facts.get("gpu", "none that PyTorch sees"),
+        "kernels": f"{kernels['isa']} of {', '.join(kernels['available'])}",
+        **{f"  {name}": level for name, level in kernels["operations"].items()},
+        "huge pages": facts["huge_pages"],
+        "memory": f"{_gib(memory['available'])} free of {_gib(memory['total'])}" if memory else "unknown",
+        "read speed": f"{facts['read_gb_s']:.1f} GB/s",
+    }
+    width = max(map(len, rows))
+    write("".join(f"{name:{width}}  {value}\n" for name, value in rows.items()))
+    write("".join(f"! {line}\n" for line in facts["advice"]) or "nothing found that costs speed\n")
+
+
+def examine() -> dict[str, Any]:
+    """Every fact, and `advice`: a line for each that costs speed or is missing."""
+    import torch
+
+    from headrace import kernels
+    from headrace.meter import read_bandwidth
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": _processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "kernels": kernels.explain(),
+        "huge_pages": _huge_pages(),
+        "memory": _memory(),
+        "load": os.getloadavg()[0],
+        "read_gb_s": read_bandwidth() / 1e9,
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    quota = _quota()
+    if quota is not None:
+        facts["cpu_quota"] = quota
+    facts["advice"] = advise(facts)
+    return facts
+
+
+def advise(facts: dict[str, Any]) -> list[str]:
+    """What is missing or costs speed, and what to do about it."""
+    kernels, lines = facts["kernels"], []
+    slow = [name for name, level in kernels["operations"].items() if level == "reference"]
+    if kernels["available"] == ["reference"]:
+        lines.append(f"no native kernels: {kernels['native']}; reinstall headrace where a C++ compiler is")
+    elif kernels["asked"]:
+        asked = " ".join(f"{name}={value}" for name, value in kernels["asked"].items())
+        lines.append(f"{asked} is set: unset it to get the fastest kernels")
+    elif slow:
+        lines.append(f"no native kernel for {', '.join(slow)}: these run in PyTorch")
+    if facts["huge_pages"] == "never":
+        lines.append(f"huge pages are off: `echo madvise > {THP}` (as root) reads memory 10 to 15 % faster")
+    if "cpu_quota" in facts and facts["cpu_quota"] < facts["cores"]:
+        lines.append(
+            f"the container may use {facts['cpu_quota']:g} of {facts['cores']} cores: set --threads to it"
+        )
+    if facts["threads"] != facts["cores"]:
+        lines.append(
+            f"PyTorch starts {facts['threads']} threads on {facts['cores']} cores: check OMP_NUM_THREADS"
+        )
+    if facts["load"] > facts["cores"] / 2:
+        lines.append(f"other programs keep {facts['load']:.1f} cores busy: speeds measured now are too low")
+    if facts["memory"] and facts["memory"]["available"] < LOW_MEMORY:
+        lines.append(f"only {_gib(facts['memory']['available'])} of memory are free")
+    return lines
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _huge_pages() -> str:
+    """always, madvise or never; "unknown" where the system does not say."""
+    try:
+        text = THP.read_text()
+    except OSError:
+        return "unknown"
+    return text.partition("[")[2].partition("]")[0] or "unknown"
+
+
+def _memory() -> dict[str, int]:
+    """Bytes in all and free; the smaller of the machine's and the container's. Empty where the system does not say."""
+    try:
+        pairs = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        machine = {words[0].rstrip(":"): int(words[1]) * 1024 for words in pairs}
+    except OSError:
+        return {}
+    total, available = machine["MemTotal"], machine["MemAvailable"]
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        total, available = min(total, limit), min(available, max(limit - used, 0))
+    return {"total": total, "available": available}
+
+
+def _quota() -> float | None:
+    """Cores that the container may use; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,82 @@
+"""`headrace eval`: score a model on tasks with exact answers and on held-out text."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.output import note, write_json, write_table
+from headrace.commands.start import start
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from headrace.box.evaluate import Score
+
+DRAFTS = {"tiny": "tiny-draft"}
+"""The draft model that `agreement` compares a model in the box with."""
+COLUMNS = ("task", "metric", "size", "n", "value", "95 % interval", "card")
+
+
+def evaluate(
+    config: EngineConfig,
+    tasks: Annotated[
+        str | None, typer.Option(help="ppl, passkey, key_value, ...  [default: all that apply]")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Examples per task.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,
+    draft: Annotated[str | None, typer.Option(help="Second model for the task agreement.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a model on tasks with exact answers and on held-out text."""
+    from headrace.box import evaluate as box
+
+    draft = draft or DRAFTS.get(config.model)
+    names = _names(tasks, box.KNOWN, draft is not None)
+    with ExitStack() as opened:
+        llm = opened.enter_context(start(config, quiet))
+        other = None
+        if "agreement" in names and draft is not None:
+            other = opened.enter_context(start(dataclasses.replace(config, model=draft), quiet))
+        rows = []
+        figures = box.read_card(llm.tokenizer.folder)
+        for score in box.evaluate(llm, names, count=count, seed=seed, draft=other):
+            rows.append(to_json(score, figures))
+            note(f"{score.task} {score.metric} {score.value:.4g}", quiet or as_json)
+    if as_json:
+        write_json(rows)
+    else:
+        write_table(COLUMNS, [_cells(row) for row in rows], numbers=("n", "value", "card"))
+
+
+def to_json(score: Score, figures: dict[str, float]) -> dict[str, Any]:
+    """One row; `card` is the model card's figure, absent where there is none."""
+    row = dataclasses.asdict(score)
+    row["n"] = row.pop("count")
+    key = f"{score.task} {score.metric}"
+    return {**row, "card": figures[key]} if key in figures else row
+
+
+def _names(text: str | None, known: tuple[str, ...], drafted: bool) -> list[str]:
+    if text is None:
+        return [name for name in known if drafted or name != "agreement"]
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None or not names:
+        raise ConfigError(
+            f"--tasks={text!r}: no task called {unknown or ''!r}; {nearest(unknown or '', known)}"
+        )
+    if "agreement" in names and not drafted:
+        raise ConfigError("--tasks agreement compares two models: name the second with --draft")
+    return names
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    interval = f"{row['low']:.3f} to {row['high']:.3f}"
+    card = f"{row['card']:.3f}" if "card" in row else ""
+    return [row["task"], row["metric"], row["size"], str(row["n"]), f"{row['value']:.3f}", interval, card]

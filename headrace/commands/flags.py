@@ -1,0 +1,209 @@
+"""Flags that verbs share, and the values that they become.
+
+A verb is a plain function. Parameters named after a group below (`config`, `sampling`) stand for many flags: with_flags
+replaces them on the command line and hands the verb the finished value.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headrace.compose import user_slots
+from headrace.config import DTYPES, EngineConfig
+from headrace.errors import ConfigError
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Machine-readable on stdout, everything else on stderr.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not say on stderr what runs.")]
+
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option of the command line; not given, it is None (or empty)."""
+
+    field: str
+    kind: Any
+    help: str
+    spelling: str = ""
+    """Where it is not --field-name."""
+    short: str = ""
+    panel: str = "Engine"
+
+    def parameter(self) -> inspect.Parameter:
+        """The same as typer wants it: a keyword of a function."""
+        names = [self.spelling or "--" + self.field.replace("_", "-"), *([self.short] if self.short else [])]
+        option = typer.Option(*names, help=self.help, rich_help_panel=self.panel, show_default=False)
+        kind = self.kind if self.kind is bool else self.kind | None
+        default = False if self.kind is bool else None
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.field, keyword, default=default, annotation=Annotated[kind, option])
+
+
+ENGINE = (
+    Flag(
+        "model",
+        str,
+        "A model in the box (tiny, tiny-draft) or a Hugging Face folder.  [default: tiny]",
+        short="-m",
+    ),
+    Flag("file", Path, "TOML file with these settings; flags win over it.", spelling="--config"),
+    Flag("device", str, "cpu or cuda.  [default: cpu]"),
+    Flag("dtype", str, f"Of weights and arithmetic: {', '.join(DTYPES)}.  [default: auto]"),
+    Flag("threads", int, "CPU threads.  [default: every core]"),
+    Flag("context", int, "Longest prompt plus output, in tokens.  [default: the model's own]"),
+    Flag(
+        "kv_bytes",
+        str,
+        "Size of the KV pool, such as 512MiB.  [default: 8 contexts, at most 1/4 of free memory]",
+    ),
+    Flag("page_tokens", int, "Tokens per page of the KV pool.  [default: 16]"),
+    Flag(
+        "preempt",
+        str,
+        "How a sequence gives way when the pool is full: recompute or swap.  [default: recompute]",
+    ),
+    Flag("swap_bytes", str, "Host memory for paused sequences, such as 1GiB, with --preempt swap."),
+    Flag("no_prefix_cache", bool, "Do not reuse the keys and values of earlier prompts."),
+    Flag("max_seqs", int, "Most sequences that run at once.  [default: 64]"),
+)
+"""Fields of EngineConfig; and one flag per slot, see stack_flags."""
+
+
+def _sampling(field: str, kind: Any, help: str, spelling: str = "", short: str = "") -> Flag:
+    return Flag(field, kind, help, spelling, short, panel="Sampling")
+
+
+SAMPLING = (
+    _sampling("max_tokens", int, "Most tokens to generate.  [default: 256]", "", "-n"),
+    _sampling("temperature", float, "0 is greedy.  [default: the model's own]"),
+    _sampling("top_k", int, "Keep the k most likely tokens; 0 keeps all."),
+    _sampling("top_p", float, "Keep the smallest set of tokens with this probability."),
+    _sampling("min_p", float, "Drop tokens less likely than this share of the likeliest."),
+    _sampling("repetition_penalty", float, "Above 1 discourages tokens of the prompt and the output."),
+    _sampling("presence_penalty", float, "Subtracted once from tokens already in the output."),
+    _sampling("frequency_penalty", float, "Subtracted per occurrence in the output."),
+    _sampling("logit_bias", list[str], "TOKEN=BIAS, added to a token's logit; may be repeated."),
+    _sampling("seed", int, "Makes sampling repeatable."),
+    _sampling("n", int, "Independent samples of the prompt.  [default: 1]", "--samples"),
+    _sampling("min_tokens", int, "No end before this many tokens."),
+    _sampling("stop", list[str], "A string that ends the output; may be repeated."),
+    _sampling(
+        "stop_token_ids", list[int], "A token id that ends the output; may be repeated.", "--stop-token"
+    ),
+    _sampling("ignore_eos", bool, "Go on after the model's own end tokens."),
+    _sampling("logprobs", int, "Report log-probabilities: the chosen token's and those of this many others."),
+    _sampling("prompt_logprobs", int, "The same for the tokens of the prompt."),
+)
+"""Fields of SamplingParams."""
+
+
+def stack_flags() -> tuple[Flag, ...]:
+    """One flag per slot that the user chooses from."""
+    return tuple(
+        Flag(
+            name.replace("-", "_"),
+            str,
+            f"{slot.asks[:1].upper()}{slot.asks[1:]}: {', '.join(slot.index)}."
+            + (f"  [default: {slot.default}]" if slot.default and not slot.many else ""),
+            panel="Stack: NAME or NAME:option=value,... (see `headrace techniques`)",
+        )
+        for name, slot in user_slots().items()
+    )
+
+
+def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer wants it: its groups spelled out as flags, in the order of its own parameters."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Flag, ...]] = {}
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if parameter.name in _MAKERS:
+            groups[parameter.name] = _MAKERS[parameter.name][0]()
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    for flags in groups.values():
+        parameters += [flag.parameter() for flag in flags]
+
+    @functools.wraps(verb)
+    def command(**values: Any) -> None:
+        made = {
+            name: _MAKERS[name][1]({flag.field: values.pop(flag.field) for flag in flags})
+            for name, flags in groups.items()
+        }
+        verb(**values, **made)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def make_config(values: Mapping[str, Any]) -> EngineConfig:
+    """EngineConfig from the flags of ENGINE and of the stack. Raises ConfigError."""
+    given = _given(values)
+    names = {name.replace("-", "_"): name for name in user_slots()}
+    stack = {names[field]: given.pop(field) for field in list(given) if field in names}
+    for field in ("kv_bytes", "swap_bytes"):
+        if field in given:
+            given[field] = parse_size("--" + field.replace("_", "-"), given[field])
+    if given.pop("no_prefix_cache", False):
+        given["prefix_cache"] = False
+    file = given.pop("file", None)
+    if file is not None:
+        return EngineConfig.from_toml(file, stack=stack, **given)
+    return EngineConfig.from_mapping({**given, "stack": stack}, where="command line")
+
+
+def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for SamplingParams: only those that were given. Raises ConfigError, also for values out of range."""
+    from headrace.types import SamplingParams
+
+    given = _given(values)
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(_bias(text) for text in given["logit_bias"])
+    SamplingParams(**given)  # a bad value is refused before a model is loaded
+    return given
+
+
+def parse_size(where: str, text: str) -> int:
+    """Bytes of "512MiB", "2GB", "1.5g" or "4096". One letter means powers of 1024. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise ConfigError(
+            f"{where}={text!r} is not a size: write bytes, or a number with a unit, such as 512MiB or 2GB"
+        )
+    decimal = match[2] and match[4] and not match[3]
+    return int(float(match[1]) * (_DECIMAL[match[2]] if decimal else 1 << _UNITS[match[2]]))
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given: typer says None, False or [] for the others, and 0 is a value."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value != []
+    }
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise ConfigError(f"--logit-bias={text!r} is not TOKEN=BIAS, such as 13=-100") from None
+
+
+_MAKERS: dict[str, tuple[Callable[[], tuple[Flag, ...]], Callable[[Mapping[str, Any]], Any]]] = {
+    "config": (lambda: (*ENGINE, *stack_flags()), make_config),
+    "sampling": (lambda: SAMPLING, make_sampling),
+}

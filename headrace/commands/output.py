@@ -1,0 +1,43 @@
+"""What a verb shows: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def write(text: str) -> None:
+    """Shows text on stdout now."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Shows one JSON value on one line of stdout."""
+    write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def note(line: str, quiet: bool = False) -> None:
+    """Tells the user something that is not the result, on stderr."""
+    if not quiet:
+        sys.stderr.write(f"headrace: {line}\n")
+        sys.stderr.flush()
+
+
+def write_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()
+) -> None:
+    """Shows a table on stdout; the columns in `numbers` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[cell.replace("[", r"\[") for cell in row])
+    # A pipe has no width of its own: rows must not be folded there.
+    console = Console() if sys.stdout.isatty() else Console(width=400)
+    console.print(table, crop=False)

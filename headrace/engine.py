@@ -1,0 +1,382 @@
+"""Engine: requests in, tokens out, one step at a time. Deals in tokens only; text is headrace/text's business.
+
+    add -> [ plan -> reserve -> build_batch -> forward -> sample -> commit ] * -> Deltas
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace import box
+from headrace.architecture import Architecture
+from headrace.compose import Stack, compose
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError
+from headrace.forward.batch import build_batch
+from headrace.forward.decoder import Decoder
+from headrace.forward.load import describe, load
+from headrace.forward.memory import plan_memory, set_threads, torch_device, torch_dtype
+from headrace.forward.runner import Runner
+from headrace.kv.cache import KVCache
+from headrace.sample import draw
+from headrace.sample.sampler import Sampler
+from headrace.schedule.queues import Budget, Queues
+from headrace.types import Accepted, Delta, FinishReason, Request, Sequence, Span, Status, StepPlan, StepResult
+from headrace.weight.load import Progress
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Tokens of admitted prompts."""
+    cached_tokens: int = 0
+    """Of these, tokens found in the prefix cache."""
+    computed_tokens: int = 0
+    """Tokens run through the model, of prompts and outputs, recomputed ones included."""
+    generated_tokens: int = 0
+    recomputes: int = 0
+    """Sequences paused by dropping their pages."""
+    swaps: int = 0
+    """Sequences paused by moving their pages to host memory."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The engine at one moment."""
+
+    running: int
+    waiting: int
+    swapped: int
+    pages: int
+    """Pages in the pool."""
+    free_pages: int
+    cached_pages: int
+    """Pages that only the prefix cache holds."""
+    counters: Counters
+
+
+class Engine:
+    """One model, one stack, many requests."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        decoder: Decoder | None = None,
+        progress: Progress | None = None,
+        poison: bool = False,
+    ) -> None:
+        """Composes the stack, checks memory, loads the model. Raises ConfigError before anything heavy is done.
+
+        decoder: run this one instead of loading config.model. poison: free pages hold NaN (tests).
+        """
+        self.config = config
+        self.path: Path | None = None
+        self.defaults: Mapping[str, Any] = {}
+        device, dtype = torch_device(config.device), torch_dtype(config)
+        if decoder is None:
+            self.path = box.path(config.model) if box.contains(config.model) else Path(config.model)
+            architecture = describe(self.path).architecture
+        else:
+            architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
+        self.stack: Stack = compose(config, architecture.facts())
+        self.architecture: Architecture = _adapt(architecture, self.stack, config)
+        set_threads(config.threads)
+        if decoder is None:
+            assert self.path is not None
+            loaded = load(self.path, dtype, device, progress, architecture=self.architecture)
+            decoder, self.defaults = loaded.decoder, loaded.generation
+        self.policy = self.stack.one("policy")
+        memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
+        self.context = memory.context
+        """Longest prompt plus output that this engine takes."""
+        self.kv = KVCache(
+            self.architecture,
+            layout=self.stack.one("kv-layout"),
+            codec=self.stack.one("kv-codec"),
+            keeper=self.stack.one("kv-keeper"),
+            dtype=dtype,
+            device=device,
+            page_tokens=config.page_tokens,
+            num_bytes=memory.kv_bytes,
+            host_bytes=config.swap_bytes if config.preempt == "swap" else 0,
+            fingerprint=self.stack.fingerprint(self.architecture, dtype) if config.prefix_cache else None,
+            poison=poison,
+        )
+        self.decoder = decoder
+        self.device = device
+        self.queues = Queues()
+        self.runner = Runner(decoder, self.kv)
+        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos)
+        self.budget = Budget(max_seqs=config.max_seqs)
+        self.counters = Counters()
+        self._requests: dict[str, list[int]] = {}
+        self._next_seq = 0
+        _log.info("stack: %s", self.stack.describe())
+
+    # ---- requests ----
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises ConfigError, and changes nothing, if it can never run."""
+        self._check(request)
+        params = request.params
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        first: Sequence | None = None
+        for index in range(params.n):
+            seq = Sequence(
+                id=self._new_id(),
+                request=request,
+                index=index,
+                seed=draw.child_seed(seed, index),
+                tokens=list(request.prompt),
+                prompt_len=len(request.prompt),
+                status=Status.WAITING if first is None else Status.HELD,
+                parent=None if first is None else first.id,
+            )
+            first = first or seq
+            self._enter(seq)
+
+    def cancel(self, request: str, index: int | None = None) -> None:
+        """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
+        may have finished just before its client gave up."""
+        for seq_id in list(self._requests.get(request, ())):
+            seq = self.queues[seq_id]
+            if index is None or seq.index == index:
+                self._leave(seq, "cancelled")
+
+    def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
+        """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
+
+        Pages are shared until either writes to them. Raises ConfigError for an unknown sample, an id in use or a full
+        queue.
+        """
+        parent = next((self.queues[s] for s in self._requests.get(request, ()) if self.queues[s].index == index), None)
+        if parent is None:
+            raise ConfigError(f"request {request!r} has no living sample {index} to fork")
+        self._check_room(new_id, 1)
+        params = dataclasses.replace(parent.request.params, n=1)
+        child = dataclasses.replace(
+            parent,
+            id=self._new_id(),
+            request=dataclasses.replace(parent.request, id=new_id, params=params),
+            index=0,
+            seed=secrets.randbits(62) if seed is None else seed,
+            tokens=list(parent.tokens),
+            num_computed=0,
+            status=Status.WAITING,
+            parent=parent.id,
+        )
+        self._enter(child)
+        self.sampler.fork(parent.id, child.id)
+        if parent.status is Status.RUNNING:
+            self._share(parent, child)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return len(self.queues) > 0
+
+    def stats(self) -> Stats:
+        pool = self.kv.tables.pool
+        return Stats(
+            running=self.queues.count(Status.RUNNING),
+            waiting=self.queues.count(Status.WAITING, Status.HELD),
+            swapped=self.queues.count(Status.SWAPPED),
+            pages=len(pool),
+            free_pages=pool.num_free,
+            cached_pages=pool.num_evictable,
+            counters=dataclasses.replace(self.counters),
+        )
+
+    def close(self) -> None:
+        """Ends every request and empties the prefix cache."""
+        for request in list(self._requests):
+            self.cancel(request)
+        self.kv.tables.clear_cache()
+
+    # ---- one step ----
+
+    def step(self) -> list[Delta]:
+        """Plans and runs one batch; returns what it added to each sample. [] when idle.
+
+        If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
+        """
+        if not self.busy:
+            return []
+        try:
+            plan = self.plan()
+            self.kv.reserve(plan, self.queues.sequences)
+            batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
+            logits, scores = self.runner.forward(batch)
+            result = self.sampler(plan.spans, self.queues.sequences, logits, scores)
+            return self.commit(plan, result)
+        except BaseException:
+            self._start_over()
+            raise
+
+    def plan(self) -> StepPlan:
+        """What the policy would run next. Changes nothing."""
+        plan: StepPlan = self.policy.plan(self.queues.view(self.kv.tables, self.config.preempt == "swap"), self.budget)
+        assert plan.spans or plan.recompute or plan.swap_out, f"policy made no progress: {plan.reason}"
+        return plan
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
+        """Writes down what happened. The only writer of Sequence."""
+        self.counters.steps += 1
+        for seq_id in plan.recompute:
+            seq = self.queues[seq_id]
+            seq.status, seq.num_computed = Status.WAITING, 0
+            self.counters.recomputes += 1
+        for seq_id in plan.swap_out:
+            self.queues[seq_id].status = Status.SWAPPED
+            self.counters.swaps += 1
+        deltas = (self._commit_span(s, a) for s, a in zip(plan.spans, result.accepted, strict=True))
+        return [delta for delta in deltas if delta is not None]
+
+    def _commit_span(self, span: Span, accepted: Accepted) -> Delta | None:
+        seq = self.queues[span.seq]
+        if seq.status is not Status.RUNNING:
+            self._count_admission(seq, span.start)
+            seq.status = Status.RUNNING
+        self.counters.computed_tokens += len(span)
+        seq.num_scored += len(accepted.prompt_logprobs)
+        tokens, reason = self._take(seq, accepted.tokens)
+        seq.num_computed = span.stop + max(0, len(tokens) - 1)
+        self.counters.generated_tokens += len(tokens)
+        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
+        if seq.num_computed >= seq.prompt_len:
+            self._release_held(seq)
+        if reason is not None:
+            self._leave(seq, reason)
+        if not (tokens or accepted.prompt_logprobs):
+            return None
+        logprobs = accepted.logprobs[: len(tokens)]
+        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, accepted.prompt_logprobs, reason)
+
+    def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Appends tokens up to the one that ends the sequence."""
+        params = seq.request.params
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.architecture.eos)}
+        for count, token in enumerate(tokens, 1):
+            seq.tokens.append(token)
+            if token in ends:
+                return tokens[:count], "stop"
+            if len(seq) >= self.context or seq.num_generated == params.max_tokens:
+                return tokens[:count], "length"
+        return tokens, None
+
+    # ---- details ----
+
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise ConfigError("the prompt is empty: give at least one token")
+        if len(request.prompt) >= self.context:
+            raise ConfigError(
+                f"the prompt has {len(request.prompt)} tokens, and the context holds {self.context} with at least one "
+                f"for the answer: shorten the prompt{self._longer()}"
+            )
+        bad = next((t for t in request.prompt if not 0 <= t < self.architecture.vocab), None)
+        params = request.params
+        ids = (*params.logit_bias, *params.stop_token_ids)
+        bad = next((t for t in ids if t >= self.architecture.vocab), None) if bad is None else bad
+        if bad is not None:
+            raise ConfigError(f"token {bad} is not in the vocabulary of {self.architecture.vocab} tokens")
+        self._check_room(request.id, params.n)
+
+    def _longer(self) -> str:
+        limit = self.architecture.context
+        return f", or raise context (this model takes up to {limit})" if self.context < limit else ""
+
+    def _check_room(self, request: str, count: int) -> None:
+        if request in self._requests:
+            raise ConfigError(f"a request called {request!r} is already running: choose another id")
+        waiting = self.queues.count(Status.WAITING, Status.HELD)
+        if waiting + count > self.config.max_waiting:
+            raise ConfigError(
+                f"{waiting} sequences wait already, and the queue takes {self.config.max_waiting}: "
+                "try again later, or raise max_waiting"
+            )
+
+    def _new_id(self) -> int:
+        self._next_seq += 1
+        return self._next_seq
+
+    def _enter(self, seq: Sequence) -> None:
+        self.queues.add(seq)
+        self.sampler.start(seq)
+        self._requests.setdefault(seq.request.id, []).append(seq.id)
+
+    def _leave(self, seq: Sequence, reason: FinishReason) -> None:
+        seq.status, seq.finish_reason = Status.FINISHED, reason
+        self.kv.tables.release(seq.id)
+        self.sampler.forget(seq.id)
+        self.queues.remove(seq.id)
+        rest = self._requests[seq.request.id]
+        rest.remove(seq.id)
+        if not rest:
+            del self._requests[seq.request.id]
+        for other in self._held(seq):  # their first sample ended before its prompt did
+            other.status = Status.WAITING
+
+    def _held(self, seq: Sequence) -> list[Sequence]:
+        siblings = (self.queues[s] for s in self._requests.get(seq.request.id, ()))
+        return [s for s in siblings if s.status is Status.HELD and s.parent == seq.id]
+
+    def _release_held(self, first: Sequence) -> None:
+        """The prompt is computed: the request's further samples go on from it."""
+        if first.request.params.n > 1:
+            for seq in self._held(first):
+                seq.status = Status.WAITING
+                self._share(first, seq)
+
+    def _share(self, parent: Sequence, child: Sequence) -> None:
+        """Lets a child run from its parent's pages, all but its last token; if too many run already, it waits."""
+        if self.queues.count(Status.RUNNING) >= self.config.max_seqs:
+            return
+        child.num_computed = min(parent.num_computed, len(child) - 1)
+        child.num_scored = parent.num_scored
+        child.status = Status.RUNNING
+        self.kv.tables.share(parent.id, child.id, child.num_computed)
+
+    def _count_admission(self, seq: Sequence, start: int) -> None:
+        if seq.status is Status.WAITING and not seq.num_generated:
+            seq.num_cached = start
+            self.counters.prompt_tokens += seq.prompt_len
+            self.counters.cached_tokens += start
+
+    def _start_over(self) -> None:
+        """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
+        for seq in self.queues:
+            self.kv.tables.release(seq.id)
+            if seq.status is not Status.HELD:
+                seq.status = Status.WAITING
+            seq.num_computed = 0
+            self.sampler.start(seq)
+
+
+def _adapt(architecture: Architecture, stack: Stack, config: EngineConfig) -> Architecture:
+    """The checkpoint's architecture with the stack's positions and the configured context."""
+    positions = stack.one("positions")
+    if config.context is not None and config.context > architecture.context and positions is None:
+        raise ConfigError(
+            f"context={config.context} is beyond this model's {architecture.context}: "
+            "lower it, or extend the positions, e.g. --positions yarn:factor=2"
+        )
+    if positions is not None:
+        blocks = tuple(
+            dataclasses.replace(block, attention=dataclasses.replace(block.attention, positions=positions))
+            for block in architecture.blocks
+        )
+        architecture = dataclasses.replace(architecture, blocks=blocks)
+    return architecture if config.context is None else dataclasses.replace(architecture, context=config.context)

@@ -1,0 +1,51 @@
+"""build_batch: a plan's spans as packed tensors. The only code that knows the packing.
+
+    rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
+    rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+
+from headrace.kv.cache import KVCache
+from headrace.types import Batch, Scored, Sequence, Span
+
+
+def build_batch(
+    spans: tuple[Span, ...], sequences: Mapping[int, Sequence], kv: KVCache, device: torch.device
+) -> Batch:
+    """The batch of one step; pages for every span are reserved already."""
+    ids = [token for span in spans for token in (*sequences[span.seq].tokens[span.start : span.stop], *span.draft)]
+    positions = [p for span in spans for p in range(span.start, span.start + len(span))]
+    starts = tuple(itertools.accumulate(map(len, spans), initial=0))
+    rows = [
+        row
+        for span, end in zip(spans, starts[1:], strict=True)
+        if span.stop == len(sequences[span.seq])
+        for row in range(end - 1 - len(span.draft), end)
+    ]
+    scored = (_scored(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False))
+    slots, segments = kv.place(spans)
+    return Batch(
+        spans=spans,
+        ids_T=torch.tensor(ids, dtype=torch.int64, device=device),
+        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
+        starts=starts,
+        slots=slots,
+        segments=segments,
+        rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
+        scored=tuple(part for part in scored if part is not None),
+    )
+
+
+def _scored(span: Span, start_row: int, seq: Sequence) -> Scored | None:
+    """The span's rows that precede prompt tokens not yet scored."""
+    count = seq.request.params.prompt_logprobs
+    first, last = max(seq.num_scored, span.start + 1), min(span.stop + 1, seq.prompt_len)
+    if count is None or first >= last:
+        return None
+    return Scored(seq.id, start_row + first - 1 - span.start, tuple(seq.tokens[first:last]), count)

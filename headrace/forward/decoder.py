@@ -1,0 +1,163 @@
+"""The decoder: embed, blocks, norm, head. Knows no family, no phase and no KV layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from headrace.architecture import Architecture, Attention, Block, Mlp
+from headrace.layer.attention import KeysValues, SelfAttention, Turn
+from headrace.layer.embedding import Embedding, Head
+from headrace.layer.linear import Linear
+from headrace.layer.mlp import GatedMlp
+from headrace.layer.moe import MixtureMlp
+from headrace.layer.norm import RmsNorm
+from headrace.layer.positions import LivePositions
+from headrace.types import Batch
+
+Weights = Mapping[str, Tensor]
+"""Every tensor of a decoder, by the names of headrace/weight/names.py."""
+
+
+class DecoderBlock:
+    """x += attention(norm(x)); x += mlp(norm(x)); each branch normed again where the model has post-norms."""
+
+    __slots__ = (
+        "attention",
+        "attention_norm",
+        "attention_post_norm",
+        "mlp",
+        "mlp_norm",
+        "mlp_post_norm",
+        "rotary",
+    )
+
+    def __init__(
+        self,
+        *,
+        attention: SelfAttention,
+        mlp: GatedMlp | MixtureMlp,
+        attention_norm: RmsNorm,
+        mlp_norm: RmsNorm,
+        attention_post_norm: RmsNorm | None,
+        mlp_post_norm: RmsNorm | None,
+        rotary: int,
+    ) -> None:
+        self.attention, self.mlp = attention, mlp
+        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
+        self.attention_post_norm, self.mlp_post_norm = attention_post_norm, mlp_post_norm
+        self.rotary = rotary
+        """Which of the decoder's rotary tables its positions use."""
+
+    def __call__(self, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
+        """[T, D] -> [T, D]; x_TD is not mutated."""
+        branch_TD = self.attention(self.attention_norm(x_TD), turn, batch, kv)
+        if self.attention_post_norm is not None:
+            branch_TD = self.attention_post_norm(branch_TD)
+        x_TD = x_TD + branch_TD
+        branch_TD = self.mlp(self.mlp_norm(x_TD))
+        if self.mlp_post_norm is not None:
+            branch_TD = self.mlp_post_norm(branch_TD)
+        return x_TD + branch_TD
+
+
+class Decoder:
+    """A decoder-only model in float64, float32, bfloat16 or float16: whatever its weights are."""
+
+    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+        """Takes the tensors as they are; nothing is copied. Computes rotary tables up to architecture.context."""
+        self.architecture = architecture
+        table = weights["embed.weight"]
+        self.dtype, self.device = table.dtype, table.device
+        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+        self.embed = Embedding(table, architecture.embedding_scale)
+        self.rotaries: list[LivePositions] = []
+        builder = _Builder(architecture, weights)
+        tables: dict[tuple[object, float, int], int] = {}
+        self.blocks: list[DecoderBlock] = []
+        for layer, block in enumerate(architecture.blocks):
+            spec = block.attention
+            key = (spec.positions, spec.theta, spec.head_size)
+            if key not in tables:
+                tables[key] = len(self.rotaries)
+                self.rotaries.append(self._start(spec))
+            self.blocks.append(builder.block(layer, block, tables[key]))
+        self.norm = builder.norm("norm")
+        self.head = Head(table if architecture.tied_head else weights["head.weight"])
+
+    def forward(self, batch: Batch, kv: KeysValues) -> Tensor:
+        """Runs the batch's rows and stores their keys and values. Returns hidden states, normed: [T, D]."""
+        x_TD = self.embed(batch.ids_T)
+        turns = [rotary.at(batch.positions_T) for rotary in self.rotaries]
+        for block in self.blocks:
+            x_TD = block(x_TD, turns[block.rotary], batch, kv)
+        return self.norm(x_TD)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Rows of hidden states to logits: [R, D] -> [R, V], in the weights' dtype."""
+        return self.head(hidden_RD)
+
+    def _start(self, spec: Attention) -> LivePositions:
+        live: LivePositions = spec.positions.start(
+            spec.head_size, spec.theta, self.architecture.context, self.device, self.dtype
+        )
+        return live
+
+
+class _Builder:
+    """Wraps named tensors in layers."""
+
+    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+        self._architecture = architecture
+        self._weights = weights
+
+    def block(self, layer: int, block: Block, rotary: int) -> DecoderBlock:
+        at = f"blocks.{layer}"
+        return DecoderBlock(
+            attention=self._attention(f"{at}.attention", layer, block.attention),
+            mlp=self._mlp(f"{at}.mlp", block.mlp),
+            attention_norm=self.norm(f"{at}.attention_norm"),
+            mlp_norm=self.norm(f"{at}.mlp_norm"),
+            attention_post_norm=self.norm(f"{at}.attention_post_norm") if block.post_norms else None,
+            mlp_post_norm=self.norm(f"{at}.mlp_post_norm") if block.post_norms else None,
+            rotary=rotary,
+        )
+
+    def norm(self, at: str) -> RmsNorm:
+        return RmsNorm(
+            self._weights[f"{at}.weight"], self._architecture.norm_eps, self._architecture.norm_offset
+        )
+
+    def _attention(self, at: str, layer: int, spec: Attention) -> SelfAttention:
+        return SelfAttention(
+            layer,
+            spec.head_size,
+            q=self._linear(f"{at}.q"),
+            k=self._linear(f"{at}.k"),
+            v=self._linear(f"{at}.v"),
+            out=self._linear(f"{at}.out"),
+            q_norm=self.norm(f"{at}.q_norm") if spec.qk_norm else None,
+            k_norm=self.norm(f"{at}.k_norm") if spec.qk_norm else None,
+        )
+
+    def _mlp(self, at: str, spec: Mlp) -> GatedMlp | MixtureMlp:
+        if not spec.experts:
+            return self._gated(at, spec)
+        return MixtureMlp(
+            router=self._linear(f"{at}.router"),
+            experts=[self._gated(f"{at}.experts.{e}", spec) for e in range(spec.experts)],
+            active=spec.active,
+            renormalise=spec.renormalise,
+        )
+
+    def _gated(self, at: str, spec: Mlp) -> GatedMlp:
+        return GatedMlp(
+            spec.activation,
+            gate=self._linear(f"{at}.gate"),
+            up=self._linear(f"{at}.up"),
+            down=self._linear(f"{at}.down"),
+        )
+
+    def _linear(self, at: str) -> Linear:
+        return Linear(self._weights[f"{at}.weight"], self._weights.get(f"{at}.bias"))

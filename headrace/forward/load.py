@@ -1,0 +1,91 @@
+"""From a Hugging Face folder, or from nothing but an architecture, to a decoder that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.architecture import Architecture
+from headrace.errors import ModelError, nearest
+from headrace.forward.decoder import Decoder
+from headrace.models import SLOT, Family
+from headrace.weight.config import parse, read_generation, read_json
+from headrace.weight.load import Progress, read_weights
+from headrace.weight.synthetic import random_weights
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a folder says of its model, before any weight is read."""
+
+    folder: Path
+    family: Family
+    architecture: Architecture
+    generation: Mapping[str, float]
+    """Sampling defaults of generation_config.json, under the names of SamplingParams."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that runs."""
+
+    architecture: Architecture
+    decoder: Decoder
+    generation: Mapping[str, float]
+
+
+def describe(path: str | Path) -> Described:
+    """Reads config.json and generation_config.json: milliseconds, no weights. Raises ModelError."""
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(f"{folder} {what}: a model is a folder with config.json and safetensors")
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError(f"{folder} has no config.json: is it a Hugging Face model folder, fully downloaded?")
+    data = read_json(config)
+    kind = data.get("model_type")
+    if not isinstance(kind, str) or kind not in SLOT.index:
+        raise ModelError(f"{config}: model_type {kind!r} is not supported; {nearest(str(kind), SLOT.index)}")
+    family: Family = SLOT.load(kind)()
+    try:
+        architecture = family.architecture(parse(data, family.schema))
+    except ValueError as error:
+        raise ModelError(f"{config}: {error}") from None
+    generation = read_generation(folder)
+    ends = tuple(dict.fromkeys((*generation.eos, *architecture.eos)))
+    start = generation.bos if generation.bos is not None else architecture.bos
+    architecture = dataclasses.replace(architecture, eos=ends, bos=start)
+    return Described(folder, family, architecture, generation.sampling)
+
+
+def load(
+    path: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    *,
+    architecture: Architecture | None = None,
+) -> Loaded:
+    """A decoder from a Hugging Face folder. Peak memory is the weights and one chunk of a file. Raises ModelError.
+
+    architecture: run this instead of what describe(path) says; it may differ in positions, context and end tokens.
+    """
+    described = describe(path)
+    architecture = architecture or described.architecture
+    weights = read_weights(described.folder, architecture, described.family.names, dtype, device, progress)
+    return Loaded(architecture, Decoder(architecture, weights), described.generation)
+
+
+def random(
+    architecture: Architecture,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Decoder:
+    """A decoder with random weights: logits well spread, so that greedy choices do not tie. Raises ModelError."""
+    return Decoder(architecture, random_weights(architecture, seed, dtype, device))

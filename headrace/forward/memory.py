@@ -1,0 +1,121 @@
+"""Before anything is allocated: device, dtype, threads, and how large the KV pool and the context can be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from headrace.architecture import Architecture
+from headrace.compose import Stack
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError
+from headrace.kv.groups import GroupSpec, PageSizes, size_pages
+from headrace.weight import memory
+
+_log = logging.getLogger(__name__)
+
+CONTEXTS = 8
+"""Full contexts that the default pool has room for."""
+SHARE = 4
+"""The default pool takes at most one part in this many of the free memory."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Sizes that fit."""
+
+    kv_bytes: int
+    context: int
+    """Longest prompt plus output of one sequence that the pool can hold."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`. Raises ConfigError if this machine has none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r} is unknown: use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r} is not supported: use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but PyTorch sees no GPU here: use device=cpu")
+    return device
+
+
+def torch_dtype(config: EngineConfig) -> torch.dtype:
+    """The dtype of weights and arithmetic."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if config.device.startswith("cuda") else torch.float32
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
+
+
+def set_threads(threads: int | None) -> None:
+    """Tells PyTorch's pool its size: `threads`, or every core this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def plan_memory(
+    config: EngineConfig,
+    architecture: Architecture,
+    stack: Stack,
+    longest_span: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MemoryPlan:
+    """Chooses the pool's size and the context. Raises ConfigError if what was asked for does not fit.
+
+    longest_span: most tokens the policy runs at once (None: whole prompts). Groups with a window keep that many tokens
+    beside their window.
+    """
+    groups = stack.one("kv-layout").groups(architecture)
+    codec = stack.one("kv-codec")
+    sizes = size_pages(groups, config.page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype))
+    full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
+    free = memory.available_bytes(device)
+    kv_bytes = config.kv_bytes
+    if kv_bytes is None:
+        kv_bytes = CONTEXTS * full if free is None else min(CONTEXTS * full, free // SHARE)
+    if free is not None and kv_bytes + config.swap_bytes > free:
+        raise ConfigError(
+            f"a KV pool of {kv_bytes / 2**30:.1f} GiB and {config.swap_bytes / 2**30:.1f} GiB of swap do not fit in "
+            f"{free / 2**30:.1f} GiB of free memory: lower kv_bytes or swap_bytes"
+        )
+    context = _longest(groups, sizes, kv_bytes // sizes.page_bytes, architecture.context, longest_span)
+    if context < architecture.context:
+        line = (
+            f"a KV pool of {kv_bytes / 2**20:.1f} MiB holds one sequence of at most {context} tokens, "
+            f"not {architecture.context}"
+        )
+        if config.context is not None or context < 2:
+            raise ConfigError(f"{line}: raise kv_bytes to {full} or lower context")
+        _log.warning("%s: the context is %d (raise kv_bytes to %d for all of it)", line, context, full)
+    return MemoryPlan(kv_bytes, context)
+
+
+def pages_for(groups: tuple[GroupSpec, ...], sizes: PageSizes, length: int, longest_span: int | None) -> int:
+    """Most pages that one sequence of `length` tokens ever holds; one more per group, for copying a shared page."""
+    span = min(length, longest_span or length)
+    pages = 0
+    for group, tokens in zip(groups, sizes.tokens, strict=True):
+        whole = -(-length // tokens)
+        cap = whole if group.window is None else -(-(group.window + span + 1) // tokens) + 1
+        pages += min(whole, cap) + 1
+    return pages
+
+
+def _longest(
+    groups: tuple[GroupSpec, ...], sizes: PageSizes, pages: int, context: int, longest_span: int | None
+) -> int:
+    """The longest sequence that always fits, by bisection."""
+    low, high = 0, context
+    while low < high:
+        middle = (low + high + 1) // 2
+        if pages_for(groups, sizes, middle, longest_span) <= pages:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,49 @@
+"""Runner: a batch through the model. Logits exist only for rows that need them, and prompt rows are scored in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.forward.decoder import Decoder
+from headrace.kv.cache import KVCache
+from headrace.sample.sampler import raw_logprobs
+from headrace.types import Batch, Logprob, Scored
+
+SCORED_ROWS = 64
+"""Prompt rows whose logits are held at once."""
+
+
+class Logits(NamedTuple):
+    """What a forward pass yields."""
+
+    logits_RV: Tensor
+    """Of batch.rows_R."""
+    scores: Mapping[int, tuple[Logprob, ...]]
+    """Raw log-probabilities of prompt tokens, by sequence, where asked for."""
+
+
+class Runner:
+    """Holds the model and its cache; one call per step."""
+
+    def __init__(self, decoder: Decoder, kv: KVCache) -> None:
+        self._decoder = decoder
+        self._kv = kv
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Logits:
+        hidden_TD = self._decoder.forward(batch, self._kv)
+        scores = {part.seq: self._score(part, hidden_TD) for part in batch.scored}
+        return Logits(self._decoder.logits(hidden_TD[batch.rows_R]), scores)
+
+    def _score(self, part: Scored, hidden_TD: Tensor) -> tuple[Logprob, ...]:
+        found: list[Logprob] = []
+        for i in range(0, len(part.targets), SCORED_ROWS):
+            targets = part.targets[i : i + SCORED_ROWS]
+            first = part.first_row + i
+            logits_RV = self._decoder.logits(hidden_TD[first : first + len(targets)])
+            found += raw_logprobs(logits_RV, targets, part.count)
+        return tuple(found)

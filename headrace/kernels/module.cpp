@@ -1,0 +1,92 @@
+// The native module: one submodule per instruction-set level, each with the same operations.
+//
+//   _native.levels             names compiled in, lowest first
+//   _native.supported()        the ones this processor runs
+//   _native.avx2.rms_norm(...) an operation at a level; calling one that is not supported is an illegal
+//   instruction
+#include <nanobind/nanobind.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <stdexcept>
+
+#include "headrace/check.h"
+#include "headrace/level.h"
+
+namespace nb = nanobind;
+
+namespace headrace {
+
+#define X(operation) void bind_##operation(nb::module_& m, Level level);
+HR_FOR_EACH_OPERATION(X)
+#undef X
+
+namespace {
+
+bool supported(Level level) {
+    switch (level) {
+        case Level::generic:
+            return true;
+#if defined(__x86_64__)
+        // Each of these also asks whether the operating system saves the registers. Every processor with AVX2
+        // has F16C.
+        case Level::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   __builtin_cpu_supports("bmi2");
+        default:
+            return supported(Level::avx2) && __builtin_cpu_supports("avx512f") &&
+                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+                   __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+#endif
+    }
+    return false;
+}
+
+nb::tuple level_names(bool only_supported) {
+    nb::list names;
+#define X(name) \
+    if (!only_supported || supported(Level::name)) names.append(#name);
+    HR_FOR_EACH_LEVEL(X)
+#undef X
+    return nb::tuple(names);
+}
+
+template <class Error>
+[[noreturn]] void fail(const char* format, va_list arguments) {
+    char message[512];
+    vsnprintf(message, sizeof message, format, arguments);
+    throw Error(message);
+}
+
+}  // namespace
+
+void fail_user(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fail<std::invalid_argument>(format, arguments);  // becomes ValueError
+}
+
+void fail_internal(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fail<std::logic_error>(format, arguments);  // becomes RuntimeError
+}
+
+}  // namespace headrace
+
+NB_MODULE(_native, m) {
+    using namespace headrace;
+    m.attr("levels") = level_names(false);
+    m.def("supported", [] { return level_names(true); });
+
+    auto bind_all = [](nb::module_ submodule, Level level) {
+#define X(operation) bind_##operation(submodule, level);
+        HR_FOR_EACH_OPERATION(X)
+#undef X
+    };
+#define X(name) bind_all(m.def_submodule(#name), Level::name);
+    HR_FOR_EACH_LEVEL(X)
+#undef X
+}

@@ -1,0 +1,58 @@
+"""Slot `kv-codec`: how a page's bytes hold keys and values.
+
+Add one: a file here with a frozen dataclass that has `card`, `page_bytes` and `start`, and a line in the index.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.kv.groups import GroupSpec
+from headrace.slots import Card, Slot
+
+
+class LiveCodec(Protocol):
+    """A codec at work on one cache group. Holds no keys or values itself: they live in `arena_PX`.
+
+    arena_PX: uint8 [pages, bytes per page], owned by the pool. A *slot* is page * page_tokens + offset.
+    """
+
+    def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
+        """Stores one entry per row at its slot. Mutates arena_PX only at those slots (and their page's metadata).
+
+        G are the kv heads of `layer` that belong to this group. Pages written here are not shared: the pool has copied
+        them before.
+        """
+        ...
+
+    def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [length, G, H] of the first `length` tokens in these pages, in order, in the model's dtype.
+
+        Slots that were never written may hold anything: the caller passes the number that were.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """How keys and values are stored."""
+
+    card: ClassVar[Card]
+
+    def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of a page that holds `tokens` tokens of every member of the group. Pure; a multiple of 64."""
+        ...
+
+    def start(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype) -> LiveCodec:
+        """The live codec of one group."""
+        ...
+
+
+SLOT = Slot(
+    name="kv-codec",
+    asks="how keys and values are stored",
+    index={"plain": "headrace.kv.codecs.plain:Plain"},
+    default="plain",
+)

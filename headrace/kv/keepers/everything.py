@@ -1,0 +1,25 @@
+"""Keeps every entry for as long as its sequence lives.
+
+Paper   none: plain attention
+Idea    Nothing is dropped, beyond what sliding-window layers can never read again.
+Trades  Memory grows with the sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from headrace.kv.groups import GroupSpec
+from headrace.kv.keepers import Interval
+from headrace.slots import Card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    """Drops nothing."""
+
+    card: ClassVar[Card] = Card(slot="kv-keeper", exact="bits", paper="none: plain attention")
+
+    def kept(self, group: GroupSpec, computed: int) -> tuple[Interval, ...]:
+        return ((0, computed),)

@@ -1,0 +1,306 @@
+"""Block tables: which pages hold which tokens of which sequence, through its whole life.
+
+    admit      a sequence without pages takes those of its longest cached prefix
+    reserve    pages exist, and are its own, for the positions that a span will write
+    advance    positions are computed: full granules enter the prefix tree, pages nobody can read again are freed
+    share      a fork lists its parent's pages; whoever writes a shared page first copies it
+    swap       pages move to host memory and back
+    release    the sequence lets go of everything
+
+Pure bookkeeping over a PagePool: no keys or values are looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from headrace.kv.groups import GroupSpec, PageSizes
+from headrace.kv.keepers import Keeper
+from headrace.kv.pool import FREED, PagePool
+from headrace.kv.prefix import Node, PrefixTree
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a sequence has, or would have after admission: the numbers that a policy plans with."""
+
+    computed: int
+    """Tokens whose keys and values exist."""
+    listed: tuple[int, ...]
+    """Per group, length of the block table (pages freed on the way included)."""
+    live: tuple[int, ...]
+    """Per group, pages really held."""
+    brings: int = 0
+    """Pages that admission takes out of what is available: cached ones it pins, or swapped ones it brings back."""
+    copies: int = 0
+    """Pages that must be copied before the next token can be written."""
+
+
+class BlockTables:
+    """Every sequence's pages. See the module's picture; kv/pool.py for what a page may be."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        host: PagePool | None,
+        groups: Sequence[GroupSpec],
+        sizes: PageSizes,
+        keeper: Keeper,
+        tree: PrefixTree | None,
+    ) -> None:
+        self.pool = pool
+        self.host = host
+        self.groups = tuple(groups)
+        self.sizes = sizes
+        self._keeper = keeper
+        self._tree = tree
+        self._tables: dict[int, list[list[int]]] = {}
+        self._tips: dict[int, Node] = {}
+        self._swapped: dict[int, list[list[int]]] = {}
+
+    # ---- what a policy asks; changes nothing ----
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had without pausing anybody."""
+        return self.pool.num_free + self.pool.num_evictable
+
+    def holding(self, seq: int, computed: int) -> Holding:
+        """Of a sequence that holds pages."""
+        table = self._tables[seq]
+        copies = sum(
+            computed // tokens < len(pages) and self._needs_copy(pages[computed // tokens])
+            for pages, tokens in zip(table, self.sizes.tokens, strict=True)
+        )
+        return Holding(computed, *_lengths(table), copies=copies)
+
+    def swapped_holding(self, seq: int, computed: int) -> Holding:
+        """Of a sequence whose pages lie in host memory."""
+        listed, live = _lengths(self._swapped[seq])
+        return Holding(computed, listed, live, brings=sum(live))
+
+    def hit(self, tokens: Sequence[int], salt: str) -> Holding:
+        """What a sequence with these tokens would get from the prefix cache. Its last token is always left to run."""
+        path = self._match(tokens, salt)
+        table = self._table_of(path)
+        brings = sum(self.pool.is_evictable(p) for pages in table for p in pages if p != FREED)
+        return Holding(len(path) * self.sizes.granule, *_lengths(table), brings=brings)
+
+    def freed_by(self, seqs: Iterable[int]) -> int:
+        """Pages that become available if all of these sequences let go."""
+        counts: dict[int, int] = {}
+        for seq in seqs:
+            for pages in self._tables[seq]:
+                for page in pages:
+                    if page != FREED:
+                        counts[page] = counts.get(page, 0) + 1
+        return sum(self.pool.count(page) == count for page, count in counts.items())
+
+    def holds(self, seq: int) -> bool:
+        return seq in self._tables
+
+    def live_pages(self, seq: int, group: int) -> list[int]:
+        """The group's block table: page numbers in token order, FREED (-1) where a page was freed."""
+        return self._tables[seq][group]
+
+    # ---- a sequence's life ----
+
+    def admit(self, seq: int, tokens: Sequence[int], salt: str, use_cache: bool = True) -> int:
+        """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache)."""
+        assert seq not in self._tables and seq not in self._swapped
+        path = self._match(tokens, salt) if use_cache else []
+        self._tables[seq] = self._table_of(path)
+        for page in _live(self._tables[seq]):
+            self.pool.hold(page)
+        if self._tree is not None:
+            tip = path[-1] if path else self._tree.root(salt)
+            self._tree.touch(tip)
+            self._tree.hang(tip)
+            self._tips[seq] = tip
+        return len(path) * self.sizes.granule
+
+    def reserve(self, seq: int, start: int, stop: int) -> None:
+        """Makes positions [start, stop) writable: own pages up to `stop`, shared ones copied. Raises OutOfPages."""
+        for pages, tokens in zip(self._tables[seq], self.sizes.tokens, strict=True):
+            for index in range(start // tokens, min(len(pages), -(-stop // tokens))):
+                if self._needs_copy(pages[index]):
+                    own = self._take()
+                    self.pool.copy(pages[index], own)
+                    self.pool.drop(pages[index])
+                    pages[index] = own
+            while len(pages) * tokens < stop:
+                pages.append(self._take())
+
+    def advance(self, seq: int, tokens: Sequence[int], computed: int) -> None:
+        """Positions [0, computed) are final: caches full granules, frees what no later query reads."""
+        if self._tree is not None:
+            self._grow_tree(seq, tokens, computed)
+        for group, pages in enumerate(self._tables[seq]):
+            size = self.sizes.tokens[group]
+            kept = self._kept(group, computed)
+            if kept == [(0, computed)]:
+                continue
+            for index in range(computed // size):
+                if pages[index] != FREED and not any(
+                    a < (index + 1) * size and index * size < b for a, b in kept
+                ):
+                    self.pool.drop(pages[index])
+                    pages[index] = FREED
+
+    def share(self, parent: int, child: int, computed: int) -> None:
+        """The child lists the parent's pages of [0, computed)."""
+        assert child not in self._tables
+        table = [
+            pages[: -(-computed // tokens)]
+            for pages, tokens in zip(self._tables[parent], self.sizes.tokens, strict=True)
+        ]
+        for page in _live(table):
+            self.pool.hold(page)
+        self._tables[child] = table
+        if self._tree is not None:
+            tip = self._tips[parent]
+            while tip.depth * self.sizes.granule > computed:
+                assert tip.parent is not None
+                tip = tip.parent
+            self._tree.hang(tip)
+            self._tips[child] = tip
+
+    def release(self, seq: int) -> None:
+        """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
+        for page in _live(self._swapped.pop(seq, [])):
+            assert self.host is not None
+            self.host.drop(page)
+        self._drop_tip(seq)
+        for page in _live(self._tables.pop(seq, [])):
+            self.pool.drop(page)
+
+    def swap_out(self, seq: int) -> None:
+        """Copies the pages to host memory and lets go of them here. Raises OutOfPages if the host is full."""
+        assert self.host is not None, "no host memory was set aside"
+        self._swapped[seq] = [
+            [page if page == FREED else _move(self.pool, page, self.host) for page in pages]
+            for pages in self._tables[seq]
+        ]
+        self._drop_tip(seq)
+        for page in _live(self._tables.pop(seq)):
+            self.pool.drop(page)
+
+    def swap_in(self, seq: int, salt: str) -> None:
+        """Brings the pages back. They are the sequence's own until `advance` finds them in the prefix tree again."""
+        assert self.host is not None
+        away = self._swapped.pop(seq)
+        for _ in range(sum(_lengths(away)[1]) - self.pool.num_free):
+            self._make_free()
+        self._tables[seq] = [
+            [page if page == FREED else _move(self.host, page, self.pool) for page in pages] for pages in away
+        ]
+        for page in _live(away):
+            self.host.drop(page)
+        if self._tree is not None:
+            self._tips[seq] = self._tree.root(salt)
+            self._tree.hang(self._tips[seq])
+
+    def clear_cache(self) -> None:
+        """Empties the prefix cache of everything that no sequence holds."""
+        if self._tree is not None:
+            self._tree.clear()
+
+    def check(self) -> None:
+        """Every invariant; tests call it after each step."""
+        self.pool.check(self._tables, self._tree.pages() if self._tree else [])
+        if self.host is not None:
+            self.host.check(self._swapped, [])
+        if self._tree is not None:
+            self._tree.check()
+            tips: dict[int, int] = {}
+            for tip in self._tips.values():
+                tips[id(tip)] = tips.get(id(tip), 0) + 1
+            assert set(self._tips) == set(self._tables), "every table, and nothing else, hangs on the tree"
+            assert all(tip.tips == tips[id(tip)] for tip in self._tips.values()), "a node miscounts its tips"
+        assert not set(self._tables) & set(self._swapped), "a sequence is here and away"
+
+    # ---- details ----
+
+    def _match(self, tokens: Sequence[int], salt: str) -> list[Node]:
+        return [] if self._tree is None else self._tree.match(tokens, salt, limit=len(tokens) - 1)
+
+    def _table_of(self, path: list[Node]) -> list[list[int]]:
+        table: list[list[int]] = []
+        for group, size in enumerate(self.sizes.tokens):
+            pages: list[int] = []
+            first = self._tree.first_needed(group, len(path)) if self._tree else 0
+            for index, node in enumerate(path):
+                granule = node.pages[group]
+                usable = granule is not None and index >= first
+                pages += granule if usable and granule else [FREED] * (self.sizes.granule // size)
+            table.append(pages)
+        return table
+
+    def _grow_tree(self, seq: int, tokens: Sequence[int], computed: int) -> None:
+        assert self._tree is not None
+        granule, table = self.sizes.granule, self._tables[seq]
+        while (self._tips[seq].depth + 1) * granule <= computed:
+            tip = self._tips[seq]
+            start = tip.depth * granule
+            offered = [self._slice(table[group], group, start) for group in range(len(self.groups))]
+            node = self._tree.extend(tip, tokens[start : start + granule], offered)
+            for group in range(len(self.groups)):
+                self._adopt(table[group], group, start, node.pages[group])
+            self._tree.hang(node)
+            self._tree.release(tip)
+            self._tips[seq] = node
+
+    def _slice(self, pages: list[int], group: int, start: int) -> tuple[int, ...] | None:
+        """The granule's pages if all are here and none is already some other node's."""
+        size = self.sizes.tokens[group]
+        part = tuple(pages[start // size : (start + self.sizes.granule) // size])
+        return None if any(page == FREED or self.pool.is_cached(page) for page in part) else part
+
+    def _adopt(self, pages: list[int], group: int, start: int, node_pages: tuple[int, ...] | None) -> None:
+        """Replaces the sequence's copies of a granule by the tree's."""
+        for index, page in enumerate(node_pages or (), start // self.sizes.tokens[group]):
+            if pages[index] not in (FREED, page):
+                self.pool.hold(page)
+                self.pool.drop(pages[index])
+                pages[index] = page
+
+    def _kept(self, group: int, computed: int) -> list[tuple[int, int]]:
+        """The keeper's intervals within the group's window. One token more than the next query reads: a fork of the
+        sequence runs its newest prompt token again."""
+        window = self.groups[group].window
+        low = 0 if window is None else max(0, computed - window)
+        return [(max(a, low), b) for a, b in self._keeper.kept(self.groups[group], computed) if b > low]
+
+    def _needs_copy(self, page: int) -> bool:
+        return page != FREED and self.pool.is_shared(page)
+
+    def _take(self) -> int:
+        if not self.pool.num_free:
+            self._make_free()
+        return self.pool.take()
+
+    def _make_free(self) -> None:
+        if self._tree is not None:
+            self._tree.evict(1)
+
+    def _drop_tip(self, seq: int) -> None:
+        tip = self._tips.pop(seq, None)
+        if tip is not None and self._tree is not None:
+            self._tree.touch(tip)
+            self._tree.release(tip)
+
+
+def _live(table: list[list[int]]) -> list[int]:
+    return [page for pages in table for page in pages if page != FREED]
+
+
+def _lengths(table: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per group: entries listed, and those of them that are live."""
+    return tuple(map(len, table)), tuple(sum(page != FREED for page in pages) for pages in table)
+
+
+def _move(source: PagePool, page: int, target: PagePool) -> int:
+    copy = target.take()
+    target.arena_PX[copy].copy_(source.arena_PX[page])
+    return copy

@@ -1,0 +1,58 @@
+"""Slot `positions`: how a token's place in the text enters its queries and keys.
+
+Add one: a file here with a frozen dataclass that has `card` and `start`, and a line in the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.slots import Card, Slot
+
+
+class LivePositions(Protocol):
+    """Tables for one head size and base. Read-only: a position's rotation never depends on the rows around it."""
+
+    scale: float
+    """How much longer a vector is after rotation; 1 unless the technique sharpens attention."""
+
+    def at(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
+        """The rotation of rows at these positions, int64 [T], each below the context; made once per step.
+
+        It takes queries or keys, [T, N, H], rotates every head of row t, keeps shape and dtype and does not mutate.
+        """
+        ...
+
+    def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
+        """at(positions_T)(x_TNH)."""
+        ...
+
+
+class Positions(Protocol):
+    """A position scheme. Equal objects share tables between layers."""
+
+    card: ClassVar[Card]
+
+    def start(
+        self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype
+    ) -> LivePositions:
+        """Tables for positions 0 .. context - 1. Tables are float32, or float64 for a float64 model."""
+        ...
+
+
+SLOT = Slot(
+    name="positions",
+    asks="how a token's place enters its queries and keys; the checkpoint's own scheme when not given",
+    index={
+        "rope": "headrace.layer.positions.rope:Rope",
+        "linear": "headrace.layer.positions.linear:Linear",
+        "dynamic": "headrace.layer.positions.dynamic:Dynamic",
+        "yarn": "headrace.layer.positions.yarn:Yarn",
+        "llama3": "headrace.layer.positions.llama3:Llama3",
+    },
+    default="",
+)

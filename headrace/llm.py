@@ -1,0 +1,243 @@
+"""LLM: the engine in this process, text in and text out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from headrace.compose import user_slots
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.errors import ConfigError, nearest
+from headrace.meter import ProgressBar
+from headrace.text.chat import ChatTemplate
+from headrace.text.reply import Chunk, Output, Reply, Sample, Usage
+from headrace.text.tokenizer import Tokenizer
+from headrace.types import Request, SamplingParams
+
+__all__ = ["LLM", "Chunk", "Output", "Sample", "Usage"]
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+_SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)}
+
+
+class LLM:
+    """One model with one stack. Not for several threads; streams and batches may be interleaved in one.
+
+    with LLM("tiny", policy="sarathi:tokens=32", kv_bytes=1 << 28) as llm:
+        outputs = llm.generate(["def add(", "class Queue"], llm.sampling(max_tokens=32))
+    """
+
+    def __init__(self, model: str = "tiny", *, policy: str | None = None, **settings: Any) -> None:
+        """`settings`: fields of EngineConfig, and slots by name with _ for - (kv_codec="plain").
+
+        Raises ConfigError for a setting that does not exist (and names the nearest), ModelError for a folder that
+        is not a model, ClashError for a stack that cannot run.
+        """
+        self._start(make_config(model=model, policy=policy, **settings))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """The same from a config that exists already, e.g. from a TOML file."""
+        llm = cls.__new__(cls)
+        llm._start(config)
+        return llm
+
+    def _start(self, config: EngineConfig) -> None:
+        with ProgressBar(None, "loading") as bar:
+            self.engine = Engine(config, progress=bar.update)
+        assert self.engine.path is not None
+        self.tokenizer = Tokenizer(self.engine.path)
+        self._replies: dict[str, Reply] = {}
+        self._chunks: dict[str, deque[Chunk]] = {}  # of the streams among them, until they are fetched
+        self._ids = itertools.count()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises ModelError if it has none."""
+        return ChatTemplate.load(self.tokenizer.folder)
+
+    def sampling(self, **fields: Any) -> SamplingParams:
+        """SamplingParams whose unnamed fields are the model's own defaults (its generation_config.json)."""
+        unknown = next((name for name in fields if name not in _SAMPLING_FIELDS), None)
+        if unknown is not None:
+            raise ConfigError(f"no sampling option called {unknown!r}; {nearest(unknown, _SAMPLING_FIELDS)}")
+        return SamplingParams(**{**self.engine.defaults, **fields})
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[Output]:
+        """Continues every prompt, text or token ids; the outputs are in the order of the prompts.
+
+        `params`: one for all or one each; None is the model's own defaults. `progress`: a bar on stderr; None shows
+        it on a terminal when it takes longer than two seconds. Prompts are never truncated: one that is too long
+        raises ConfigError, and then nothing of the call goes on running.
+        """
+        texts: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        return self._run(self._requests(texts, params), progress)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> list[Output]:
+        """Answers one conversation ([{"role": "user", "content": ...}, ...]) or several; `options` for the template."""
+        several = bool(messages) and not isinstance(messages[0], Mapping) and not isinstance(messages, str)
+        conversations: Any = messages if several else [messages]
+        texts = [self.template.render(conversation, **options) for conversation in conversations]
+        return self._run(self._requests(texts, params, add_special=False), progress)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, add_special: bool = True
+    ) -> Iterator[Chunk]:
+        """Continues one prompt and yields the text as it comes. Closing the iterator cancels the request."""
+        [(request, text)] = self._requests([prompt], params, add_special=add_special)
+        return self._stream(request, text)
+
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> Iterator[Chunk]:
+        """Answers one conversation and yields the text as it comes."""
+        return self.stream(self.template.render(messages, **options), params, add_special=False)
+
+    def close(self) -> None:
+        """Frees the engine; the object cannot be used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        add_special: bool = True,
+    ) -> list[tuple[Request, str | None]]:
+        """Requests and the texts that they come from."""
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or self.sampling()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ConfigError(
+                f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
+            )
+        made = []
+        for i, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+            tokens = self._tokens(prompt, add_special)
+            if len(prompts) > 1 and len(tokens) >= self.engine.context:  # before the first of them runs
+                limit = f"the context holds {self.engine.context} with at least one for the answer"
+                raise ConfigError(f"prompts[{i}] has {len(tokens)} tokens, and {limit}: shorten it")
+            text = prompt if isinstance(prompt, str) else None
+            made.append((Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text))
+        return made
+
+    def _tokens(self, prompt: Prompt, add_special: bool) -> Sequence[int]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ConfigError("the prompt is empty: give at least one character")
+            return self.tokenizer.encode(prompt, add_special=add_special)
+        if not isinstance(prompt, Sequence) or not all(isinstance(token, int) for token in prompt):
+            raise ConfigError(f"a prompt must be text or a list of token ids, not {str(prompt)[:40]}")
+        return prompt
+
+    def _run(self, requests: list[tuple[Request, str | None]], progress: bool | None) -> list[Output]:
+        """Runs all of them to the end; an exception, Ctrl-C included, cancels what is left."""
+        waiting = deque(requests)
+        room = self.engine.config.max_waiting - sum(reply.params.n for reply in self._replies.values())
+        running: set[str] = set()
+        try:
+            with ProgressBar(len(requests), "prompts", on=progress) as bar:
+                while waiting or running:
+                    while waiting and (not running or waiting[0][0].params.n <= room):
+                        request, text = waiting.popleft()
+                        self._add(request, text)
+                        running.add(request.id)
+                        room -= request.params.n
+                    finished = running & self._step()
+                    running -= finished
+                    room += sum(self._replies[name].params.n for name in finished)
+                    bar.advance(len(finished))
+            return [self._replies[request.id].output() for request, _ in requests]
+        finally:
+            for request, _ in requests:
+                self._drop(request.id)
+
+    def _stream(self, request: Request, text: str | None) -> Iterator[Chunk]:
+        reply = self._add(request, text)
+        chunks = self._chunks[request.id] = deque()
+        try:
+            while not reply.done:
+                self._step()
+                while chunks:
+                    yield chunks.popleft()
+            yield from chunks  # steps of another caller ended it
+        finally:
+            self._drop(request.id)
+
+    def _add(self, request: Request, text: str | None) -> Reply:
+        self.engine.add(request)
+        at = time.perf_counter()
+        reply = Reply(self.tokenizer, request.prompt, request.params, prompt=text, at=at)
+        self._replies[request.id] = reply
+        return reply
+
+    def _drop(self, name: str) -> None:
+        """Forgets a request, and cancels it if it is not done."""
+        self._chunks.pop(name, None)
+        reply = self._replies.pop(name, None)
+        if reply is not None and not reply.done:
+            self.engine.cancel(name)
+
+    def _step(self) -> set[str]:
+        """One engine step for everybody; ids of the requests that it finished."""
+        assert self.engine.busy, "requests are unfinished, but the engine has nothing to do"
+        finished = set()
+        deltas = self.engine.step()
+        at = time.perf_counter()
+        for delta in deltas:
+            reply = self._replies.get(delta.request)
+            chunk = reply.take(delta, at) if reply is not None else None
+            if reply is None or chunk is None:
+                continue
+            if chunk.finish_reason is not None and delta.finish_reason is None:
+                self.engine.cancel(delta.request, delta.index)
+            if delta.request in self._chunks:
+                self._chunks[delta.request].append(chunk)
+            if reply.done:
+                finished.add(delta.request)
+        return finished
+
+
+def make_config(**settings: Any) -> EngineConfig:
+    """EngineConfig from keywords, among them slots by name (kv_codec="plain"). Raises ConfigError for unknown ones."""
+    slots = {name.replace("-", "_"): name for name in user_slots()}
+    stack = dict(settings.pop("stack", None) or {})
+    values = {}
+    for name, value in settings.items():
+        if name in slots and value is not None:
+            stack[slots[name]] = value
+        elif name not in slots:
+            values[name] = value
+    known = {field.name for field in dataclasses.fields(EngineConfig)} | set(slots)
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"no setting called {unknown!r}; {nearest(unknown, known)}")
+    return EngineConfig.from_mapping({**values, "stack": stack}, where="LLM")

@@ -1,0 +1,32 @@
+"""Counter-based randomness: a draw depends on (seed, position, purpose), never on the batch or on earlier draws."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import torch
+from torch import Tensor
+
+
+def uniform(seed: int, position: int, purpose: str) -> float:
+    """A number in [0, 1) with 53 random bits."""
+    return _bits(seed, position, purpose) / 2**53
+
+
+def child_seed(seed: int, index: int) -> int:
+    """The seed of sample `index` of a request: the seed itself for the first, unrelated ones for the others."""
+    return seed if index == 0 else _bits(seed, index, "sample")
+
+
+def choose(logits_V: Tensor, u: float) -> int:
+    """The token at which the cumulative probability of softmax(logits) passes u. Forbidden tokens are never chosen."""
+    cumulative_V = torch.softmax(logits_V.double(), -1).cumsum(-1)
+    target = cumulative_V[-1] * u
+    token = int(torch.searchsorted(cumulative_V, target, right=True))
+    return min(token, len(logits_V) - 1)
+
+
+def _bits(seed: int, counter: int, purpose: str) -> int:
+    digest = hashlib.blake2b(struct.pack("<qq", seed, counter), digest_size=8, person=purpose.encode()[:16])
+    return int.from_bytes(digest.digest(), "little") >> 11

@@ -1,0 +1,110 @@
+"""Sampler: logits to tokens. Runs processors row by row, draws, and follows a draft as long as it guesses right.
+
+The token at a position is chosen as if it were alone: same processors, same draw, whatever the batch. So a draft can be
+checked by comparing it with what would have been chosen anyway (sample matching), and the output keeps its law.
+
+Paper   https://arxiv.org/abs/2211.17192 (speculative decoding), in its sample-matching form
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from headrace.sample import draw
+from headrace.sample.processors import Processor, State
+from headrace.types import Accepted, Logprob, Span, StepResult
+from headrace.types import Sequence as Seq
+
+
+class Sampler:
+    """Holds each living sequence's processor states; everything else comes with the call."""
+
+    def __init__(self, processors: Sequence[Processor], eos: Sequence[int]) -> None:
+        self._processors = tuple(processors)
+        self._eos = tuple(eos)
+        self._states: dict[int, list[State]] = {}
+
+    def start(self, seq: Seq) -> None:
+        """A sequence appears."""
+        params = seq.request.params
+        eos = () if params.ignore_eos else self._eos
+        states = (p.init(params, seq.tokens, seq.prompt_len, eos) for p in self._processors)
+        self._states[seq.id] = [state for state in states if state is not None]
+
+    def fork(self, parent: int, child: int) -> None:
+        """`child` goes on from where `parent` is."""
+        self._states[child] = [state.fork() for state in self._states[parent]]
+
+    def forget(self, seq: int) -> None:
+        """A sequence has ended."""
+        del self._states[seq]
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __call__(
+        self,
+        spans: Sequence[Span],
+        sequences: Mapping[int, Seq],
+        logits_RV: Tensor,
+        scores: Mapping[int, tuple[Logprob, ...]],
+    ) -> StepResult:
+        """Chooses tokens for every span that reaches the end of its sequence.
+
+        logits_RV: rows of those spans, in order, 1 + len(draft) each. scores: prompt log-probabilities by sequence.
+        """
+        greedy_R = logits_RV.argmax(-1).tolist()
+        accepted, row = [], 0
+        for span in spans:
+            seq = sequences[span.seq]
+            prompt_logprobs = scores.get(span.seq, ())
+            if span.stop < len(seq):
+                accepted.append(Accepted(prompt_logprobs=prompt_logprobs))
+                continue
+            count = 1 + len(span.draft)
+            tokens, logprobs = self._sample(seq, span, logits_RV[row : row + count], greedy_R[row : row + count])
+            accepted.append(Accepted(tokens, logprobs, prompt_logprobs))
+            row += count
+        assert row == len(logits_RV), "logits of rows that nobody samples"
+        return StepResult(tuple(accepted))
+
+    def _sample(
+        self, seq: Seq, span: Span, logits_RV: Tensor, greedy_R: list[int]
+    ) -> tuple[tuple[int, ...], tuple[Logprob, ...]]:
+        tokens: list[int] = []
+        logprobs: list[Logprob] = []
+        for row in range(len(logits_RV)):
+            token = self._choose(seq, logits_RV[row], greedy_R[row], position=span.stop + row)
+            if seq.request.params.logprobs is not None:
+                logprobs += raw_logprobs(logits_RV[row : row + 1], [token], seq.request.params.logprobs)
+            tokens.append(token)
+            if row < len(span.draft) and span.draft[row] != token:
+                break
+        return tuple(tokens), tuple(logprobs)
+
+    def _choose(self, seq: Seq, logits_V: Tensor, greedy: int, position: int) -> int:
+        states = self._states[seq.id]
+        if states:
+            logits_V = logits_V if logits_V.dtype == torch.float64 else logits_V.float()
+            for state in states:
+                logits_V = state.apply(logits_V)
+        if seq.request.params.temperature == 0:
+            token = int(logits_V.argmax()) if states else greedy
+        else:
+            token = draw.choose(logits_V, draw.uniform(seq.seed, position, "token"))
+        for state in states:
+            state.accept(token)
+        return token
+
+
+def raw_logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[Logprob]:
+    """Log-probabilities of `tokens`, one per row, and the `count` likeliest of each row, before any processor."""
+    wide = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
+    logprobs_RV = torch.log_softmax(wide, -1)
+    own_R = logprobs_RV.gather(1, torch.tensor(tokens, device=wide.device)[:, None])[:, 0].tolist()
+    values_RK, ids_RK = logprobs_RV.topk(min(count, logprobs_RV.shape[1]), dim=-1)
+    tops = [tuple(zip(i, v, strict=True)) for i, v in zip(ids_RK.tolist(), values_RK.tolist(), strict=True)]
+    return [Logprob(token, own, top) for token, own, top in zip(tokens, own_R, tops, strict=True)]

@@ -1,0 +1,113 @@
+"""Admission and preemption, as arithmetic on a frozen view: the ledger with which a policy draws up its plan.
+
+    available ---- taken by spans ----|---- promised to prompts under way ----|---- free for newcomers
+              +--- given back by paused sequences
+
+Who gives way: the last running sequence in order that has no span yet in this plan; never one that comes before the
+sequence that needs the pages. So the first in order always gets on, and nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+from headrace.schedule.queues import Budget, SeqView, View
+from headrace.types import Span, Status, StepPlan
+
+
+class Ledger:
+    """Draws up one StepPlan. Made, filled and dropped inside one call of a policy."""
+
+    def __init__(self, view: View, budget: Budget) -> None:
+        self._cache = view.cache
+        self._budget = budget
+        self._running = list(view.running)  # those that still run, in order
+        self._spans: dict[int, Span] = {}
+        self._recompute: list[int] = []
+        self._swap_out: list[int] = []
+        self._swap_in: list[int] = []
+        self._taken = 0
+        self._given_back = 0
+        self._host_free = view.cache.host_free
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens planned so far."""
+        return sum(len(span) for span in self._spans.values())
+
+    def runs(self, seq: SeqView) -> bool:
+        """Whether a running sequence still does: it may have been paused for another one."""
+        return any(other.id == seq.id for other in self._running)
+
+    def run(self, seq: SeqView, stop: int) -> bool:
+        """Plans [computed, stop) of a running sequence, pausing others if it must.
+
+        False: there is no room, or the sequence itself was the one to be paused.
+        """
+        need = self._cache.need(seq.holding, stop)
+        while need > self._free():
+            victim = self._victim(seq)
+            if victim is None:
+                return False
+            self._pause(victim)
+            if victim.id == seq.id:
+                return False
+        self._taken += need
+        self._spans[seq.id] = Span(seq.id, seq.computed, stop)
+        return True
+
+    def admit(self, seq: SeqView, stop: int, chunk: int) -> bool:
+        """Plans the first span of a waiting or swapped sequence, if all its known tokens fit beside what the running
+        ones were promised, and every running one could still grow. Newcomers pause nobody."""
+        if len(self._running) >= self._budget.max_seqs:
+            return False
+        reach = self._cache.reach(seq.holding, seq.length, chunk)
+        reserve = self._promised(chunk) + len(self._running) if self._running else 0
+        if reach + reserve > self._free() or self._paused():
+            return False
+        self._taken += self._cache.need(seq.holding, stop)
+        if seq.status is Status.SWAPPED:
+            self._swap_in.append(seq.id)
+        self._running.append(seq)
+        self._spans[seq.id] = Span(seq.id, seq.computed, stop)
+        return True
+
+    def plan(self, reason: str) -> StepPlan:
+        return StepPlan(
+            spans=tuple(self._spans.values()),
+            recompute=tuple(self._recompute),
+            swap_out=tuple(self._swap_out),
+            swap_in=tuple(self._swap_in),
+            reason=reason,
+        )
+
+    def _free(self) -> int:
+        return self._cache.available + self._given_back - self._taken
+
+    def _paused(self) -> bool:
+        return bool(self._recompute or self._swap_out)
+
+    def _victim(self, seq: SeqView) -> SeqView | None:
+        for other in reversed(self._running):
+            if other.order < seq.order:
+                return None
+            if other.id not in self._spans:
+                return other
+        return None
+
+    def _pause(self, victim: SeqView) -> None:
+        pages = sum(victim.holding.live)
+        if self._host_free is not None and pages <= self._host_free:
+            self._host_free -= pages
+            self._swap_out.append(victim.id)
+        else:
+            self._recompute.append(victim.id)
+        self._given_back = self._cache.freed_by(self._recompute + self._swap_out)
+        self._running.remove(victim)
+
+    def _promised(self, chunk: int) -> int:
+        """Pages that running sequences still need to finish the tokens they know."""
+        total = 0
+        for seq in self._running:
+            rest = self._cache.reach(seq.holding, seq.length, chunk)
+            span = self._spans.get(seq.id)
+            total += max(0, rest - (self._cache.need(seq.holding, span.stop) if span else 0))
+        return total

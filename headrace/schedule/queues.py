@@ -1,0 +1,187 @@
+"""Queues: every living sequence by status, and the frozen picture of them that a policy plans from.
+
+Order, everywhere: (priority, arrival, id). The first of the running sequences is the last to give way.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from headrace.kv.cache import reuses_prefix
+from headrace.kv.tables import BlockTables, Holding
+from headrace.types import Sequence, Status
+
+Order = tuple[int, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SeqView:
+    """Everything a policy may know of a sequence."""
+
+    id: int
+    priority: int
+    arrival: float
+    status: Status
+    length: int
+    """Tokens known: prompt and output so far."""
+    prompt_len: int
+    holding: Holding
+    """What it has, or would have the moment it is admitted (prefix hit, pages brought back)."""
+
+    @property
+    def order(self) -> Order:
+        return self.priority, self.arrival, self.id
+
+    @property
+    def computed(self) -> int:
+        return self.holding.computed
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to run before it yields its next one: 1 while decoding."""
+        return self.length - self.holding.computed
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """Everything a policy may know of the KV pool. Its numbers hold while one plan is made."""
+
+    page_tokens: tuple[int, ...]
+    """Tokens per page, per group."""
+    windows: tuple[int | None, ...]
+    """Attention window, per group."""
+    available: int
+    """Pages that are free, or that only the prefix cache holds."""
+    total: int
+    host_free: int | None
+    """Free pages of host memory; None when paused sequences are recomputed."""
+    freed_by: Callable[[Iterable[int]], int]
+    """Pages that become available if all of these sequences are paused."""
+
+    def need(self, holding: Holding, stop: int) -> int:
+        """Pages taken out of `available` when a sequence with this holding runs up to `stop`."""
+        new = sum(
+            max(0, -(-stop // tokens) - listed)
+            for tokens, listed in zip(self.page_tokens, holding.listed, strict=True)
+        )
+        return new + holding.copies + holding.brings
+
+    def reach(self, holding: Holding, stop: int, chunk: int) -> int:
+        """The most pages ever taken out of `available` on the way to `stop` in spans of at most `chunk` tokens:
+        groups with a window free pages behind them as they go."""
+        pages = 0
+        for tokens, window, listed, live in zip(
+            self.page_tokens, self.windows, holding.listed, holding.live, strict=True
+        ):
+            grow = max(0, -(-stop // tokens) - listed)
+            # window, chunk, one token of slack for forks, and a page cut at either end
+            cap = grow if window is None else max(0, -(-(window + chunk + 1) // tokens) + 1 - live)
+            pages += min(grow, cap)
+        return pages + holding.copies + holding.brings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one step may use at most."""
+
+    max_seqs: int
+    """Sequences running at once."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The frozen picture: a policy is a pure function of it."""
+
+    running: tuple[SeqView, ...]
+    """In order; they hold pages."""
+    candidates: Iterable[SeqView]
+    """Waiting and swapped sequences, in order. Iterating costs a prefix look-up each: stop at the first misfit."""
+    cache: CacheView
+
+
+class Queues:
+    """Every living sequence. Holds no policy: where a sequence is, its status says."""
+
+    def __init__(self) -> None:
+        self._all: dict[int, Sequence] = {}
+        self._orders: list[Order] = []  # of all but held sequences, sorted
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._all.values())
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, seq: int) -> Sequence:
+        return self._all[seq]
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._all
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        return self._all
+
+    def add(self, seq: Sequence) -> None:
+        self._all[seq.id] = seq
+        bisect.insort(self._orders, _order(seq))
+
+    def remove(self, seq: int) -> None:
+        order = _order(self._all.pop(seq))
+        del self._orders[bisect.bisect_left(self._orders, order)]
+
+    def count(self, *statuses: Status) -> int:
+        return sum(seq.status in statuses for seq in self._all.values())
+
+    def view(self, tables: BlockTables, swap: bool) -> View:
+        """The picture for one plan."""
+        ordered = [self._all[order[2]] for order in self._orders]
+        running = tuple(
+            _view(seq, tables.holding(seq.id, seq.num_computed)) for seq in ordered if seq.status is Status.RUNNING
+        )
+        waiting = [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
+        cache = CacheView(
+            page_tokens=tables.sizes.tokens,
+            windows=tuple(group.window for group in tables.groups),
+            available=tables.available,
+            total=len(tables.pool),
+            host_free=tables.host.num_free if swap and tables.host is not None else None,
+            freed_by=tables.freed_by,
+        )
+        return View(running, _Candidates(waiting, tables), cache)
+
+
+class _Candidates:
+    """Views of waiting sequences, each made when it is asked for."""
+
+    def __init__(self, waiting: list[Sequence], tables: BlockTables) -> None:
+        self._waiting = waiting
+        self._tables = tables
+
+    def __iter__(self) -> Iterator[SeqView]:
+        for seq in self._waiting:
+            if seq.status is Status.SWAPPED:
+                holding = self._tables.swapped_holding(seq.id, seq.num_computed)
+            elif reuses_prefix(seq):
+                holding = self._tables.hit(seq.tokens, seq.request.salt)
+            else:
+                holding = self._tables.hit((), seq.request.salt)
+            yield _view(seq, holding)
+
+
+def _view(seq: Sequence, holding: Holding) -> SeqView:
+    return SeqView(
+        id=seq.id,
+        priority=seq.request.priority,
+        arrival=seq.request.arrival,
+        status=seq.status,
+        length=len(seq.tokens),
+        prompt_len=seq.prompt_len,
+        holding=holding,
+    )
+
+
+def _order(seq: Sequence) -> Order:
+    return seq.request.priority, seq.request.arrival, seq.id

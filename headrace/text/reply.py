@@ -1,0 +1,171 @@
+"""What comes back for one request: token deltas put together into text, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.text.detokenizer import Detokenizer
+from headrace.text.tokenizer import Tokenizer
+from headrace.types import Delta, FinishReason, Logprob, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added to one sample, as text. The texts of a sample's chunks joined are its text."""
+
+    index: int
+    """Which of the request's n samples."""
+    text: str
+    """May be empty while a character or a stop string is incomplete."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk of the sample."""
+    stop: str | None = None
+    """The stop string that ended the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One finished continuation of a prompt."""
+
+    text: str
+    """Without the stop string or the end token."""
+    token_ids: tuple[int, ...]
+    """All tokens that were generated, the end token included."""
+    logprobs: tuple[Logprob, ...]
+    """One per token if they were asked for."""
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in and out, over all samples."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """All that one request gave."""
+
+    prompt: str | None
+    """The text that was asked; None if token ids were."""
+    prompt_token_ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    prompt_logprobs: tuple[Logprob, ...]
+    """For the second token of the prompt to the last, if they were asked for."""
+    usage: Usage
+    ttft_s: float
+    """Seconds from the request to its first token, waiting included."""
+    decode_tok_s: float | None
+    """Tokens per second after the first of each sample; None where nobody generated two."""
+
+    @property
+    def text(self) -> str:
+        """Of the first sample."""
+        return self.samples[0].text
+
+
+class Reply:
+    """Gathers the deltas of one request. Mutates itself only; knows no engine: the caller carries out its stops."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None,
+        at: float,
+    ) -> None:
+        """`at`: when the request was made, in seconds on any clock; `take` is told the time on the same one."""
+        self.prompt = prompt
+        self.prompt_token_ids = tuple(prompt_token_ids)
+        self.params = params
+        self._prompt_logprobs: list[Logprob] = []
+        self._began = at
+        self._first: float | None = None
+        self._last = at
+        self._drafts = [_Draft(tokenizer, params) for _ in range(params.n)]
+
+    @property
+    def done(self) -> bool:
+        """Every sample is finished."""
+        return all(draft.finish_reason for draft in self._drafts)
+
+    @property
+    def num_done(self) -> int:
+        """Samples that are finished."""
+        return sum(draft.finish_reason is not None for draft in self._drafts)
+
+    def take(self, delta: Delta, at: float) -> Chunk | None:
+        """Adds a delta; None if its sample had already ended, at a stop string that the engine did not know of.
+
+        If the chunk's finish_reason is set and the delta's is not, the engine still has to be told to stop.
+        """
+        self._prompt_logprobs += delta.prompt_logprobs
+        draft = self._drafts[delta.index]
+        if draft.finish_reason is not None:
+            return None
+        if delta.tokens:
+            self._first = at if self._first is None else self._first
+            self._last = at
+        return draft.take(delta)
+
+    def output(self) -> Output:
+        """All that has come so far."""
+        samples = tuple(draft.sample() for draft in self._drafts)
+        count = sum(len(sample.token_ids) for sample in samples)
+        later = sum(max(len(sample.token_ids) - 1, 0) for sample in samples)
+        first = self._last if self._first is None else self._first
+        return Output(
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            samples=samples,
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            usage=Usage(len(self.prompt_token_ids), count),
+            ttft_s=first - self._began,
+            decode_tok_s=later / (self._last - first) if later and self._last > first else None,
+        )
+
+
+class _Draft:
+    """One sample while it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(tokenizer, params.stop, min_tokens=params.min_tokens)
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[Logprob] = []
+        self.finish_reason: FinishReason | None = None
+
+    def take(self, delta: Delta) -> Chunk:
+        # A sample that the engine ended with "stop" ends with its stop token, which is not text.
+        shown = delta.tokens[:-1] if delta.finish_reason == "stop" else delta.tokens
+        before = self._detokenizer.num_tokens
+        text = self._detokenizer.push(shown)
+        self.finish_reason = delta.finish_reason
+        if delta.finish_reason is not None:
+            text += self._detokenizer.finish()
+        kept = len(delta.tokens)
+        if self._detokenizer.stopped is not None:
+            self.finish_reason = "stop"
+            kept = self._detokenizer.num_tokens - before
+        chunk = Chunk(
+            delta.index,
+            text,
+            delta.tokens[:kept],
+            delta.logprobs[:kept],
+            self.finish_reason,
+            self._detokenizer.stopped,
+        )
+        self._texts.append(chunk.text)
+        self._tokens += chunk.token_ids
+        self._logprobs += chunk.logprobs
+        return chunk
+
+    def sample(self) -> Sample:
+        return Sample("".join(self._texts), tuple(self._tokens), tuple(self._logprobs), self.finish_reason)

@@ -1,0 +1,325 @@
+"""The seven nouns of the engine. This module imports nothing of ours.
+
+    SamplingParams  frozen   what the user wants of the output
+    Request         frozen   what was asked
+    Sequence        mutable  what has happened; Engine.commit alone writes it
+    Span            frozen   tokens of one sequence to run in this step
+    StepPlan        frozen   what the policy decided
+    Batch           frozen   the plan as packed tensors: what the model is handed
+    StepResult      frozen   what the sampler decided
+
+Shape suffixes, here and everywhere: T tokens packed over all spans, S spans, B pages per span, R rows that need
+logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vocabulary, L tokens of context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_N = 128
+"""Most samples of one request."""
+MAX_LOGPROBS = 100
+"""Most alternatives whose log-probability one position may report."""
+MAX_STOPS = 64
+"""Most stop strings, and most stop tokens, of one request."""
+MAX_STOP_CHARS = 1024
+"""Longest stop string: a longer one would hold back that much text."""
+MAX_BIASED = 1024
+"""Most entries of one logit_bias."""
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """What the user wants of the output. Every field is checked here; a bad one raises ValueError at this line."""
+
+    n: int = 1
+    """Independent samples of the same prompt, 1 to 128."""
+    temperature: float = 1.0
+    """0 is greedy; otherwise logits are divided by it."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches this, in (0, 1]."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest, in [0, 1]."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens already in the prompt or the output; above 0."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token already in the output, in [-2, 2]."""
+    frequency_penalty: float = 0.0
+    """Subtracted per occurrence of a token in the output, in [-2, 2]."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids; each in [-100, 100]."""
+    seed: int | None = None
+    """Makes sampling repeatable: the draw depends on (seed, sample, position) and on nothing else."""
+    max_tokens: int | None = None
+    """Most tokens to generate; None is up to the context limit."""
+    min_tokens: int = 0
+    """No stop token before this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the output, and are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the output, beside the model's own end tokens."""
+    ignore_eos: bool = False
+    """Do not stop at the model's own end tokens."""
+    logprobs: int | None = None
+    """Report the chosen token's raw log-probability and those of this many most likely ones, per token."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+        for name, low, high in _RANGES:
+            _check_range(name, getattr(self, name), low, high)
+        self._check_lists()
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"n={self.n} with temperature=0 would give {self.n} equal samples: use n=1, or a temperature above 0"
+            )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
+
+    def _check_lists(self) -> None:
+        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop tokens")
+        if any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in self.stop):
+            raise ValueError(f"every stop string must have 1 to {MAX_STOP_CHARS} characters")
+        if any(not isinstance(t, int) or t < 0 for t in self.stop_token_ids):
+            raise ValueError("stop_token_ids must be token ids, integers of 0 or more")
+        if len(self.logit_bias) > MAX_BIASED:
+            raise ValueError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_BIASED}")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or token < 0:
+                raise ValueError(f"logit_bias: {token!r} is not a token id")
+            _check_range(f"logit_bias[{token}]", bias, -100, 100)
+
+
+_RANGES: tuple[tuple[str, float | None, float | None], ...] = (
+    ("n", 1, MAX_N),
+    ("temperature", 0, 100),
+    ("top_k", 0, None),
+    ("top_p", 1e-9, 1),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 1e-3, 1e3),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("seed", -(2**63), 2**63 - 1),
+    ("max_tokens", 1, None),
+    ("min_tokens", 0, None),
+    ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
+)
+_OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
+_FLOATS = {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
+
+
+def _check_range(name: str, value: object, low: float | None, high: float | None) -> None:
+    if value is None and name in _OPTIONAL:
+        return
+    is_float = name in _FLOATS or name.startswith("logit_bias")
+    if isinstance(value, bool) or not isinstance(value, (int, float) if is_float else int):
+        raise ValueError(f"{name} must be {'a number' if is_float else 'a whole number'}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high:g}"
+        raise ValueError(f"{name}={value!r} is out of range: it must be at least {low:g}{upper}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked: one prompt, and how to continue it."""
+
+    id: str
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    params: SamplingParams
+    arrival: float = 0.0
+    """Seconds, on the engine's clock."""
+    priority: int = 0
+    """Lower runs first, under policies that look at it."""
+    salt: str = ""
+    """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
+
+
+class Status(Enum):
+    """Where a sequence is. Arrows: HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED (paused)."""
+
+    HELD = "held"  # a further sample of a request whose first sample has not finished the prompt
+    WAITING = "waiting"  # no pages; runs from the longest cached prefix
+    RUNNING = "running"  # holds pages
+    SWAPPED = "swapped"  # its pages lie in host memory
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What has happened to one sample of a request. Engine.commit alone writes it.
+
+        tokens        [ prompt ........................ | generated ...... ]
+                      0                        prompt_len             len
+        num_computed  keys and values exist for [0, num_computed); always < len(tokens) while it runs
+    """
+
+    id: int
+    request: Request
+    index: int
+    """Which of the request's n samples."""
+    seed: int
+    """Of this sample's draws."""
+    tokens: list[int]
+    prompt_len: int
+    num_computed: int = 0
+    num_cached: int = 0
+    """Tokens of the prompt taken from the prefix cache at the last admission."""
+    num_scored: int = 1
+    """Prompt tokens whose log-probability was delivered, if asked for; the first token has none."""
+    status: Status = Status.WAITING
+    parent: int | None = None
+    """Sequence id this one was forked from."""
+    finish_reason: FinishReason | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, stop) of one sequence, to run in this step. There is no phase.
+
+        prompt [0, n)   chunk [512, 1024)   after a prefix hit [cached, n)   decode [n-1, n)
+        speculation [n-1, n) plus draft     draft tree: plus parents
+
+    The span is *sampled* when stop reaches the end of the known tokens: then it yields 1 + accepted drafts.
+    """
+
+    seq: int
+    start: int
+    stop: int
+    draft: tuple[int, ...] = ()
+    """Guessed tokens at positions stop, stop+1, ...; a chain."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start < self.stop, f"empty span {self}"
+
+    def __len__(self) -> int:
+        return self.stop - self.start + len(self.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What the policy decided for one step. Applied in this order: pause, swap, resume, then run the spans."""
+
+    spans: tuple[Span, ...]
+    recompute: tuple[int, ...] = ()
+    """Sequences paused by dropping their pages; they go back to the front of the waiting queue."""
+    swap_out: tuple[int, ...] = ()
+    """Sequences paused by moving their pages to host memory."""
+    swap_in: tuple[int, ...] = ()
+    """Swapped sequences whose pages come back before the spans run."""
+    reason: str = ""
+    """One line, for logs and traces."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(span) for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Stored keys and values of positions [start, start + length), in consecutive pages. Part of a Batch.
+
+    A plain sequence is one segment; a hole (evicted or out-of-window pages) makes several, attended apart and merged.
+    """
+
+    pages_B: Tensor
+    """Page numbers, int64; the first holds `start` at its first token."""
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Consecutive rows of one span whose next tokens are known: prompt tokens to score. Part of a Batch."""
+
+    seq: int
+    first_row: int
+    targets: tuple[int, ...]
+    """The token that follows each row."""
+    count: int
+    """How many of the likeliest tokens to report beside it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The plan as packed tensors. Rows of span s are starts[s] .. starts[s+1]."""
+
+    spans: tuple[Span, ...]
+    ids_T: Tensor
+    """Token ids, int64."""
+    positions_T: Tensor
+    """Logical position of each row, int64."""
+    starts: tuple[int, ...]
+    """S + 1 row offsets."""
+    slots: tuple[Tensor, ...]
+    """Per cache group, int64 [T]: where each row's key and value are written: page * page_tokens + offset."""
+    segments: tuple[tuple[tuple[Segment, ...], ...], ...]
+    """Per cache group and span: the runs of stored positions that the span's queries may read."""
+    rows_R: Tensor
+    """Rows whose logits are sampled, int64, span after span."""
+    scored: tuple[Scored, ...] = ()
+    """Rows whose next token is known already and whose log-probability was asked for (prompt_logprobs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Raw log-probabilities at one position: the token's own, and the likeliest alternatives, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What one span yields: tokens accepted (empty unless the span was sampled) and log-probabilities if asked for."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the sampler decided, span by span in the order of the plan."""
+
+    accepted: tuple[Accepted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one sample: what Engine.step returns and a stream is made of."""
+
+    request: str
+    index: int
+    seq: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    finish_reason: FinishReason | None = None

@@ -1,0 +1,153 @@
+"""Streams a checkpoint into tensors under our own names. Peak memory: the weights, and one chunk of a file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headrace.architecture import Architecture
+from headrace.errors import ModelError
+from headrace.weight import memory
+from headrace.weight.checkpoint import CHUNK, DTYPES, Entry, find_tensors
+from headrace.weight.names import Names, Shape, shapes
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all) as loading goes on."""
+Plan = Mapping[str, list[tuple[str, Shape]]]
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def weight_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes of all weights in this dtype."""
+    return sum(math.prod(shape) for shape in shapes(architecture).values()) * dtype.itemsize
+
+
+def read_weights(
+    folder: Path,
+    architecture: Architecture,
+    names: Names,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Every tensor of the decoder, by our names, as `dtype` on `device`.
+
+    Headers are read and checked first, then memory is, then tensor after tensor is read; nothing is mapped and nothing
+    is kept twice. Raises ModelError for files that are missing or damaged, tensors that are missing, left over, of the
+    wrong shape or of a dtype that is not a plain float, and for too little memory.
+    """
+    check_dtype(dtype)
+    found = _rename(find_tensors(folder), names)
+    plan = names.plan(architecture)
+    _check_wanted(folder, plan, found)
+    _check_extra(folder, plan, found, names, architecture.tied_head)
+    memory.require(weight_bytes(architecture, dtype) + CHUNK, device, f"{folder} as {dtype}")
+    total, done = sum(found[source].size for source in plan), 0
+    weights: dict[str, Tensor] = {}
+    # in the order of the files, so that a disk reads forward
+    for source in sorted(plan, key=lambda source: (found[source].file.name, found[source].start)):
+        first_row = 0
+        for name, shape in plan[source]:
+            weights[name] = out = torch.empty(shape, dtype=dtype, device=device)
+            done = _copy(found[source], first_row, out, done, total, progress)
+            first_row += shape[0]
+    return weights
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ModelError unless the decoder can compute in it."""
+    if dtype not in WEIGHT_DTYPES:
+        raise ModelError(
+            f"weights cannot be {dtype}; known: {', '.join(str(known) for known in WEIGHT_DTYPES)}"
+        )
+
+
+def _copy(entry: Entry, first_row: int, out: Tensor, done: int, total: int, progress: Progress | None) -> int:
+    """Fills `out` with rows of a tensor; returns the bytes read so far."""
+    flat, place = out.view(-1), 0
+    for chunk in entry.chunks(first_row, out.shape[0]):
+        flat[place : place + chunk.numel()].copy_(chunk)
+        place += chunk.numel()
+        done += chunk.nbytes
+        if progress is not None:
+            progress(done, total)
+    return done
+
+
+def _rename(entries: Mapping[str, Entry], names: Names) -> dict[str, Entry]:
+    """Entries under the family's standard names."""
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        standard = names.standard(name)
+        if standard in found:
+            raise ModelError(
+                f"{entry.file}: {name} and {found[standard].name} are the same tensor: remove one"
+            )
+        found[standard] = entry
+    return found
+
+
+def _check_wanted(folder: Path, plan: Plan, found: Mapping[str, Entry]) -> None:
+    """Every tensor of the plan is there, in the right shape and a dtype that can be read."""
+    missing = [source for source in plan if source not in found]
+    if missing == ["lm_head.weight"]:
+        raise ModelError(
+            f"{folder} lacks lm_head.weight: if the model shares it with the embedding, set tie_word_embeddings to "
+            "true in config.json; else download the weights again"
+        )
+    if missing:
+        close = difflib.get_close_matches(missing[0], [name for name in found if name not in plan], n=1)
+        hint = f"; the nearest it has is {close[0]}" if close else ""
+        raise ModelError(f"{folder} lacks {_some(missing)} that config.json asks for{hint}")
+    for source, parts in plan.items():
+        entry = found[source]
+        shape = (sum(part[0] for _, part in parts), *parts[0][1][1:])
+        if entry.shape != shape:
+            raise ModelError(
+                f"{entry.file}: {entry.name} has shape {list(entry.shape)}, but config.json asks for {list(shape)}: "
+                "is config.json from the same model?"
+            )
+        if entry.dtype not in DTYPES:
+            raise ModelError(
+                f"{entry.file}: {entry.name} is stored as {entry.dtype}, not as one of {', '.join(DTYPES)}: "
+                "load the checkpoint that this one was quantised from"
+            )
+
+
+def _check_extra(folder: Path, plan: Plan, found: Mapping[str, Entry], names: Names, tied: bool) -> None:
+    """Nothing is left over but what is known to be harmless, or a copy of the embedding as a tied head."""
+    extra = [name for name in found if name not in plan and not names.is_harmless(name)]
+    head, embed = f"{names.modules['head']}.weight", f"{names.modules['embed']}.weight"
+    if tied and head in extra:
+        if not _same(found[head], found[embed]):
+            raise ModelError(
+                f"{found[head].file}: {head} differs from {embed}, though config.json says that they are one: "
+                "set tie_word_embeddings to false in config.json"
+            )
+        extra.remove(head)
+    if extra:
+        raise ModelError(
+            f"{folder} has {_some(extra)} that config.json has no place for: is config.json from the same model?"
+        )
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """Equal bit for bit."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    rows = one.shape[0]
+    pairs = zip(one.chunks(0, rows), other.chunks(0, rows), strict=True)
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
+
+
+def _some(tensors: Iterable[str]) -> str:
+    """A few names, and how many more."""
+    listed = sorted(tensors)
+    more = f" and {len(listed) - 3} more tensors" if len(listed) > 3 else ""
+    return f"{', '.join(listed[:3])}{more}"

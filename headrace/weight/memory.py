@@ -1,0 +1,65 @@
+"""How much memory is free, and whether something fits: asked before allocating, so that nothing is killed halfway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from headrace.errors import ModelError
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device | str) -> int | None:
+    """Free memory of a device; of the CPU, what the system and the control group leave. None if nobody can say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [limit for limit in (_system(), _control_group()) if limit is not None]
+    return min(limits) if limits else None
+
+
+def require(needed: int, device: torch.device | str, what: str) -> None:
+    """Raises ModelError if `needed` bytes are not free on the device."""
+    free = available_bytes(device)
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{what} needs {needed / 2**30:.1f} GiB on {device}, but {free / 2**30:.1f} GiB are free: "
+            "use a smaller dtype or model, or free memory"
+        )
+
+
+def _system() -> int | None:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _control_group() -> int | None:
+    """What the limits of this process's control group and of the container leave, whichever is less."""
+    own = {line.split(":", 2)[1]: line.split(":", 2)[2].strip("/") for line in _lines(Path("/proc/self/cgroup"))}
+    left = []
+    for place in {own.get("", ""), ""}:  # version 2
+        left.append(_left(_GROUPS / place, "memory.max", "memory.current", "inactive_file"))
+    for place in {own.get("memory", ""), ""}:  # version 1
+        folder = _GROUPS / "memory" / place
+        left.append(_left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    return min((count for count in left if count is not None), default=None)
+
+
+def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
+    """Limit minus use; page cache counts as free, because the kernel drops it when asked."""
+    most, now = _lines(folder / limit), _lines(folder / used)
+    if not (most and now and most[0].isdigit() and now[0].isdigit()):
+        return None
+    stat = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat") if " " in line)
+    return max(0, int(most[0]) - int(now[0]) + int(stat.get(cache, 0)))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

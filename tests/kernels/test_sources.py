@@ -1,0 +1,27 @@
+"""Rules for native sources that the compiler does not enforce."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+KERNELS = Path(__file__).parents[2] / "headrace" / "kernels"
+PER_LEVEL = sorted(KERNELS.glob("*/cpu.cpp")) + [
+    KERNELS / "include" / "headrace" / name for name in ("simd.h", "bf16.h", "parallel.h", "check.h")
+]
+C_HEADERS = {"stddef.h", "stdint.h", "string.h", "math.h", "float.h", "limits.h", "immintrin.h"}
+
+
+@pytest.mark.parametrize("path", PER_LEVEL, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_is_compiled_per_level_includes_no_cpp_library(path):
+    """Its inline functions would be one symbol for the whole program, compiled with the flags of any level."""
+    for header in re.findall(r'#include\s+[<"]([^>"]+)[>"]', path.read_text()):
+        own = header.startswith("headrace/") or header == f"{path.parent.name}/kernel.h"
+        assert own or header in C_HEADERS, f"{path.name} includes {header}"
+    assert "headrace/array.h" not in path.read_text()
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in KERNELS.glob("*/reference.py")))
+def test_native_sources_come_together(folder):
+    native = {path.name for path in folder.glob("*.cpp")} | {path.name for path in folder.glob("*.h")}
+    assert not native or {"cpu.cpp", "bind.cpp", "kernel.h"} <= native

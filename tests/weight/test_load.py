@@ -1,0 +1,137 @@
+"""Loading: right values, streamed, within the memory that was promised."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from headrace.forward.load import describe, load, random
+from headrace.weight import checkpoint
+from headrace.weight.load import read_weights, weight_bytes
+from headrace.weight.names import shapes
+from tests.weight import folders
+from tests.weight.folders import CONFIG, SINGLE
+
+
+@pytest.mark.parametrize("chunk", [64, 16 << 20])
+@pytest.mark.parametrize("write", [folders.write, folders.write_shards])
+def test_every_value_arrives(write, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHUNK", chunk)
+    folder = write(tmp_path / "model")
+    described = describe(folder)
+    got = read_weights(folder, described.architecture, described.family.names, torch.float64)
+    for source, parts in described.family.names.plan(described.architecture).items():
+        ((name, _),) = parts
+        assert torch.equal(got[name], folders.tensors_of(CONFIG)[source].double())
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A download cache keeps files elsewhere and links to them."""
+    folder = folders.write(tmp_path / "model")
+    (folder / SINGLE).rename(tmp_path / "blob")
+    (folder / SINGLE).symlink_to(tmp_path / "blob")
+    assert load(folder, torch.float32).decoder.weight_bytes == weight_bytes(describe(folder).architecture, torch.float32)
+
+
+def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    tensors = folders.tensors_of(tied)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
+    decoder = load(folders.write(tmp_path / "model", tied, tensors), torch.float32).decoder
+    assert decoder.head.weight_VD is decoder.embed.weight_VD
+
+
+def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    load(folders.write(tmp_path / "model"), torch.bfloat16, progress=lambda done, total: calls.append((done, total)))
+    done = [count for count, _ in calls]
+    assert done == sorted(done)
+    assert {total for _, total in calls} == {done[-1]} == {weight_bytes(folders.architecture_of(CONFIG), torch.float32)}
+
+
+def test_generation_defaults_and_end_tokens(tmp_path: Path) -> None:
+    folder = folders.write(tmp_path / "model", {**CONFIG, "eos_token_id": 7, "bos_token_id": 1})
+    given = {"eos_token_id": [9, 7], "temperature": 0.6, "top_k": 20, "top_p": None, "do_sample": True, "_x": 1}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    loaded = load(folder, torch.float32)
+    assert (loaded.architecture.eos, loaded.architecture.bos) == ((9, 7), 1)
+    assert loaded.generation == {"temperature": 0.6, "top_k": 20}
+
+
+def test_another_architecture_replaces_what_the_folder_says(tmp_path: Path) -> None:
+    folder = folders.write(tmp_path / "model")
+    described = describe(folder)
+    short = folders.architecture_of({**CONFIG, "max_position_embeddings": 8})
+    loaded = load(folder, torch.float32, architecture=short)
+    assert described.architecture.context == 32
+    assert loaded.architecture is loaded.decoder.architecture is short
+
+
+PEAK = """
+import sys, torch
+from headrace.forward.load import load
+torch.set_num_threads(1)
+
+def status(key):
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+load(sys.argv[1], torch.float32)  # whatever is allocated once
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew
+before = status("VmRSS:")
+loaded = load(sys.argv[2], torch.float32)
+print(status("VmHWM:") - before, loaded.decoder.weight_bytes)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak counter")
+def test_peak_memory_is_the_weights_and_one_tensor(tmp_path: Path) -> None:
+    """Measured in a process of its own: bfloat16 on disk, float32 in memory, so a careless loader needs half as much again."""
+    small = folders.write(tmp_path / "small")
+    config = {**CONFIG, "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5}
+    tensors = folders.tensors_of(config, torch.bfloat16)
+    large = folders.write(tmp_path / "large", config, tensors)
+    biggest = max(tensor.numel() for tensor in tensors.values()) * 4
+    run = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    peak, weights = map(int, run.stdout.split())
+    assert weights == sum(tensor.numel() for tensor in tensors.values()) * 4 > 100e6
+    assert weights <= peak <= weights + biggest + 4e6
+
+
+def test_files_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:
+    folder = folders.write(tmp_path / "model")
+    entries = {entry.name: entry for entry in checkpoint.read_header(folder / SINGLE)}
+    for name, want in load_file(folder / SINGLE).items():
+        got = torch.cat([chunk.clone() for chunk in entries[name].chunks(0, want.shape[0])]).view(want.shape)
+        assert torch.equal(got, want)
+
+
+def test_random_weights_have_the_same_values_in_every_dtype() -> None:
+    architecture = folders.architecture_of(CONFIG)
+    exact, rounded = random(architecture, 3, torch.float64), random(architecture, 3, torch.bfloat16)
+    assert torch.equal(exact.head.weight_VD.bfloat16(), rounded.head.weight_VD)
+    other = random(architecture, 4, torch.float64)
+    assert not torch.equal(exact.head.weight_VD, other.head.weight_VD)
+
+
+def test_random_weights_larger_than_the_pool_have_no_equal_rows() -> None:
+    config = {**CONFIG, "vocab_size": 80_000, "num_hidden_layers": 1}
+    table_VD = random(folders.architecture_of(config), 0, torch.float32).embed.weight_VD
+    assert len(torch.unique(table_VD, dim=0)) == 80_000
+
+
+def test_shapes_are_those_of_the_weights() -> None:
+    architecture = folders.architecture_of({**CONFIG, "attention_bias": True, "mlp_bias": True})
+    decoder = random(architecture)
+    assert decoder.weight_bytes == weight_bytes(architecture, torch.float32)
+    assert len(shapes(architecture)) == 2 * (2 + 2 * 7) + 3

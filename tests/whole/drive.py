@@ -1,0 +1,118 @@
+"""Runs requests through an engine: alone, or as a scripted schedule with arrivals, forks and cancels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.types import Request, SamplingParams
+from tests.whole import models
+
+Outputs = dict[tuple[str, int], list[int]]
+"""(request id, sample) -> tokens."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request, the step at which it arrives, and the step at which it is cancelled."""
+
+    request: Request
+    step: int = 0
+    cancel: int | None = None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """At `step`, sample 0 of `parent` is forked as `id`."""
+
+    parent: str
+    id: str
+    step: int
+    seed: int
+
+
+@dataclass
+class Run:
+    """What a schedule produced."""
+
+    outputs: Outputs = field(default_factory=dict)
+    forked_at: dict[str, int] = field(default_factory=dict)
+    """Fork id -> tokens the parent had generated."""
+    finished: set[tuple[str, int]] = field(default_factory=set)
+
+
+def alone(model: str, request: Request) -> Outputs:
+    """Every sample of a request that has a roomy engine to itself: no chunks, no cache, no pauses."""
+    request = replace(request, id="alone", priority=0, arrival=0.0)
+    engine = plain(model)
+    engine.add(request)
+    return {key: tokens for key, tokens in collect(engine).items()}
+
+
+def alone_forked(model: str, request: Request, generated: int, seed: int) -> list[int]:
+    """What a fork yields that is taken after `generated` tokens, with nothing else in the engine."""
+    engine = plain(model)
+    engine.add(replace(request, id="parent", params=replace(request.params, n=1), priority=0, arrival=0.0))
+    seen = 0
+    while seen < generated:
+        seen += sum(len(delta.tokens) for delta in engine.step())
+    engine.fork("parent", "child", seed=seed)
+    return collect(engine).get(("child", 0), [])
+
+
+def plain(model: str) -> Engine:
+    config = EngineConfig(stack={"policy": "orca", "kv-layout": "single"}, prefix_cache=False, page_tokens=8, threads=1)
+    return Engine(config, decoder=models.decoder(model))
+
+
+def collect(engine: Engine) -> Outputs:
+    outputs: Outputs = {}
+    while engine.busy:
+        for delta in engine.step():
+            outputs.setdefault((delta.request, delta.index), []).extend(delta.tokens)
+    return outputs
+
+
+def scripted(engine: Engine, asks: Iterable[Ask], forks: Iterable[Fork], max_steps: int = 3000) -> Run:
+    """Runs a schedule to its end, checking every invariant of the cache after every step."""
+    asks, forks, run, step = list(asks), list(forks), Run(), 0
+    while engine.busy or any(ask.step >= step for ask in asks):
+        assert step < max_steps, "the schedule does not end"
+        for ask in asks:
+            if ask.step == step:
+                engine.add(ask.request)
+            if ask.cancel == step:
+                engine.cancel(ask.request.id)
+        for fork in forks:
+            if fork.step == step and _alive(engine, fork.parent):
+                run.forked_at[fork.id] = len(run.outputs.get((fork.parent, 0), []))
+                engine.fork(fork.parent, fork.id, seed=fork.seed)
+        for delta in engine.step():
+            key = (delta.request, delta.index)
+            assert key not in run.finished, "a sample went on after its end"
+            run.outputs.setdefault(key, []).extend(delta.tokens)
+            if delta.finish_reason:
+                run.finished.add(key)
+        engine.kv.tables.check()
+        step += 1
+    return run
+
+
+def nothing_left(engine: Engine) -> None:
+    """At the end no sequence, state, page or reference is left, once the cache is emptied."""
+    assert len(engine.queues) == 0 and len(engine.sampler) == 0
+    engine.close()
+    engine.kv.tables.check()
+    stats = engine.stats()
+    assert stats.free_pages == stats.pages, "a page was lost"
+    host = engine.kv.tables.host
+    assert host is None or host.num_free == len(host), "a host page was lost"
+
+
+def _alive(engine: Engine, request: str) -> bool:
+    return any(seq.request.id == request and seq.index == 0 for seq in engine.queues)
+
+
+GREEDY = SamplingParams(temperature=0)

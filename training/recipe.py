@@ -1,0 +1,67 @@
+"""What was run: the stages of each model, in tokens. Edit here, not in the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from training.model import TINY, TINY_DRAFT, Shape
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows of `row` tokens until `until` tokens have been seen in all; `shares` of the rows by kind."""
+
+    row: int
+    until: int
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, its stages and its schedule: warm up over `warm` steps, hold, fall linearly over the last `decay`."""
+
+    name: str
+    shape: Shape
+    stages: tuple[Stage, ...]
+    decay: int  # tokens
+    warm: int = 100  # steps
+    batch: int = 8192  # tokens
+    micro: int = 2048  # tokens per forward pass; small enough for the caches of a core
+    seed: int = 1
+    matrix_lr: float = 0.01
+    other_lr: float = 2e-3
+    teacher: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.stages[-1].until
+
+    def stage(self, seen: int) -> Stage:
+        return next((stage for stage in self.stages if seen < stage.until), self.stages[-1])
+
+    def rate(self, step: int, seen: int) -> float:
+        """The learning-rate factor at this step, 0..1."""
+        warm = min(1.0, (step + 1) / self.warm)
+        return max(0.0, min(warm, (self.tokens - seen) / self.decay))
+
+
+SHORT = {"text": 0.28, "repeat": 0.22, "passkey": 0.14, "key_value": 0.10, "edit_copy": 0.09, "chain": 0.08,
+         "json": 0.04, "small": 0.05}
+MIDDLE = {"text": 0.42, "repeat": 0.08, "passkey": 0.12, "key_value": 0.10, "edit_copy": 0.07, "chain": 0.10,
+          "json": 0.04, "small": 0.07}
+LONG = {"text": 0.50, "repeat": 0.04, "passkey": 0.12, "key_value": 0.10, "edit_copy": 0.04, "chain": 0.10,
+        "json": 0.03, "small": 0.07}
+
+RECIPES = {
+    "tiny": Recipe("tiny", TINY, decay=7_000_000, stages=(
+        Stage(256, 8_000_000, SHORT),
+        Stage(512, 15_000_000, MIDDLE),
+        Stage(1024, 23_000_000, LONG),
+        Stage(2048, 28_000_000, LONG),
+    )),
+    "tiny-draft": Recipe("tiny-draft", TINY_DRAFT, decay=4_000_000, teacher="tiny", other_lr=3e-3, stages=(
+        Stage(256, 6_000_000, SHORT),
+        Stage(1024, 14_000_000, MIDDLE),
+        Stage(2048, 16_000_000, LONG),
+    )),
+}
