@@ -1,8 +1,8 @@
 """The command line: `headrace VERB`.
 
-A contract for every verb: results on stdout, everything else on stderr; --json makes stdout machine-readable; exit 0 on
-success, 2 on a usage or configuration error with one line of what, why and what to do, 1 on any other failure (130 when
-interrupted). Errors are one line; HEADRACE_DEBUG=1 adds the traceback.
+A contract for every verb: results on stdout, everything else on stderr; --json makes stdout machine-readable; exit 0
+on success, 2 on a usage or configuration error with one line of what, why and what to do, 1 on any other failure, 130
+when interrupted. Errors are one line; HEADRACE_DEBUG=1 adds the traceback.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     logging.basicConfig(format="headrace: %(message)s", level=logging.WARNING)
     try:
-        code = make_app(argv[0] if argv else "")(args=argv, prog_name="headrace", standalone_mode=False)
+        command = typer.main.get_command(make_app(argv[0]))
+        with command.make_context("headrace", argv) as context:
+            command.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
     except BrokenPipeError:  # the reader has left: nobody is there to hear about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -57,34 +61,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_app(asked: str) -> typer.Typer:
-    """The command line, with the flags of the verb `asked` only: those of the stack come from the slots, which import
-    torch, and `headrace --help` should not wait for that."""
-    app = typer.Typer(
-        help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
-    )
-    app.callback()(_version)
+    """The command line, with the flags of the verb `asked` only.
+
+    Those of the stack come from the slots, which import torch: `headrace --help` should not wait for that.
+    """
+    app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode="rich")
+    app.callback(invoke_without_command=False)(_version)
     groups: dict[str, typer.Typer] = {}
     for name, (where, what) in VERBS.items():
         group, _, verb = name.rpartition(" ")
         if group and group not in groups:
-            groups[group] = typer.Typer(no_args_is_help=True, help="Measure speed.")
+            groups[group] = typer.Typer(help="Measure speed.")
+            groups[group].callback()(_nothing)  # keeps a group of one verb a group
             app.add_typer(groups[group], name=group)
-        command = _load(where) if asked == name.split()[0] else _stub
+        command = _load(where) if asked == name.split()[0] else _nothing
         groups.get(group, app).command(verb, help=what)(command)
     return app
 
 
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _show_version(on: bool) -> None:
+    if on:
         from headrace import __version__
 
         print(__version__)
         raise typer.Exit
 
 
-def _stub() -> None:
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def _nothing() -> None:
     """Stands for a verb that was not asked for."""
 
 
@@ -97,29 +108,19 @@ def _load(where: str) -> Callable[..., None]:
 
 def _usage(error: Any) -> str:
     """What typer has to say, in one line, with the nearest name that exists."""
-    context = getattr(error, "ctx", None)
-    known = [
-        name
-        for parameter in getattr(getattr(context, "command", None), "params", [])
-        for name in parameter.opts
-    ]
-    wrong = getattr(error, "option_name", None)
-    path = context.command_path if context else "headrace"
-    if wrong is not None:
-        return f"no option {wrong}{_did_you_mean(wrong, known)}; `{path} --help` lists all"
-    verbs = list(getattr(getattr(context, "command", None), "commands", {}))
-    if verbs and error.message.startswith("No such command"):
-        return f"{path}: no such verb; {nearest(_unknown_verb(error.message), verbs)}"
-    return f"{path}: {error.format_message()}"
-
-
-def _did_you_mean(wrong: str, known: list[str]) -> str:
-    words = nearest(wrong, known).partition("?")
-    return f"; {words[0]}?" if words[1] else ""
-
-
-def _unknown_verb(message: str) -> str:
-    return message.partition("'")[2].partition("'")[0]
+    message, context = error.format_message().rstrip("."), error.ctx
+    if context is None:
+        return str(message)
+    known = f"`{context.command_path} --help` lists all"
+    if message.startswith("No such option"):
+        options = [name for parameter in context.command.params for name in parameter.opts]
+        close, asked, _ = nearest(error.option_name, options).partition("?")
+        return f"no option {error.option_name}{f'; {close}?' if asked else ';'} {known}"
+    verbs = getattr(context.command, "commands", {})
+    if message.startswith("No such command"):
+        wrong = message.split("'")[1]
+        return f"no verb {wrong!r}; {nearest(wrong, verbs)}"
+    return f"{message}; {known}"
 
 
 def _fail(message: str, code: int) -> int:

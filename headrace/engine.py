@@ -369,9 +369,10 @@ def _adapt(architecture: Architecture, stack: Stack, config: EngineConfig) -> Ar
     """The checkpoint's architecture with the stack's positions and the configured context."""
     positions = stack.one("positions")
     if config.context is not None and config.context > architecture.context and positions is None:
+        factor = -(-config.context // architecture.context)
         raise ConfigError(
-            f"context={config.context} is beyond this model's {architecture.context}: "
-            "lower it, or extend the positions, e.g. --positions yarn:factor=2"
+            f"context={config.context} is beyond this model's {architecture.context}: lower it, or extend the positions, "
+            f"e.g. --positions yarn:factor={factor},original_context={architecture.context}"
         )
     if positions is not None:
         blocks = tuple(

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from headrace.compose import user_slots
 from headrace.config import EngineConfig
@@ -156,7 +156,7 @@ class LLM:
             return self.tokenizer.encode(prompt, add_special=add_special)
         if not isinstance(prompt, Sequence) or not all(isinstance(token, int) for token in prompt):
             raise ConfigError(f"a prompt must be text or a list of token ids, not {str(prompt)[:40]}")
-        return prompt
+        return cast("Sequence[int]", prompt)
 
     def _run(self, requests: list[tuple[Request, str | None]], progress: bool | None) -> list[Output]:
         """Runs all of them to the end; an exception, Ctrl-C included, cancels what is left."""

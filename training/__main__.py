@@ -54,7 +54,7 @@ def load_model(state: Path, name: str) -> Llama:
 
 
 def export_step(state: Path, name: str) -> None:
-    export.write(load_model(state, name), state, BOX / name)
+    export.write(load_model(state, name), state / "tokenizer.json", BOX / name)
     say(f"{name}: written to {BOX / name}")
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from headrace.box import held_out_text
 from headrace.box.tasks import TASKS, Example, Task
 from headrace.errors import ConfigError, nearest
 from headrace.llm import LLM
 from headrace.text.reply import Output
 from headrace.types import SamplingParams
 
-HELD_OUT = Path(__file__).with_name("heldout.txt")
 SAMPLES = 64
 """Samples per problem of `pass`."""
 PASS_SHARE = 4
@@ -110,7 +110,7 @@ def pass_estimate(n: int, right: int, k: int) -> float:
 
 def bits_per_byte(llm: LLM, count: int, seed: int, text: str | None = None) -> Score:
     """Bits that the model needs per byte of text, in at most `count` chunks."""
-    chunks = make_chunks(llm, _held_out() if text is None else text)[:count]
+    chunks = make_chunks(llm, held_out_text() if text is None else text)[:count]
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     outputs = llm.generate([chunk.prompt for chunk in chunks], params)
     shares = []
@@ -124,7 +124,7 @@ def bits_per_byte(llm: LLM, count: int, seed: int, text: str | None = None) -> S
 def agreement(llm: LLM, draft: LLM, count: int, seed: int, text: str | None = None) -> Score:
     """Share of positions of the text at which both models find the same next token likeliest."""
     shorter = min(llm, draft, key=lambda one: one.engine.context)
-    chunks = make_chunks(shorter, _held_out() if text is None else text)[:count]
+    chunks = make_chunks(shorter, held_out_text() if text is None else text)[:count]
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
     prompts = [chunk.prompt for chunk in chunks]
     shares = []
@@ -221,15 +221,11 @@ def _ratio(shares: Sequence[Share]) -> float:
     return sum(share[0] for share in shares) / sum(share[1] for share in shares)
 
 
-def _held_out() -> str:
-    return HELD_OUT.read_text(encoding="utf-8")
-
-
 def _check_draft(llm: LLM, draft: LLM | None) -> None:
     if draft is None:
         raise ConfigError("agreement compares two models: name the second with --draft")
     ours, theirs = llm.tokenizer, draft.tokenizer
-    probe = HELD_OUT.read_text(encoding="utf-8")[:2000]
+    probe = held_out_text()[:2000]
     if ours.size != theirs.size or ours.encode(probe) != theirs.encode(probe):
         raise ConfigError(
             f"agreement needs one vocabulary: {ours.folder.name} has {ours.size} tokens, "

@@ -109,12 +109,15 @@ FIELDS: dict[str, Callable[[Random], Any]] = {
 }
 
 
+def plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def make_json(rng: Random, size: int) -> Example:
     """`size` records written key=value, to be written as a JSON list under the schema that the lines imply."""
     fields = rng.sample(sorted(FIELDS), rng.randrange(2, 5))
     records = [{name: FIELDS[name](rng) for name in fields} for _ in range(size)]
-    lines = [" ".join(f"{name}={str(value).lower() if value in (True, False) and isinstance(value, bool) else value}"
-                      for name, value in record.items()) for record in records]
+    lines = [" ".join(f"{name}={plain(value)}" for name, value in record.items()) for record in records]
     return Example("Records:\n" + "\n".join(lines) + "\nJSON:\n", json.dumps(records), "\n")
 
 
@@ -275,3 +278,10 @@ TASKS: dict[str, Task] = {
         Task("sort", make_sort, same_answer, 6, "numbers"),
     )
 }
+
+
+def examples(name: str, count: int, seed: int, size: int | None = None) -> list[Example]:
+    """The examples that the seed stands for; figures in the model cards are on these."""
+    task = TASKS[name]
+    rng = Random(f"{seed}/{name}/{size or task.size}")
+    return [task.make(rng, size or task.size) for _ in range(count)]

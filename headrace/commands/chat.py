@@ -31,7 +31,7 @@ def chat(
     with start(config, quiet) as llm:
         params = llm.sampling(**sampling)
         if params.n > 1:
-            raise ConfigError("chat gives one answer per turn: leave --samples at 1, or use headrace run")
+            raise ConfigError("chat gives one answer per turn: leave --n at 1, or use headrace run")
         _ = llm.template  # a model without one is refused before the first question
         note(HELP, quiet or not sys.stdin.isatty())
         Conversation(llm, params, system, as_json).run()

@@ -25,7 +25,7 @@ COLUMNS = ("task", "metric", "size", "n", "value", "95 % interval", "card")
 def evaluate(
     config: EngineConfig,
     tasks: Annotated[
-        str | None, typer.Option(help="ppl, passkey, key_value, ...  [default: all that apply]")
+        str | None, typer.Option(help="ppl, passkey, key_value, ... Default: all that apply.")
     ] = None,
     count: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Examples per task.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,

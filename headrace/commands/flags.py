@@ -55,39 +55,39 @@ ENGINE = (
     Flag(
         "model",
         str,
-        "A model in the box (tiny, tiny-draft) or a Hugging Face folder.  [default: tiny]",
+        "A model in the box (tiny, tiny-draft) or a Hugging Face folder. Default: tiny.",
         short="-m",
     ),
     Flag("file", Path, "TOML file with these settings; flags win over it.", spelling="--config"),
-    Flag("device", str, "cpu or cuda.  [default: cpu]"),
-    Flag("dtype", str, f"Of weights and arithmetic: {', '.join(DTYPES)}.  [default: auto]"),
-    Flag("threads", int, "CPU threads.  [default: every core]"),
-    Flag("context", int, "Longest prompt plus output, in tokens.  [default: the model's own]"),
+    Flag("device", str, "cpu or cuda. Default: cpu."),
+    Flag("dtype", str, f"Of weights and arithmetic: {', '.join(DTYPES)}. Default: auto."),
+    Flag("threads", int, "CPU threads. Default: every core."),
+    Flag("context", int, "Longest prompt plus output, in tokens. Default: the model's own."),
     Flag(
         "kv_bytes",
         str,
-        "Size of the KV pool, such as 512MiB.  [default: 8 contexts, at most 1/4 of free memory]",
+        "Size of the KV pool, such as 512MiB. Default: 8 contexts, at most 1/4 of free memory.",
     ),
-    Flag("page_tokens", int, "Tokens per page of the KV pool.  [default: 16]"),
+    Flag("page_tokens", int, "Tokens per page of the KV pool. Default: 16."),
     Flag(
         "preempt",
         str,
-        "How a sequence gives way when the pool is full: recompute or swap.  [default: recompute]",
+        "How a sequence gives way when the pool is full: recompute or swap. Default: recompute.",
     ),
     Flag("swap_bytes", str, "Host memory for paused sequences, such as 1GiB, with --preempt swap."),
     Flag("no_prefix_cache", bool, "Do not reuse the keys and values of earlier prompts."),
-    Flag("max_seqs", int, "Most sequences that run at once.  [default: 64]"),
+    Flag("max_seqs", int, "Most sequences that run at once. Default: 64."),
 )
 """Fields of EngineConfig; and one flag per slot, see stack_flags."""
 
 
-def _sampling(field: str, kind: Any, help: str, spelling: str = "", short: str = "") -> Flag:
-    return Flag(field, kind, help, spelling, short, panel="Sampling")
+def _sampling(field: str, kind: Any, help: str, spelling: str = "") -> Flag:
+    return Flag(field, kind, help, spelling, panel="Sampling")
 
 
 SAMPLING = (
-    _sampling("max_tokens", int, "Most tokens to generate.  [default: 256]", "", "-n"),
-    _sampling("temperature", float, "0 is greedy.  [default: the model's own]"),
+    _sampling("max_tokens", int, "Most tokens to generate. Default: 256; in chat, up to the context."),
+    _sampling("temperature", float, "0 is greedy. Default: the model's own."),
     _sampling("top_k", int, "Keep the k most likely tokens; 0 keeps all."),
     _sampling("top_p", float, "Keep the smallest set of tokens with this probability."),
     _sampling("min_p", float, "Drop tokens less likely than this share of the likeliest."),
@@ -96,7 +96,7 @@ SAMPLING = (
     _sampling("frequency_penalty", float, "Subtracted per occurrence in the output."),
     _sampling("logit_bias", list[str], "TOKEN=BIAS, added to a token's logit; may be repeated."),
     _sampling("seed", int, "Makes sampling repeatable."),
-    _sampling("n", int, "Independent samples of the prompt.  [default: 1]", "--samples"),
+    _sampling("n", int, "Independent samples of the prompt. Default: 1.", "--n"),
     _sampling("min_tokens", int, "No end before this many tokens."),
     _sampling("stop", list[str], "A string that ends the output; may be repeated."),
     _sampling(
@@ -116,7 +116,7 @@ def stack_flags() -> tuple[Flag, ...]:
             name.replace("-", "_"),
             str,
             f"{slot.asks[:1].upper()}{slot.asks[1:]}: {', '.join(slot.index)}."
-            + (f"  [default: {slot.default}]" if slot.default and not slot.many else ""),
+            + (f" Default: {slot.default}." if slot.default and not slot.many else ""),
             panel="Stack: NAME or NAME:option=value,... (see `headrace techniques`)",
         )
         for name, slot in user_slots().items()

@@ -14,7 +14,7 @@ from typing import ClassVar
 from headrace.architecture import Architecture, Block, Mlp
 from headrace.layer.positions import SLOT as POSITIONS
 from headrace.slots import Card
-from headrace.weight.config import Common, Count, Experts, activation, architecture, attention
+from headrace.weight.config import Common, Count, Eps, Experts, activation, architecture, attention
 from headrace.weight.names import STANDARD, Names
 from headrace.weight.rope import read_rope
 
@@ -25,7 +25,7 @@ class Config(Common, kw_only=True, frozen=True):
     """config.json."""
 
     num_key_value_heads: Count | None = 8
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Eps = 1e-5
     sliding_window: Count | None = None
     num_experts_per_tok: Experts = 2
     num_local_experts: Experts = 8

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from headrace.architecture import Architecture, Block, Mlp
 from headrace.layer.positions import SLOT as POSITIONS
 from headrace.slots import Card
-from headrace.weight.config import Common, Context, Count, activation, architecture, attention
+from headrace.weight.config import Common, Context, Count, Eps, activation, architecture, attention
 from headrace.weight.names import STANDARD, Names
 from headrace.weight.rope import read_rope
 
@@ -25,7 +25,7 @@ _GATE_UP = "model.layers.{i}.mlp.gate_up_proj"
 class Config(Common, kw_only=True, frozen=True):
     """config.json."""
 
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Eps = 1e-5
     sliding_window: Count | None = None
     original_max_position_embeddings: Context = 4096
     """Read by LongRoPE alone."""

@@ -23,6 +23,7 @@ from headrace.weight.config import read_json
 MAX_HEADER = 100_000_000
 """Largest header, bytes: the format's own limit."""
 MAX_AXES = 8
+MAX_NAME = 256
 CHUNK = 16 << 20
 """Bytes read at a time: all the memory that loading needs beside the weights themselves."""
 DTYPES: Mapping[str, torch.dtype] = {
@@ -136,8 +137,12 @@ def _checked(file: Path, entries: Mapping[str, _Header], data: int, size: int) -
     expected = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         start, stop = entry.data_offsets
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise ModelError(f"{file} is not a model: it has a tensor called {name[:MAX_NAME]!r}")
         if len(entry.shape) > MAX_AXES or any(not 0 <= count < 1 << 40 for count in entry.shape):
-            raise ModelError(f"{file}: {name} has the impossible shape {entry.shape}; download it again")
+            raise ModelError(
+                f"{file}: {name} has the impossible shape {entry.shape[:MAX_AXES]}; download it again"
+            )
         if entry.dtype not in _ITEM_BITS:
             raise ModelError(f"{file}: {name} has the unknown dtype {entry.dtype!r}")
         if start != expected or (stop - start) * 8 != math.prod(entry.shape) * _ITEM_BITS[entry.dtype]:

@@ -31,6 +31,7 @@ Layers = Annotated[int, Meta(ge=1, le=1024)]
 Experts = Annotated[int, Meta(ge=1, le=512)]
 Vocab = Annotated[int, Meta(ge=1, le=1 << 24)]
 Context = Annotated[int, Meta(ge=1, le=1 << 24)]
+Eps = Annotated[float, Meta(gt=0, lt=1)]
 Theta = Annotated[float, Meta(gt=1)]
 Token = Annotated[int, Meta(ge=0)]
 
@@ -49,7 +50,7 @@ class Common(Struct, kw_only=True, frozen=True):
     head_dim: Annotated[int, Meta(ge=2, le=1 << 14)] | None = None
     hidden_act: str = "silu"
     max_position_embeddings: Context
-    rms_norm_eps: Annotated[float, Meta(gt=0, lt=1)] = 1e-6
+    rms_norm_eps: Eps = 1e-6
     tie_word_embeddings: bool = False
     bos_token_id: Token | None = None
     eos_token_id: Token | list[Token] | None = None

@@ -39,7 +39,9 @@ def _system() -> int | None:
 
 def _control_group() -> int | None:
     """What the limits of this process's control group and of the container leave, whichever is less."""
-    own = {line.split(":", 2)[1]: line.split(":", 2)[2].strip("/") for line in _lines(Path("/proc/self/cgroup"))}
+    own = {
+        line.split(":", 2)[1]: line.split(":", 2)[2].strip("/") for line in _lines(Path("/proc/self/cgroup"))
+    }
     left = []
     for place in {own.get("", ""), ""}:  # version 2
         left.append(_left(_GROUPS / place, "memory.max", "memory.current", "inactive_file"))

@@ -48,6 +48,8 @@ class Rope:
 
 def read_rope(config: Common, default_theta: float = 10000.0) -> Rope:
     """The scheme of a model whose layers share one. Raises ValueError for anything that we would have to ignore."""
+    if config.rope_scaling and config.rope_parameters:
+        raise ValueError("rope_scaling and rope_parameters are both given: keep one")
     given = config.rope_scaling or config.rope_parameters or {}
     factor = config.partial_rotary_factor
     return make_rope(given, config.rope_theta or default_theta, config.max_position_embeddings, factor)

@@ -49,6 +49,34 @@ def test_nothing_is_written_outside_the_result():
             assert bool((memory[:32] == 7).all() and (memory[32 + 3 * width :] == 7).all())
 
 
+class _PlainDLPack:
+    """A tensor of a library that offers `__dlpack__` only, not the table that PyTorch 2.10 brought."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **arguments):
+        return self.tensor.__dlpack__(**arguments)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_arrive_by_plain_dlpack_too(dtype):
+    native = kernels.native("rms_norm")
+    if native is None:
+        pytest.skip("no native module")
+    x, weight = torch.randn(3, 4, 21).to(dtype)[1:], torch.randn(21).to(dtype)
+    out = torch.empty_like(x)
+    native(*map(_PlainDLPack, (x, weight, out)), 1e-5, 0.0)
+    assert torch.equal(out, rms_norm(x, weight, 1e-5))
+    with pytest.raises(ValueError, match="weight is a int"):
+        native(x, 3, out, 1e-5, 0.0)
+    with pytest.raises(ValueError, match="contiguous"):
+        native(x[..., ::2], weight[:11], torch.empty(2, 4, 11, dtype=dtype), 1e-5, 0.0)
+
+
 def test_equals_the_model_code_of_transformers(level):
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     gemma = pytest.importorskip("transformers.models.gemma.modeling_gemma")

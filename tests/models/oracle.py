@@ -21,7 +21,12 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
 
@@ -39,8 +44,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic": ("Llama", {**_scaled("dynamic", factor=8.0), "max_position_embeddings": 16}),
     "llama-llama3": ("Llama", _scaled("llama3", **LLAMA3)),
     "llama-yarn": ("Llama", _scaled("yarn", **YARN)),
-    "llama-yarn-temper": ("Llama", _scaled("yarn", **YARN, mscale=1.0, mscale_all_dim=0.5, truncate=False)),
-    "llama-yarn-betas": ("Llama", _scaled("yarn", **YARN, beta_fast=8.0, beta_slow=2.0, attention_factor=1.3)),
+    "llama-yarn-temper": ("Llama", _scaled("yarn", **YARN, mscale=1.0, mscale_all_dim=0.5)),
+    "llama-yarn-whole": (
+        "Llama",
+        {"head_dim": 16, "rope_theta": 100.0, **_scaled("yarn", **YARN, beta_fast=4.0, truncate=False)},
+    ),
+    "llama-yarn-betas": (
+        "Llama",
+        _scaled("yarn", **YARN, beta_fast=8.0, beta_slow=2.0, attention_factor=1.3),
+    ),
     "mistral": ("Mistral", {"sliding_window": 8}),
     "mistral-full": ("Mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("Qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),
@@ -49,19 +61,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "qwen3-window": (
         "Qwen3",
-        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2, "attention_bias": True},
+        {
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+            "attention_bias": True,
+        },
     ),
     "phi3": ("Phi3", {}),
     "phi3-window": ("Phi3", {"sliding_window": 8, "tie_word_embeddings": True}),
     "mixtral": ("Mixtral", {"num_local_experts": 4}),
     "mixtral-window": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 8}),
     "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
-    "qwen3_moe-mixed": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1], "num_experts_per_tok": 3}),
+    "qwen3_moe-mixed": (
+        "Qwen3Moe",
+        {**EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1], "num_experts_per_tok": 3},
+    ),
     "qwen3_moe-sparse": (
         "Qwen3Moe",
         {**EXPERTS, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 8},
     ),
-    "gemma3_text": ("Gemma3Text", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24, "num_hidden_layers": 7}),
+    "gemma3_text": (
+        "Gemma3Text",
+        {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24, "num_hidden_layers": 7},
+    ),
     "gemma3_text-types": (
         "Gemma3Text",
         {

@@ -89,7 +89,9 @@ def test_shards(tmp_path: Path) -> None:
     model = oracle.make("qwen3")
     oracle.save(model, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    assert (run(load(tmp_path, torch.float32).decoder, IDS, []) - oracle.logits(model, IDS)).abs().max() <= CLOSE
+    assert (
+        run(load(tmp_path, torch.float32).decoder, IDS, []) - oracle.logits(model, IDS)
+    ).abs().max() <= CLOSE
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -38,7 +38,9 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     return family.architecture(parse(config, family.schema))
 
 
-def tensors_of(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+def tensors_of(
+    config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, Tensor]:
     """Random weights under the names of a checkpoint."""
     architecture = architecture_of(config)
     ours = random_weights(architecture, seed, dtype)
@@ -46,7 +48,9 @@ def tensors_of(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed:
     return {source: ours[name] for source, parts in plan.items() for name, _ in parts}
 
 
-def write(folder: Path, config: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None) -> Path:
+def write(
+    folder: Path, config: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None
+) -> Path:
     """A whole folder with one safetensors file."""
     config = CONFIG if config is None else config
     folder.mkdir(exist_ok=True)
@@ -62,7 +66,10 @@ def write_shards(folder: Path, config: dict[str, Any] | None = None) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     tensors = tensors_of(config)
     half = len(tensors) // 2
-    shards = {"model-00001-of-00002.safetensors": [*tensors][:half], "model-00002-of-00002.safetensors": [*tensors][half:]}
+    shards = {
+        "model-00001-of-00002.safetensors": [*tensors][:half],
+        "model-00002-of-00002.safetensors": [*tensors][half:],
+    }
     for shard, names in shards.items():
         save_file({name: tensors[name] for name in names}, folder / shard)
     index = {name: shard for shard, names in shards.items() for name in names}

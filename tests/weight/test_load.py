@@ -37,7 +37,9 @@ def test_links_are_followed(tmp_path: Path) -> None:
     folder = folders.write(tmp_path / "model")
     (folder / SINGLE).rename(tmp_path / "blob")
     (folder / SINGLE).symlink_to(tmp_path / "blob")
-    assert load(folder, torch.float32).decoder.weight_bytes == weight_bytes(describe(folder).architecture, torch.float32)
+    assert load(folder, torch.float32).decoder.weight_bytes == weight_bytes(
+        describe(folder).architecture, torch.float32
+    )
 
 
 def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
@@ -51,15 +53,30 @@ def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
 
 def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    load(folders.write(tmp_path / "model"), torch.bfloat16, progress=lambda done, total: calls.append((done, total)))
+    load(
+        folders.write(tmp_path / "model"),
+        torch.bfloat16,
+        progress=lambda done, total: calls.append((done, total)),
+    )
     done = [count for count, _ in calls]
     assert done == sorted(done)
-    assert {total for _, total in calls} == {done[-1]} == {weight_bytes(folders.architecture_of(CONFIG), torch.float32)}
+    assert (
+        {total for _, total in calls}
+        == {done[-1]}
+        == {weight_bytes(folders.architecture_of(CONFIG), torch.float32)}
+    )
 
 
 def test_generation_defaults_and_end_tokens(tmp_path: Path) -> None:
     folder = folders.write(tmp_path / "model", {**CONFIG, "eos_token_id": 7, "bos_token_id": 1})
-    given = {"eos_token_id": [9, 7], "temperature": 0.6, "top_k": 20, "top_p": None, "do_sample": True, "_x": 1}
+    given = {
+        "eos_token_id": [9, 7],
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": None,
+        "do_sample": True,
+        "_x": 1,
+    }
     (folder / "generation_config.json").write_text(json.dumps(given))
     loaded = load(folder, torch.float32)
     assert (loaded.architecture.eos, loaded.architecture.bos) == ((9, 7), 1)
@@ -95,13 +112,21 @@ print(status("VmHWM:") - before, loaded.decoder.weight_bytes)
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak counter")
 def test_peak_memory_is_the_weights_and_one_tensor(tmp_path: Path) -> None:
-    """Measured in a process of its own: bfloat16 on disk, float32 in memory, so a careless loader needs half as much again."""
+    """Measured in a process of its own. From bfloat16 to float32: a careless loader needs half as much again."""
     small = folders.write(tmp_path / "small")
-    config = {**CONFIG, "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5}
+    config = {
+        **CONFIG,
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 5,
+    }
     tensors = folders.tensors_of(config, torch.bfloat16)
     large = folders.write(tmp_path / "large", config, tensors)
     biggest = max(tensor.numel() for tensor in tensors.values()) * 4
-    run = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     peak, weights = map(int, run.stdout.split())
     assert weights == sum(tensor.numel() for tensor in tensors.values()) * 4 > 100e6

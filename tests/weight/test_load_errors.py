@@ -78,9 +78,12 @@ NOT_A_FOLDER: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "empty": (lambda f: f.mkdir(), ("no config.json",)),
 }
 CONFIGS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "invalid JSON": (lambda f: text(f, "config.json", '{"model_type": '), ("config.json", "not a valid JSON")),
+    "invalid JSON": (
+        lambda f: text(f, "config.json", '{"model_type": '),
+        ("config.json", "not a valid JSON"),
+    ),
     "not UTF-8": (lambda f: (folders.write(f) / "config.json").write_bytes(b'{"a\xff": 1}'), ("valid JSON",)),
-    "nested too deep": (lambda f: text(f, "config.json", "[" * 100_000), ("config.json", "valid JSON")),
+    "nested too deep": (lambda f: text(f, "config.json", '{"a":' * 100_000), ("config.json", "valid JSON")),
     "not an object": (lambda f: text(f, "config.json", "[1]"), ("config.json", "valid JSON")),
     "no family": (lambda f: config(f, model_type=...), ("model_type None", "llama")),
     "unknown family": (lambda f: config(f, model_type="lama"), ("'lama'", "did you mean 'llama'")),
@@ -89,32 +92,65 @@ CONFIGS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no heads": (lambda f: config(f, num_attention_heads=0), ("num_attention_heads",)),
     "too many layers": (lambda f: config(f, num_hidden_layers=10**9), ("num_hidden_layers",)),
     "unknown key": (lambda f: config(f, mlp_bais=True), ("'mlp_bais'", "did you mean 'mlp_bias'")),
-    "quantised": (lambda f: config(f, quantization_config={"bits": 4}), ("quantization_config", "load the one")),
+    "quantised": (
+        lambda f: config(f, quantization_config={"bits": 4}),
+        ("quantization_config", "load the one"),
+    ),
     "encoder": (lambda f: config(f, is_encoder_decoder=True), ("is_encoder_decoder",)),
     "activation": (lambda f: config(f, hidden_act="relu2"), ("'relu2'", "silu")),
     "heads do not share": (lambda f: config(f, num_key_value_heads=3), ("no multiple",)),
     "width does not divide": (lambda f: config(f, hidden_size=18), ("hidden_size=18", "head_dim")),
     "odd heads": (lambda f: config(f, head_dim=5), ("heads of 5", "even")),
-    "longrope": (lambda f: config(f, **rope("longrope", short_factor=[1])), ("'longrope' is not supported", "yarn")),
+    "longrope": (
+        lambda f: config(f, **rope("longrope", short_factor=[1])),
+        ("'longrope' is not supported", "yarn"),
+    ),
     "rope without factor": (lambda f: config(f, **rope("linear")), ("'linear' needs a factor",)),
     "rope below 1": (lambda f: config(f, **rope("linear", factor=0.5)), ("factor=0.5",)),
     "rope of text": (lambda f: config(f, **rope("linear", factor="4")), ("factor='4' must be a number",)),
-    "rope key": (lambda f: config(f, **rope("llama3", factor=2.0, low_frq_factor=1.0)), ("did you mean 'low_freq_factor'",)),
+    "rope key": (
+        lambda f: config(f, **rope("llama3", factor=2.0, low_frq_factor=1.0)),
+        ("did you mean 'low_freq_factor'",),
+    ),
     "rope base": (lambda f: config(f, rope_theta=0.5), ("rope_theta",)),
     "partial rotary": (lambda f: config(f, partial_rotary_factor=0.5), ("partial_rotary_factor",)),
-    "generation": (lambda f: text(f, "generation_config.json", "{"), ("generation_config.json", "valid JSON")),
-    "generation type": (lambda f: text(f, "generation_config.json", '{"top_k": "all"}'), ("generation_config", "top_k")),
+    "generation": (
+        lambda f: text(f, "generation_config.json", "{"),
+        ("generation_config.json", "valid JSON"),
+    ),
+    "generation type": (
+        lambda f: text(f, "generation_config.json", '{"top_k": "all"}'),
+        ("generation_config", "top_k"),
+    ),
 }
 WEIGHTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no weights": (without_weights, (SINGLE, INDEX, "download")),
-    "pickles": (lambda f: without_weights(f, "pytorch_model.bin"), ("pytorch_model.bin", "convert to safetensors")),
-    "missing": (lambda f: tensors(f, lambda t: t.pop("model.layers.1.mlp.up_proj.weight")), ("lacks model.layers.1.mlp.up",)),
-    "missing head": (lambda f: tensors(f, lambda t: t.pop(HEAD)), ("lacks lm_head.weight", "tie_word_embeddings")),
-    "renamed": (lambda f: tensors(f, lambda t: t.update(model_norm=t.pop("model.norm.weight"))), ("nearest", "model_norm")),
-    "extra": (lambda f: tensors(f, lambda t: t.update(extra=torch.zeros(3))), ("has extra that config.json has no place",)),
+    "pickles": (
+        lambda f: without_weights(f, "pytorch_model.bin"),
+        ("pytorch_model.bin", "convert to safetensors"),
+    ),
+    "missing": (
+        lambda f: tensors(f, lambda t: t.pop("model.layers.1.mlp.up_proj.weight")),
+        ("lacks model.layers.1.mlp.up",),
+    ),
+    "missing head": (
+        lambda f: tensors(f, lambda t: t.pop(HEAD)),
+        ("lacks lm_head.weight", "tie_word_embeddings"),
+    ),
+    "renamed": (
+        lambda f: tensors(f, lambda t: t.update(model_norm=t.pop("model.norm.weight"))),
+        ("nearest", "model_norm"),
+    ),
+    "extra": (
+        lambda f: tensors(f, lambda t: t.update(extra=torch.zeros(3))),
+        ("has extra that config.json has no place",),
+    ),
     "many extra": (lambda f: config(f, num_hidden_layers=1), ("and 6 more tensors",)),
     "wrong shape": (lambda f: config(f, intermediate_size=32), ("shape [24, 16]", "asks for [32, 16]")),
-    "integers": (lambda f: tensors(f, lambda t: t.update({EMBED: torch.zeros(64, 16).byte()})), ("stored as U8", "quantised")),
+    "integers": (
+        lambda f: tensors(f, lambda t: t.update({EMBED: torch.zeros(64, 16).byte()})),
+        ("stored as U8", "quantised"),
+    ),
     "other tied head": (
         lambda f: tensors(f, lambda t: t.update({HEAD: t[EMBED] + 1}), tie_word_embeddings=True),
         ("differs from", "tie_word_embeddings to false"),
@@ -125,26 +161,59 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "half the data": (lambda f: raw(f, lambda b: b[: len(b) // 2]), (SINGLE, "truncated")),
     "a byte too many": (lambda f: raw(f, lambda b: b + b"x"), (SINGLE, "corrupt")),
     "giant header": (lambda f: raw(f, lambda b: b"\xff" * 8 + b[8:]), (SINGLE, "header")),
-    "header of noise": (lambda f: raw(f, lambda b: b[:8] + b"\xfe" * 40 + b[48:]), (SINGLE, "header is corrupt")),
-    "header of brackets": (lambda f: raw(f, lambda b: folders.assemble(b"[" * 100_000, b"")), ("header is corrupt",)),
+    "header of noise": (
+        lambda f: raw(f, lambda b: b[:8] + b"\xfe" * 40 + b[48:]),
+        (SINGLE, "header is corrupt"),
+    ),
+    "header of brackets": (
+        lambda f: raw(f, lambda b: folders.assemble(b"[" * 100_000, b"")),
+        ("header is corrupt",),
+    ),
     "header of lists": (lambda f: header(f, lambda h: h.update({EMBED: []})), ("header is corrupt",)),
-    "overlap": (lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[4, 4100])), (EMBED, "do not fit")),
-    "backwards": (lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[4096, 0])), (EMBED, "do not fit")),
-    "past the end": (lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[0, 1 << 60])), (EMBED, "do not fit")),
-    "negative axis": (lambda f: header(f, lambda h: h[EMBED].update(shape=[-64, -16])), (EMBED, "impossible shape")),
-    "overflowing shape": (lambda f: header(f, lambda h: h[EMBED].update(shape=[1 << 62, 1 << 62])), ("impossible shape",)),
-    "many axes": (lambda f: header(f, lambda h: h[EMBED].update(shape=[1] * 99)), (EMBED, "impossible shape")),
+    "overlap": (
+        lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[4, 4100])),
+        (EMBED, "do not fit"),
+    ),
+    "backwards": (
+        lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[4096, 0])),
+        (EMBED, "do not fit"),
+    ),
+    "past the end": (
+        lambda f: header(f, lambda h: h[EMBED].update(data_offsets=[0, 1 << 60])),
+        (EMBED, "do not fit"),
+    ),
+    "negative axis": (
+        lambda f: header(f, lambda h: h[EMBED].update(shape=[-64, -16])),
+        (EMBED, "impossible shape"),
+    ),
+    "overflowing shape": (
+        lambda f: header(f, lambda h: h[EMBED].update(shape=[1 << 62, 1 << 62])),
+        ("impossible shape",),
+    ),
+    "many axes": (
+        lambda f: header(f, lambda h: h[EMBED].update(shape=[1] * 99)),
+        (EMBED, "impossible shape"),
+    ),
+    "name of two lines": (
+        lambda f: header(f, lambda h: h.update({"a\nb": h.pop(EMBED)})),
+        ("not a model", "'a\\nb'"),
+    ),
     "unknown dtype": (lambda f: header(f, lambda h: h[EMBED].update(dtype="F7")), (EMBED, "'F7'")),
     "hole": (lambda f: header(f, lambda h: h.pop(EMBED)), (SINGLE, "do not fit")),
     "missing shard": (lambda f: shards(f, lambda f: (f / SHARD).unlink()), (SHARD, "is missing")),
     "broken shard": (lambda f: shards(f, lambda f: (f / SHARD).write_bytes(b"")), (SHARD, "truncated")),
-    "shard elsewhere": (lambda f: index(f, lambda m: m.update({EMBED: "../x.safetensors"})), ("../x.safetensors",)),
+    "shard elsewhere": (
+        lambda f: index(f, lambda m: m.update({EMBED: "../x.safetensors"})),
+        ("../x.safetensors",),
+    ),
     "shard is no safetensors": (lambda f: index(f, lambda m: m.update({EMBED: "x.bin"})), ("x.bin",)),
     "index is wrong": (lambda f: index(f, lambda m: m.update(other=SHARD)), (INDEX, "other is in")),
     "index without map": (lambda f: shards(f, lambda f: (f / INDEX).write_text("{}")), (INDEX, "weight_map")),
     "index of numbers": (lambda f: index(f, lambda m: m.update({EMBED: 1})), (INDEX, "weight_map")),
     "tensor twice": (
-        lambda f: shards(f, lambda f: (f / SHARD).write_bytes((f / SHARD.replace("00001-", "00002-")).read_bytes())),
+        lambda f: shards(
+            f, lambda f: (f / SHARD).write_bytes((f / SHARD.replace("00001-", "00002-")).read_bytes())
+        ),
         ("is in both",),
     ),
 }

@@ -32,7 +32,13 @@ class State(NamedTuple):
 
 
 def attend(
-    q_TNH: Tensor, k_LGH: Tensor, v_LGH: Tensor, positions_T: Tensor, start: int, scale: float, window: int | None
+    q_TNH: Tensor,
+    k_LGH: Tensor,
+    v_LGH: Tensor,
+    positions_T: Tensor,
+    start: int,
+    scale: float,
+    window: int | None,
 ) -> State:
     """Attention of T queries at `positions_T` (ascending) over keys at positions [start, start + L)."""
     return State(*reference.attend(q_TNH, k_LGH, v_LGH, positions_T, start, scale, window))

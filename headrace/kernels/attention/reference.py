@@ -12,14 +12,28 @@ BLOCK = 256
 
 
 def attend(
-    q_TNH: Tensor, k_LGH: Tensor, v_LGH: Tensor, positions_T: Tensor, start: int, scale: float, window: int | None
+    q_TNH: Tensor,
+    k_LGH: Tensor,
+    v_LGH: Tensor,
+    positions_T: Tensor,
+    start: int,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor]:
     """See the package. Scores and sums are float32 for half-precision inputs."""
     wide = torch.promote_types(q_TNH.dtype, torch.float32)
     kT_GHL, v_GLH = k_LGH.to(wide).permute(1, 2, 0), v_LGH.to(wide).transpose(0, 1)
     positions_L = torch.arange(start, start + len(k_LGH), device=q_TNH.device)
     blocks = [
-        _attend_block(q_TNH[i : i + BLOCK].to(wide), kT_GHL, v_GLH, positions_T[i : i + BLOCK], positions_L, scale, window)
+        _attend_block(
+            q_TNH[i : i + BLOCK].to(wide),
+            kT_GHL,
+            v_GLH,
+            positions_T[i : i + BLOCK],
+            positions_L,
+            scale,
+            window,
+        )
         for i in range(0, len(q_TNH), BLOCK)
     ]
     out_TNH = torch.cat([out for out, _ in blocks]) if len(blocks) > 1 else blocks[0][0]

@@ -19,19 +19,15 @@ class State(Protocol):
 
     def apply(self, logits_V: Tensor) -> Tensor:
         """The changed logits: float32 or float64 [V], -inf forbids a token. May overwrite its argument."""
-        ...
 
     def accept(self, token: int) -> None:
         """The sequence now ends with this token."""
-        ...
 
     def fork(self) -> State:
         """An equal state that goes its own way from here."""
-        ...
 
     def rollback(self, count: int) -> None:
         """Takes back the last `count` accepted tokens."""
-        ...
 
 
 class Processor(Protocol):
@@ -44,7 +40,6 @@ class Processor(Protocol):
 
         eos: the end tokens of the model, empty if the request ignores them.
         """
-        ...
 
 
 SLOT = Slot(

@@ -8,8 +8,8 @@ from headrace.kernels.rms_norm import reference, rms_norm
 from tests.kernels.case import Case
 
 SAME_BITS_ON_EVERY_LEVEL = True
-ROWS = (0, 1, 2, 5, 513)
-WIDTHS = (1, 7, 16, 63, 64, 65, 130, 256, 2047)
+ROWS = (0, 1, 5, 513)
+WIDTHS = (1, 7, 16, 64, 65, 130, 2047)
 
 
 def run(case: Case) -> torch.Tensor:

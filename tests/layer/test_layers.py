@@ -1,0 +1,139 @@
+"""Layers against the formula in their docstrings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.layer.attention import SelfAttention
+from headrace.layer.embedding import Embedding, Head
+from headrace.layer.linear import Linear
+from headrace.layer.mlp import GatedMlp
+from headrace.layer.moe import MixtureMlp
+from headrace.layer.norm import RmsNorm
+
+D, F_, E, K = 8, 12, 6, 2
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def linear(outputs: int, inputs: int, bias: bool = False) -> Linear:
+    return Linear(torch.randn(outputs, inputs).double(), torch.randn(outputs).double() if bias else None)
+
+
+def gated(activation="silu") -> GatedMlp:
+    return GatedMlp(activation, gate=linear(F_, D), up=linear(F_, D), down=linear(D, F_))
+
+
+def rows(count: int) -> Tensor:
+    return torch.randn(count, D).double()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm(offset: float) -> None:
+    x, weight = rows(5), torch.randn(D).double()
+    want = x / (x.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt() * (offset + weight)
+    assert torch.allclose(RmsNorm(weight, 1e-5, offset)(x), want, atol=1e-12)
+    heads = torch.randn(5, 3, D).double()
+    assert torch.allclose(
+        RmsNorm(weight, 1e-5, offset)(heads)[2, 1], RmsNorm(weight, 1e-5, offset)(heads[2, 1])
+    )
+
+
+def test_embedding_and_head() -> None:
+    table = torch.randn(10, D)
+    assert torch.equal(Embedding(table)(torch.tensor([3, 3, 0])), table[[3, 3, 0]])
+    assert torch.equal(Embedding(table, 2.5)(torch.tensor([3])), table[[3]] * 2.5)
+    assert Embedding(table.bfloat16(), 3072**0.5).scale == 55.5
+    assert torch.allclose(Head(table)(table[:2]), table[:2] @ table.T)
+
+
+@pytest.mark.parametrize(
+    ("name", "act"), [("silu", F.silu), ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"))]
+)
+def test_gated_mlp(name, act) -> None:
+    mlp, x = gated(name), rows(4)
+    want = (act(x @ mlp.gate.weight_OI.T) * (x @ mlp.up.weight_OI.T)) @ mlp.down.weight_OI.T
+    assert torch.allclose(mlp(x), want)
+
+
+def mixture(renormalise: bool = True, experts: list[GatedMlp] | None = None) -> MixtureMlp:
+    experts = experts or [gated() for _ in range(E)]
+    return MixtureMlp(router=linear(E, D), experts=experts, active=K, renormalise=renormalise)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_mixture_is_the_weighted_sum_of_each_rows_best_experts(renormalise: bool, count: int) -> None:
+    moe, x = mixture(renormalise), rows(count)
+    want = torch.zeros_like(x)
+    for t in range(count):
+        share = (x[t] @ moe.router.weight_OI.T).softmax(dim=-1)
+        best = share.argsort(descending=True)[:K]
+        total = share[best].sum() if renormalise else 1.0
+        for e in best.tolist():
+            want[t] += share[e] / total * moe.experts[e](x[t : t + 1])[0]
+    assert torch.allclose(moe(x), want)
+
+
+def test_mixture_touches_only_active_experts_and_each_once() -> None:
+    """An expert that no row wants is never called; one that several want is called once, with all of them."""
+
+    class Counted:
+        def __init__(self) -> None:
+            self.rows: list[int] = []
+
+        def __call__(self, x: Tensor) -> Tensor:
+            self.rows.append(len(x))
+            return x
+
+    experts = [Counted() for _ in range(E)]
+    moe, x = mixture(experts=experts), rows(3)
+    _, expert_TK = moe.route(x)
+    assert torch.allclose(moe(x), x)  # shares sum to one
+    wanted = torch.bincount(expert_TK.flatten(), minlength=E).tolist()
+    assert [expert.rows for expert in experts] == [[n] if n else [] for n in wanted]
+    assert 0 in wanted
+
+
+def test_mixture_rows_do_not_depend_on_each_other() -> None:
+    moe, x = mixture(), rows(7)
+    assert torch.allclose(moe(x), torch.cat([moe(row.unsqueeze(0)) for row in x]), atol=1e-14, rtol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_router_shares_are_at_least_float32() -> None:
+    moe = MixtureMlp(router=Linear(torch.randn(E, D).bfloat16()), experts=[], active=K, renormalise=False)
+    with torch.backends.mkldnn.flags(enabled=False):
+        share_TK, _ = moe.route(torch.randn(2, D).bfloat16())
+    assert share_TK.dtype == torch.float32
+
+
+def test_attention_hands_the_store_normed_then_rotated_heads() -> None:
+    class Store:
+        def attend(self, layer, q_TNH, k_TGH, v_TGH, batch):
+            self.got = (layer, q_TNH, k_TGH, v_TGH, batch)
+            return q_TNH * 2
+
+    N, G, H = 4, 2, 4
+    q, k, v, out = (
+        linear(N * H, D, True),
+        linear(G * H, D, True),
+        linear(G * H, D, True),
+        linear(D, N * H, True),
+    )
+    q_norm, k_norm = (RmsNorm(torch.randn(H).double(), 1e-5) for _ in range(2))
+    attention = SelfAttention(3, H, q=q, k=k, v=v, out=out, q_norm=q_norm, k_norm=k_norm)
+    store, x = Store(), rows(5)
+    got = attention(x, torch.negative, "batch", store)
+    layer, q_TNH, k_TGH, v_TGH, batch = store.got
+    assert (layer, batch) == (3, "batch")
+    assert torch.equal(q_TNH, -q_norm(q(x).view(5, N, H)))
+    assert torch.equal(k_TGH, -k_norm(k(x).view(5, G, H)))
+    assert torch.equal(v_TGH, v(x).view(5, G, H))
+    assert torch.equal(got, out((q_TNH * 2).view(5, N * H)))
