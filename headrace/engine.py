@@ -86,7 +86,7 @@ class Engine:
         self.defaults: Mapping[str, Any] = {}
         device, dtype = torch_device(config.device), torch_dtype(config)
         if decoder is None:
-            self.path = box.path(config.model) if box.contains(config.model) else Path(config.model)
+            self.path = box.path(config.model) if config.model in box.MODELS else Path(config.model)
             architecture = describe(self.path).architecture
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device

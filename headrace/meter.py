@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import sys
 import time
@@ -44,6 +43,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def peak_rss_bytes() -> int:
     """Most memory that this process has held so far."""
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -36,7 +36,9 @@ def test_outputs_are_in_the_order_of_the_prompts(llm: LLM) -> None:
     outputs = llm.generate(PROMPTS, params)
     assert [output.prompt for output in outputs] == PROMPTS
     assert [len(output.samples[0].token_ids) for output in outputs] == [9, 1, 30, 4, 2]
-    assert [output.text for output in outputs] == [alone(llm, p, one) for p, one in zip(PROMPTS, params)]
+    assert [output.text for output in outputs] == [
+        alone(llm, p, one) for p, one in zip(PROMPTS, params, strict=True)
+    ]
 
 
 def test_an_output_says_what_happened(llm: LLM) -> None:

@@ -102,7 +102,8 @@ def _read_turn() -> str | None:
         return None
     if sys.stdin.isatty():
         try:
-            return input("> ").strip()
+            sys.stderr.write("> ")
+            return input().strip()
         except (EOFError, KeyboardInterrupt):
             write("\n")
             return None

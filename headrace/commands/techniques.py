@@ -133,8 +133,8 @@ def _row(slot: Slot, name: str) -> tuple[str, str, str, str]:
 def _markdown_row(slot: Slot, name: str) -> str:
     facts = to_json(slot, name)
     what = doc(slot.load(name)).partition("\n")[0]
-    rules = [f"needs `{need['fact']}`: {need['why']}" for need in facts["needs"]]
-    rules += [f"not with `{clash['fact']}`: {clash['why']}" for clash in facts["breaks"]]
+    rules = [f"Needs `{need['fact']}`: {need['why']}." for need in facts["needs"]]
+    rules += [f"Not with `{clash['fact']}`: {clash['why']}." for clash in facts["breaks"]]
     chosen = ", ".join(f"`{_option(option)}`" for option in facts["options"])
     cells = (f"`{name}`", " ".join([what, *rules]), facts["exact"], chosen, facts["paper"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -18,8 +18,7 @@ from headrace.weight.config import Common, Context, Count, Eps, activation, arch
 from headrace.weight.names import STANDARD, Names
 from headrace.weight.rope import read_rope
 
-_QKV = "model.layers.{i}.self_attn.qkv_proj"
-_GATE_UP = "model.layers.{i}.mlp.gate_up_proj"
+_LAYER = "model.layers.{i}"
 
 
 class Config(Common, kw_only=True, frozen=True):
@@ -39,14 +38,11 @@ class Phi3:
     card: ClassVar[Card] = Card(slot="model", exact="bits", paper="https://arxiv.org/abs/2404.14219")
     schema: ClassVar[type[Config]] = Config
     names: ClassVar[Names] = Names(
-        modules={
-            **STANDARD,
-            "blocks.{i}.attention.q": _QKV,
-            "blocks.{i}.attention.k": _QKV,
-            "blocks.{i}.attention.v": _QKV,
-            "blocks.{i}.mlp.gate": _GATE_UP,
-            "blocks.{i}.mlp.up": _GATE_UP,
-        }
+        modules=STANDARD,
+        fused={
+            f"{_LAYER}.self_attn.qkv_proj": tuple(f"blocks.{{i}}.attention.{part}" for part in "qkv"),
+            f"{_LAYER}.mlp.gate_up_proj": ("blocks.{i}.mlp.gate", "blocks.{i}.mlp.up"),
+        },
     )
 
     def architecture(self, config: Config) -> Architecture:

@@ -88,7 +88,11 @@ def find_tensors(folder: Path) -> dict[str, Entry]:
     if not (folder / INDEX).exists():
         raise ModelError(_no_weights(folder))
     index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
+    if (
+        not index
+        or not isinstance(index, dict)
+        or not all(isinstance(shard, str) for shard in index.values())
+    ):
         raise ModelError(f"{folder / INDEX} has no weight_map from tensors to files: download it again")
     found: dict[str, Entry] = {}
     for shard in sorted(set(index.values())):

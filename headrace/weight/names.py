@@ -10,7 +10,7 @@ blocks.0.mlp.router.weight  blocks.0.mlp.experts.0.{gate,up,down}.weight      wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from headrace.architecture import Architecture, Attention, Block, Mlp
@@ -47,7 +47,9 @@ class Names:
     """Where one family's checkpoints keep each tensor."""
 
     modules: Mapping[str, str]
-    """Our module -> theirs. Modules that share one of theirs are its rows, in the order in which they appear here."""
+    """Our module -> theirs."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Theirs -> ours, where one of theirs holds the rows of several of ours: first rows first. Wins over `modules`."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that belong to parts we do not run (vision towers)."""
     prefixes: tuple[tuple[str, str], ...] = ()
@@ -65,12 +67,14 @@ class Names:
 
     def plan(self, architecture: Architecture) -> dict[str, list[tuple[str, Shape]]]:
         """Checkpoint tensor -> our tensors that are its rows, first rows first."""
-        rank = {module: place for place, module in enumerate(self.modules)}
+        places = {module: (theirs, 0) for module, theirs in self.modules.items()}
+        for theirs, ours in self.fused.items():
+            places |= {module: (theirs, rank) for rank, module in enumerate(ours)}
         ranked: dict[str, list[tuple[int, str, Shape]]] = {}
         for name, shape in shapes(architecture).items():
             template, indices, leaf = _split(name)
-            source = f"{self.modules[template].format(**indices)}.{leaf}"
-            ranked.setdefault(source, []).append((rank[template], name, shape))
+            theirs, rank = places[template]
+            ranked.setdefault(f"{theirs.format(**indices)}.{leaf}", []).append((rank, name, shape))
         return {
             source: [(name, shape) for _, name, shape in sorted(parts)] for source, parts in ranked.items()
         }

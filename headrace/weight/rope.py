@@ -58,7 +58,7 @@ def read_rope(config: Common, default_theta: float = 10000.0) -> Rope:
 def make_rope(given: Mapping[str, Any], theta: float, context: int, partial: float | None = None) -> Rope:
     """The scheme that one dict describes; `theta` and `partial` hold where the dict has none."""
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in _OPTIONS:
+    if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"rope_type {kind!r} is not supported; {nearest(str(kind), _OPTIONS)}")
     known = _OPTIONS[kind]
     for key, value in given.items():

@@ -28,6 +28,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+RAMP = {"head_dim": 16, "rope_theta": 100.0}
+"""Frequencies so close that some lie on the ramps of yarn and llama3."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
 
 
@@ -42,17 +44,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-linear": ("Llama", _scaled("linear", factor=4.0)),
     "llama-dynamic": ("Llama", {**_scaled("dynamic", factor=8.0), "max_position_embeddings": 16}),
-    "llama-llama3": ("Llama", _scaled("llama3", **LLAMA3)),
-    "llama-yarn": ("Llama", _scaled("yarn", **YARN)),
-    "llama-yarn-temper": ("Llama", _scaled("yarn", **YARN, mscale=1.0, mscale_all_dim=0.5)),
-    "llama-yarn-whole": (
-        "Llama",
-        {"head_dim": 16, "rope_theta": 100.0, **_scaled("yarn", **YARN, beta_fast=4.0, truncate=False)},
-    ),
-    "llama-yarn-betas": (
-        "Llama",
-        _scaled("yarn", **YARN, beta_fast=8.0, beta_slow=2.0, attention_factor=1.3),
-    ),
+    "llama-llama3": ("Llama", {**RAMP, **_scaled("llama3", **LLAMA3)}),
+    "llama-yarn": ("Llama", {**RAMP, **_scaled("yarn", **YARN)}),
+    "llama-yarn-temper": ("Llama", {**RAMP, **_scaled("yarn", **YARN, mscale=1.0, mscale_all_dim=0.5)}),
+    "llama-yarn-betas": ("Llama", {**RAMP, **_scaled("yarn", **YARN, beta_fast=2.0, beta_slow=0.5)}),
+    "llama-yarn-whole": ("Llama", {**RAMP, **_scaled("yarn", **YARN, truncate=False, attention_factor=1.3)}),
     "mistral": ("Mistral", {"sliding_window": 8}),
     "mistral-full": ("Mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("Qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),

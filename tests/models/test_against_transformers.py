@@ -116,7 +116,7 @@ def test_other_dtypes(name: str, stored: torch.dtype, dtype: torch.dtype, tmp_pa
 
 OLD_SPELLINGS = {
     "llama-linear": {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
-    "llama-llama3": {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "llama3", **oracle.LLAMA3}},
+    "llama-llama3": {"rope_theta": 100.0, "rope_scaling": {"rope_type": "llama3", **oracle.LLAMA3}},
     "qwen2-yarn": {"rope_scaling": {"type": "yarn", **oracle.YARN}},
     "gemma3_text-types": {
         "rope_theta": 1e6,

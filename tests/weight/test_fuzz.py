@@ -17,17 +17,34 @@ from tests.models.test_published_configs import COUNTS
 from tests.weight import folders
 
 quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.text()
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(),
 )
 VALUES = st.recursive(
     st.one_of(SCALARS, st.integers(0, 8)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=5,
 )
-ROPE_KEYS = ("rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings", "beta_fast", "truncate")
+ROPE_KEYS = (
+    "rope_type",
+    "type",
+    "factor",
+    "rope_theta",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "truncate",
+)
 ROPES = st.dictionaries(
     st.sampled_from(ROPE_KEYS),
     st.one_of(VALUES, st.sampled_from(["linear", "dynamic", "yarn", "llama3", 0, 1, 2.0, 1e300, 16])),

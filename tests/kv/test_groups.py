@@ -1,0 +1,62 @@
+"""Groups and page sizes: pages of equal bytes, whatever the groups store."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.kv.groups import MAX_GRANULE, GroupSpec, Member, size_pages
+
+
+def group(layers: int, heads: int = 1, size: int = 1) -> GroupSpec:
+    return GroupSpec("g", tuple(Member(layer, tuple(range(heads)), size) for layer in range(layers)))
+
+
+def plain_bytes(spec: GroupSpec, tokens: int) -> int:
+    return -(-spec.elements_per_token * tokens * 4 // 64) * 64
+
+
+def test_elements_are_keys_and_values_of_every_member() -> None:
+    spec = GroupSpec("g", (Member(0, (0, 1), 8), Member(3, (2,), 4)))
+    assert spec.elements_per_token == 2 * (2 * 8 + 1 * 4)
+
+
+def test_one_group_has_pages_of_the_base() -> None:
+    sizes = size_pages([group(4, 2, 8)], 16, plain_bytes)
+    assert sizes.tokens == (16,) and sizes.granule == 16
+    assert sizes.page_bytes == 4 * 2 * 2 * 8 * 16 * 4
+
+
+def test_a_smaller_group_keeps_more_tokens_in_a_page_of_the_same_bytes() -> None:
+    sizes = size_pages([group(6, 2, 8), group(2, 2, 8)], 4, plain_bytes)
+    assert sizes.tokens == (4, 12) and sizes.granule == 12
+    assert sizes.page_bytes == plain_bytes(group(6, 2, 8), 4)
+
+
+def test_uneven_multiples_fall_back_to_powers_of_two_rather_than_a_huge_granule() -> None:
+    groups = [group(7 * 5 * 3, 1, 16), group(5 * 3, 1, 16), group(7 * 3, 1, 16), group(3, 1, 16)]
+    sizes = size_pages(groups, 16, plain_bytes)
+    assert sizes.tokens == (16, 64, 64, 512)  # 7, 5 and 35 times the base would meet at 560 tokens, not at 512
+    assert sizes.granule == 512
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    st.lists(
+        st.builds(group, st.integers(1, 9), st.integers(1, 4), st.sampled_from([1, 3, 16, 16])),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 40),
+)
+def test_pages_hold_what_they_promise(groups: list[GroupSpec], base: int) -> None:
+    sizes = size_pages(groups, base, plain_bytes)
+    for spec, tokens in zip(groups, sizes.tokens, strict=True):
+        assert plain_bytes(spec, tokens) <= sizes.page_bytes, "a page is too small"
+        assert tokens % base == 0 and sizes.granule % tokens == 0
+    if not any(spec.elements_per_token % 16 for spec in groups):  # nothing is rounded up
+        assert min(sizes.tokens) == base, "the largest entries have the base"
+    assert sizes.granule == math.lcm(*sizes.tokens) <= MAX_GRANULE
+    assert sizes.page_bytes == max(plain_bytes(spec, base) for spec in groups)
