@@ -9,17 +9,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from headrace.compose import user_slots
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError, nearest
 from headrace.meter import ProgressBar
-from headrace.text.chat import ChatTemplate
 from headrace.text.reply import Chunk, Output, Reply, Sample, Usage
 from headrace.text.tokenizer import Tokenizer
 from headrace.types import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from headrace.text.chat import ChatTemplate
 
 __all__ = ["LLM", "Chunk", "Output", "Sample", "Usage"]
 
@@ -63,6 +65,8 @@ class LLM:
     @cached_property
     def template(self) -> ChatTemplate:
         """The model's chat template. Raises ModelError if it has none."""
+        from headrace.text.chat import ChatTemplate  # and jinja2: only for chats
+
         return ChatTemplate.load(self.tokenizer.folder)
 
     def sampling(self, **fields: Any) -> SamplingParams:

@@ -1,17 +1,18 @@
 """Makes the models in the box: `python -m training all` redoes everything; each step can be run alone.
 
-    python -m training tokenizer | train tiny | train tiny-draft | export tiny | gates tiny | all
+python -m training tokenizer | train tiny | train tiny-draft | export tiny | gates tiny | all
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from training import corpus, export, gates, loop, probe, tokens
+from training import card, corpus, export, gates, loop, probe, tokens
 from training.mixture import build_corpus
 from training.model import Llama
 from training.recipe import RECIPES
@@ -40,8 +41,9 @@ def train_step(state: Path, name: str, until: int | None, workers: int) -> None:
     say(f"{name}: corpus {len(text.ids)} tokens, recipe {recipe.tokens} tokens")
     held_out = (BOX / "heldout.txt").read_text(encoding="utf-8")
     teacher = load_model(state, recipe.teacher) if recipe.teacher else None
-    run = loop.Run(recipe, tokenizer, text, state / name, probe.make_probe(held_out), teacher,
-                   workers=workers)
+    run = loop.Run(
+        recipe, tokenizer, text, state / name, probe.make_probe(held_out), teacher, workers=workers
+    )
     for line in run.lines(until):
         say(line)
 
@@ -74,8 +76,10 @@ def main(arguments: list[str]) -> int:
         if options.step in ("export", "all"):
             export_step(options.state, name)
         if options.step in ("gates", "all"):
-            for line in gates.measure(name, BOX):
+            progress = json.loads((options.state / name / "progress.json").read_text())
+            for line in gates.measure(name, BOX, progress["tokens"], progress["seconds"]):
                 say(line)
+            card.write(BOX / name, corpus.HELD_OUT)
     return 0
 
 

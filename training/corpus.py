@@ -9,10 +9,31 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-HELD_OUT = ("textwrap.py", "heapq.py", "bisect.py", "calendar.py", "shlex.py", "colorsys.py", "fractions.py",
-            "graphlib.py", "queue.py", "sched.py", "string.py")
-SKIPPED_FOLDERS = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload",
-                   "config", "lib2to3", "pydoc_data")
+HELD_OUT = (
+    "textwrap.py",
+    "heapq.py",
+    "bisect.py",
+    "calendar.py",
+    "shlex.py",
+    "colorsys.py",
+    "fractions.py",
+    "graphlib.py",
+    "queue.py",
+    "sched.py",
+    "string.py",
+)
+SKIPPED_FOLDERS = (
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib-dynload",
+    "config",
+    "lib2to3",
+    "pydoc_data",
+)
 LARGEST_FILE = 400_000  # bytes; beyond this it is a table, not code
 
 
@@ -34,7 +55,11 @@ def is_held_out(path: Path) -> bool:
 
 def training_texts() -> list[str]:
     """The texts to train on, in a fixed order, empty files left out."""
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in library_files() if not is_held_out(path)]
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in library_files()
+        if not is_held_out(path)
+    ]
     return [text for text in texts if len(text) > 200]
 
 

@@ -22,31 +22,72 @@ CHAT_TEMPLATE = (
 
 def config(shape: Shape) -> dict[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
-        "vocab_size": shape.vocab, "hidden_size": shape.width, "intermediate_size": shape.mlp,
-        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head, "hidden_act": "silu",
-        "max_position_embeddings": shape.context, "rope_theta": shape.rope_theta, "rope_scaling": None,
-        "rms_norm_eps": shape.norm_eps, "initializer_range": 0.02, "attention_bias": False, "mlp_bias": False,
-        "attention_dropout": 0.0, "pretraining_tp": 1, "tie_word_embeddings": True, "use_cache": True,
-        "bos_token_id": END_OF_TEXT, "eos_token_id": [END_OF_TEXT, END], "pad_token_id": END_OF_TEXT,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": shape.norm_eps,
+        "initializer_range": 0.02,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": [END_OF_TEXT, END],
+        "pad_token_id": END_OF_TEXT,
     }
 
 
 def describe_shape(values: dict[str, Any]) -> Shape:
     """The shape that a config.json written here describes."""
-    return Shape(values["hidden_size"], values["num_hidden_layers"], values["num_attention_heads"],
-                 values["num_key_value_heads"], values["head_dim"], values["intermediate_size"], values["vocab_size"],
-                 values["max_position_embeddings"], values["rope_theta"], values["rms_norm_eps"])
+    return Shape(
+        values["hidden_size"],
+        values["num_hidden_layers"],
+        values["num_attention_heads"],
+        values["num_key_value_heads"],
+        values["head_dim"],
+        values["intermediate_size"],
+        values["vocab_size"],
+        values["max_position_embeddings"],
+        values["rope_theta"],
+        values["rms_norm_eps"],
+    )
 
 
 def tokenizer_config(shape: Shape) -> dict[str, Any]:
-    added = {str(i): {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
-                      "single_word": False, "special": True} for i, text in enumerate(SPECIALS)}
+    added = {
+        str(i): {
+            "content": text,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for i, text in enumerate(SPECIALS)
+    }
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.context, "add_bos_token": True,
-        "add_eos_token": False, "bos_token": SPECIALS[END_OF_TEXT], "eos_token": SPECIALS[END_OF_TEXT],
-        "pad_token": SPECIALS[END_OF_TEXT], "unk_token": None, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": shape.context,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": SPECIALS[END_OF_TEXT],
+        "eos_token": SPECIALS[END_OF_TEXT],
+        "pad_token": SPECIALS[END_OF_TEXT],
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": added,
     }
 
@@ -56,9 +97,16 @@ def write(model: Llama, tokenizer: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    generation = {"bos_token_id": END_OF_TEXT, "eos_token_id": [END_OF_TEXT, END], "pad_token_id": END_OF_TEXT}
-    for name, value in (("config", config(model.shape)), ("generation_config", generation),
-                        ("tokenizer_config", tokenizer_config(model.shape))):
+    generation = {
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": [END_OF_TEXT, END],
+        "pad_token_id": END_OF_TEXT,
+    }
+    for name, value in (
+        ("config", config(model.shape)),
+        ("generation_config", generation),
+        ("tokenizer_config", tokenizer_config(model.shape)),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copy(tokenizer, folder / "tokenizer.json")

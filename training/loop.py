@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from training.muon import Optimiser
 from training.recipe import Recipe
 
 SAVE_EVERY = 150.0  # seconds
-PROBE_EVERY = 420.0  # seconds
+PROBE_EVERY = 540.0  # seconds
 LINE_EVERY = 25  # steps
 
 
@@ -42,18 +43,38 @@ def soft_loss(hidden_TD: Tensor, table_VD: Tensor, teacher_TV: Tensor, weight_T:
     return -((teacher_TV.float().softmax(-1) * logits_TV.log_softmax(-1)).sum(-1) * weight_T).sum()
 
 
+@torch.no_grad()
+def inherit_embeddings(student: Llama, teacher: Llama) -> None:
+    """Start from the teacher's embeddings, seen along their main directions: [V, D] -> [V, narrower D]."""
+    table_VD = teacher.model.embed_tokens.weight
+    directions = torch.linalg.svd(table_VD, full_matrices=False).Vh[: student.shape.width]
+    student.model.embed_tokens.weight.copy_(table_VD @ directions.T)
+
+
 class Run:
     """One model in training. `probe(model, tokenizer)` returns a line on what it can do so far."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, corpus: Corpus, folder: Path,
-                 probe: Callable[[Llama, Tokenizer], str], teacher: Llama | None = None, compiled: bool = True,
-                 workers: int = 2) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        folder: Path,
+        probe: Callable[[Llama, Tokenizer], str],
+        teacher: Llama | None = None,
+        compiled: bool = True,
+        workers: int = 2,
+    ) -> None:
         self.recipe, self.tokenizer, self.corpus, self.folder = recipe, tokenizer, corpus, folder
         self.probe, self.teacher = probe, teacher
         self.model = Llama(recipe.shape, seed=recipe.seed)
+        if teacher is not None:
+            inherit_embeddings(self.model, teacher)
         self.optimiser = Optimiser(self.model, recipe.matrix_lr, recipe.other_lr)
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.rows_seen: set[int] = set()
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self.stop)
         # One micro-batch per core, each on a single thread: no barrier inside an operation, so a busy core delays
         # its own micro-batch only. Gradients are summed in order, whichever comes first.
         torch.set_num_threads(1)
@@ -63,6 +84,10 @@ class Run:
         self.loss = wrap(hard_loss if teacher is None else soft_loss)
         if (folder / "progress.json").exists():
             self.resume()
+
+    def stop(self, *_: object) -> None:
+        """On SIGTERM: finish the step, save, and end."""
+        self.stopping = True
 
     def resume(self) -> None:
         progress = json.loads((self.folder / "progress.json").read_text())
@@ -83,9 +108,9 @@ class Run:
             os.rename(self.folder, old)
         os.rename(fresh, self.folder)
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
+    def hidden(self, model: Llama, ids_BT: Tensor) -> Tensor:
         """As `Llama.hidden`, with the compiled block."""
-        model, T = self.model, ids_BT.shape[1]
+        T = ids_BT.shape[1]
         x_BTD = model.model.embed_tokens(ids_BT).bfloat16()
         cos_TH, sin_TH = model.cos_TH[:T].bfloat16(), model.sin_TH[:T].bfloat16()
         for layer in model.model.layers:
@@ -97,7 +122,9 @@ class Run:
         recipe, rows = self.recipe, max(1, self.recipe.micro // mixture.row)
         ids, weights = (torch.from_numpy(a) for a in mixture.batch(self.step, recipe.batch // mixture.row))
         scale = float(weights[:, 1:].sum())
-        parts = [(part, weight, scale) for part, weight in zip(ids.split(rows), weights.split(rows), strict=True)]
+        parts = [
+            (part, weight, scale) for part, weight in zip(ids.split(rows), weights.split(rows), strict=True)
+        ]
         if mixture.row not in self.rows_seen:  # compile in one thread before several run
             self.gradients(parts[0])
             self.rows_seen.add(mixture.row)
@@ -117,9 +144,16 @@ class Run:
         """Loss of one micro-batch and its gradients. Runs on one core, beside others."""
         part, weight, scale = task
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden_TD = self.hidden(part[:, :-1].contiguous()).flatten(0, 1)
-            loss = self.loss(hidden_TD, self.model.model.embed_tokens.weight, self.targets(part),
-                             weight[:, 1:].flatten()) / scale
+            hidden_TD = self.hidden(self.model, part[:, :-1].contiguous()).flatten(0, 1)
+            loss = (
+                self.loss(
+                    hidden_TD,
+                    self.model.model.embed_tokens.weight,
+                    self.targets(part),
+                    weight[:, 1:].flatten(),
+                )
+                / scale
+            )
         return float(loss.detach()), list(torch.autograd.grad(loss, list(self.model.parameters())))
 
     def targets(self, part: Tensor) -> Tensor:
@@ -127,7 +161,8 @@ class Run:
         if self.teacher is None:
             return part[:, 1:].flatten()
         with torch.no_grad():
-            return self.teacher(part[:, :-1]).flatten(0, 1)
+            hidden_TD = self.hidden(self.teacher, part[:, :-1].contiguous()).flatten(0, 1)
+            return F.linear(hidden_TD, self.teacher.model.embed_tokens.weight)
 
     def lines(self, until: int | None = None) -> Iterator[str]:
         """Train to the end of the recipe (or to `until` tokens), yielding progress lines."""
@@ -135,7 +170,7 @@ class Run:
         mixture, saved, probed = None, time.monotonic(), time.monotonic()
         losses: list[float] = []
         clock = time.monotonic()
-        while self.seen < end:
+        while self.seen < end and not self.stopping:
             stage = self.recipe.stage(self.seen)
             if mixture is None or (mixture.row, mixture.stage_shares) != (stage.row, stage.shares):
                 mixture = Mixture(self.tokenizer, self.corpus, stage.row, stage.shares, self.recipe.seed)
@@ -144,9 +179,11 @@ class Run:
             self.seconds += now - clock
             speed, clock = self.recipe.batch / (now - clock), now
             if self.step % LINE_EVERY == 0:
-                yield (f"step {self.step} tokens {self.seen / 1e6:.2f}M row {stage.row} loss "
-                       f"{sum(losses) / len(losses):.3f} rate {self.recipe.rate(self.step, self.seen):.2f} "
-                       f"{speed:.0f} tok/s {self.seconds / 60:.1f} min")
+                yield (
+                    f"step {self.step} tokens {self.seen / 1e6:.2f}M row {stage.row} loss "
+                    f"{sum(losses) / len(losses):.3f} rate {self.recipe.rate(self.step, self.seen):.2f} "
+                    f"{speed:.0f} tok/s {self.seconds / 60:.1f} min"
+                )
                 losses.clear()
             if now - saved > SAVE_EVERY:
                 self.save()
@@ -155,4 +192,5 @@ class Run:
                 yield self.probe(self.model, self.tokenizer)
                 probed = clock = time.monotonic()
         self.save()
-        yield self.probe(self.model, self.tokenizer)
+        if not self.stopping:
+            yield self.probe(self.model, self.tokenizer)

@@ -19,7 +19,7 @@ from training.tokens import END_OF_TEXT, VOCABULARY
 Document = tuple[list[int], list[float]]  # token ids, and the loss weight of each as a target
 LEAST_ROOM = 48  # tokens; a smaller gap at the end of a row is filled with text
 CHAT_SHARE = 0.2
-SHORT_ANSWER, LONG_ANSWER, REPEAT, TEXT = 4.0, 1.5, 1.0, 1.0  # loss weights
+SHORT_ANSWER, STEPS, LONG_ANSWER, REPEAT, TEXT = 4.0, 2.5, 1.5, 1.0, 1.0  # loss weights
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,20 @@ def build_corpus(tokenizer: Tokenizer, texts: list[str]) -> Corpus:
 class Mixture:
     """Rows of `row` tokens (plus one, as inputs and targets overlap) by the shares of `kinds`."""
 
-    def __init__(self, tokenizer: Tokenizer, corpus: Corpus, row: int, shares: dict[str, float], seed: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, corpus: Corpus, row: int, shares: dict[str, float], seed: int
+    ) -> None:
         self.tokenizer, self.corpus, self.row, self.seed = tokenizer, corpus, row, seed
         self.stage_shares = shares
         self.kinds, self.shares = list(shares), list(shares.values())
         self.makers: dict[str, Callable[[Random, int], Document]] = {
-            "text": self.text, "repeat": self.repeat, "passkey": self.passkey, "small": self.small,
+            "text": self.text,
+            "repeat": self.repeat,
+            "passkey": self.passkey,
+            "small": self.small,
             "key_value": self.sized("key_value", 2, 30, 11, 180, SHORT_ANSWER),
             "edit_copy": self.sized("edit_copy", 6, 30, 2.8, 200, LONG_ANSWER),
-            "chain": self.sized("chain", 1, 20, 20, 32, LONG_ANSWER),
+            "chain": self.sized("chain", 1, 20, 20, 32, STEPS),
             "json": self.sized("json", 1, 20, 38, 12, LONG_ANSWER),
         }
 
@@ -76,7 +81,7 @@ class Mixture:
 
     def text(self, rng: Random, room: int) -> Document:
         start = rng.randrange(len(self.corpus.ids) - room)
-        ids = [END_OF_TEXT, *self.corpus.ids[start:start + room - 1].tolist()]
+        ids = [END_OF_TEXT, *self.corpus.ids[start : start + room - 1].tolist()]
         return ids, [0.0] + [TEXT] * (room - 1)
 
     def repeat(self, rng: Random, room: int) -> Document:
@@ -95,7 +100,7 @@ class Mixture:
         if rng.random() < 0.5:
             return self.document(rng, tasks.make_passkey(rng, max(1, words)), SHORT_ANSWER)
         start = rng.randrange(len(self.corpus.text) - 4 * words - 4)
-        filler = self.corpus.text[start:start + int(3.2 * words) + 4]
+        filler = self.corpus.text[start : start + int(3.2 * words) + 4]
         return self.document(rng, tasks.make_passkey(rng, 0, filler), SHORT_ANSWER)
 
     def small(self, rng: Random, room: int) -> Document:
@@ -103,12 +108,15 @@ class Mixture:
         low, high = {"add": (1, 4), "multiply": (1, 3), "sort": (2, 10), "countdown": (3, 3)}[name]
         return self.document(rng, tasks.TASKS[name].make(rng, rng.randint(low, high)), SHORT_ANSWER)
 
-    def sized(self, name: str, least: int, fixed: int, each: float, most: int, weight: float
-              ) -> Callable[[Random, int], Document]:
+    def sized(
+        self, name: str, least: int, fixed: int, each: float, most: int, weight: float
+    ) -> Callable[[Random, int], Document]:
         """A maker for a task that takes about `fixed + each * size` tokens; sizes are drawn to fit the room."""
+
         def make(rng: Random, room: int) -> Document:
             largest = max(least, min(most, int((room - fixed) / each)))
             return self.document(rng, tasks.TASKS[name].make(rng, rng.randint(least, largest)), weight)
+
         return make
 
     def document(self, rng: Random, example: tasks.Example, weight: float) -> Document:

@@ -26,7 +26,9 @@ def orthogonalise(g_XRC: Tensor, steps: int = 5) -> Tensor:
 class Optimiser:
     """`step(factor)` applies one update with all learning rates multiplied by `factor`."""
 
-    def __init__(self, model: nn.Module, matrix_lr: float = 0.01, other_lr: float = 2e-3, decay: float = 0.1) -> None:
+    def __init__(
+        self, model: nn.Module, matrix_lr: float = 0.01, other_lr: float = 2e-3, decay: float = 0.1
+    ) -> None:
         self.matrix_lr, self.decay, self.momentum = matrix_lr, decay, 0.95
         named = dict(model.named_parameters())
         self.matrices = {n: p for n, p in named.items() if p.ndim == 2 and "embed" not in n}

@@ -45,23 +45,69 @@ class Recipe:
         return max(0.0, min(warm, (self.tokens - seen) / self.decay))
 
 
-SHORT = {"text": 0.28, "repeat": 0.22, "passkey": 0.14, "key_value": 0.10, "edit_copy": 0.09, "chain": 0.08,
-         "json": 0.04, "small": 0.05}
-MIDDLE = {"text": 0.42, "repeat": 0.08, "passkey": 0.12, "key_value": 0.10, "edit_copy": 0.07, "chain": 0.10,
-          "json": 0.04, "small": 0.07}
-LONG = {"text": 0.50, "repeat": 0.04, "passkey": 0.12, "key_value": 0.10, "edit_copy": 0.04, "chain": 0.10,
-        "json": 0.03, "small": 0.07}
+SHORT = {
+    "text": 0.28,
+    "repeat": 0.22,
+    "passkey": 0.14,
+    "key_value": 0.10,
+    "edit_copy": 0.09,
+    "chain": 0.08,
+    "json": 0.04,
+    "small": 0.05,
+}
+MIDDLE = {
+    "text": 0.36,
+    "repeat": 0.08,
+    "passkey": 0.12,
+    "key_value": 0.11,
+    "edit_copy": 0.09,
+    "chain": 0.13,
+    "json": 0.04,
+    "small": 0.07,
+}
+LONG = {
+    "text": 0.46,
+    "repeat": 0.04,
+    "passkey": 0.13,
+    "key_value": 0.10,
+    "edit_copy": 0.06,
+    "chain": 0.12,
+    "json": 0.03,
+    "small": 0.06,
+}
+
+GUESS = {
+    "text": 0.70,
+    "repeat": 0.05,
+    "passkey": 0.04,
+    "key_value": 0.04,
+    "edit_copy": 0.06,
+    "chain": 0.05,
+    "json": 0.04,
+    "small": 0.02,
+}
 
 RECIPES = {
-    "tiny": Recipe("tiny", TINY, decay=7_000_000, stages=(
-        Stage(256, 8_000_000, SHORT),
-        Stage(512, 15_000_000, MIDDLE),
-        Stage(1024, 23_000_000, LONG),
-        Stage(2048, 28_000_000, LONG),
-    )),
-    "tiny-draft": Recipe("tiny-draft", TINY_DRAFT, decay=4_000_000, teacher="tiny", other_lr=3e-3, stages=(
-        Stage(256, 6_000_000, SHORT),
-        Stage(1024, 14_000_000, MIDDLE),
-        Stage(2048, 16_000_000, LONG),
-    )),
+    "tiny": Recipe(
+        "tiny",
+        TINY,
+        decay=2_800_000,
+        stages=(
+            Stage(256, 3_900_000, SHORT),
+            Stage(512, 5_400_000, MIDDLE),
+            Stage(1024, 6_500_000, LONG),
+            Stage(2048, 6_900_000, LONG),
+        ),
+    ),
+    "tiny-draft": Recipe(
+        "tiny-draft",
+        TINY_DRAFT,
+        decay=2_000_000,
+        teacher="tiny",
+        other_lr=3e-3,
+        stages=(
+            Stage(512, 3_500_000, GUESS),
+            Stage(2048, 4_000_000, GUESS),
+        ),
+    ),
 }

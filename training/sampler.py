@@ -1,9 +1,11 @@
-"""A small batched sampler with a KV cache, for the gates: rows of one prompt length, float32, no stop strings.
+"""A small batched sampler with a KV cache, for the gates: many continuations of one prompt, float32.
 
 Shape suffixes as in `model`; S is the cache's capacity in tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +48,16 @@ def forward(model: Llama, ids_BT: Tensor, cache: Cache) -> Tensor:
 
 
 @torch.no_grad()
-def sample(model: Llama, prompt: list[int], limit: int, rows: int, temperature: float, seed: int,
-           ends: set[int]) -> list[list[int]]:
-    """`rows` continuations of one prompt, each up to its first end token or `limit` tokens; temperature 0 is greedy."""
+def sample(
+    model: Llama,
+    prompt: list[int],
+    limit: int,
+    rows: int,
+    temperature: float,
+    seed: int,
+    ended: Callable[[list[int]], bool],
+) -> list[list[int]]:
+    """`rows` continuations of one prompt, each until `ended(its tokens)` or `limit`; temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     cache = Cache(model, 1, len(prompt) + limit)
     logits_BV = forward(model, torch.tensor([prompt]), cache).repeat(rows, 1)
@@ -61,9 +70,9 @@ def sample(model: Llama, prompt: list[int], limit: int, rows: int, temperature: 
         else:
             chosen_B = logits_BV.argmax(-1)
         for row, token in enumerate(chosen_B.tolist()):
-            live[row] = live[row] and token not in ends
             if live[row]:
                 made[row].append(token)
+                live[row] = not ended(made[row])
         if not any(live) or position == limit - 1:
             break
         logits_BV = forward(model, chosen_B[:, None], cache)

@@ -19,10 +19,12 @@ PIECES = r"\n+[ \t]*| ?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]+|\s+(?!\S)|\s"
 
 def empty_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -40,13 +42,17 @@ def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
     """Train on the corpus and on task texts, and write tokenizer.json; every byte has a token."""
     tokenizer = empty_tokenizer()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, min_frequency=2, show_progress=False,
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        show_progress=False,
         special_tokens=[AddedToken(text, normalized=False, special=True) for text in SPECIALS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([*texts, *task_texts(300)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{SPECIALS[0]} $A", pair=f"{SPECIALS[0]} $A {SPECIALS[0]} $B", special_tokens=[(SPECIALS[0], 0)]
+        single=f"{SPECIALS[0]} $A",
+        pair=f"{SPECIALS[0]} $A {SPECIALS[0]} $B",
+        special_tokens=[(SPECIALS[0], 0)],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))

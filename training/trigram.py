@@ -41,7 +41,7 @@ def trigram_bits(train_T: np.ndarray, test_T: np.ndarray, vocabulary: int) -> fl
     for order in (1, 2, 3):
         known, asked = np.zeros(len(train) - order + 1, np.int64), np.zeros(len(test) - 2, np.int64)
         for i in range(order):
-            known = known * vocabulary + train[i:len(train) - order + 1 + i]
-            asked = asked * vocabulary + test[3 - order + i:len(test) - order + 1 + i]
+            known = known * vocabulary + train[i : len(train) - order + 1 + i]
+            asked = asked * vocabulary + test[3 - order + i : len(test) - order + 1 + i]
         probability = Counts(known, vocabulary).mix(asked, probability, vocabulary)
     return float(-np.log2(probability).sum())

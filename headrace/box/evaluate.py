@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from headrace.box import held_out_text
-from headrace.box.tasks import TASKS, Example, Task
+from headrace.box.tasks import TASKS, Example, Task, examples
 from headrace.errors import ConfigError, nearest
 from headrace.llm import LLM
 from headrace.text.reply import Output
@@ -83,21 +83,21 @@ def _scores(llm: LLM, tasks: Sequence[str], count: int, seed: int, draft: LLM | 
 
 def accuracy(llm: LLM, task: Task, count: int, seed: int) -> Iterator[Score]:
     """Share of `count` greedy answers that are right; nothing if a prompt does not fit."""
-    examples = make_examples(task, count, seed)
-    outputs = _answer(llm, task.name, examples, temperature=0.0)
+    made = examples(task.name, count, seed)
+    outputs = _answer(llm, task.name, made, temperature=0.0)
     if outputs is not None:
-        shares = [(float(task.check(e, o.text)), 1.0) for e, o in zip(examples, outputs, strict=True)]
+        shares = [(float(task.check(e, o.text)), 1.0) for e, o in zip(made, outputs, strict=True)]
         yield _score(task.name, "accuracy", shares, seed, f"{task.size} {task.size_unit}")
 
 
 def pass_at(llm: LLM, count: int, seed: int) -> Iterator[Score]:
     """pass@1 and pass@64 of chain problems: the chance that one of k samples is right."""
     task = TASKS["chain"]
-    examples = make_examples(task, count, seed)
-    outputs = _answer(llm, "pass", examples, temperature=1.0, n=SAMPLES, seed=seed)
+    made = examples(task.name, count, seed)
+    outputs = _answer(llm, "pass", made, temperature=1.0, n=SAMPLES, seed=seed)
     if outputs is None:
         return
-    right = [sum(task.check(e, s.text) for s in o.samples) for e, o in zip(examples, outputs, strict=True)]
+    right = [sum(task.check(e, s.text) for s in o.samples) for e, o in zip(made, outputs, strict=True)]
     for k in (1, SAMPLES):
         shares = [(pass_estimate(SAMPLES, c, k), 1.0) for c in right]
         yield _score("pass", f"pass@{k}", shares, seed, f"{task.size} {task.size_unit}")
@@ -157,12 +157,6 @@ def make_chunks(llm: LLM, text: str) -> list[Chunk]:
     return chunks
 
 
-def make_examples(task: Task, count: int, seed: int) -> list[Example]:
-    """The same examples for the same seed, whatever else is run."""
-    rng = Random(f"{seed}/{task.name}/{task.size}")
-    return [task.make(rng, task.size) for _ in range(count)]
-
-
 def read_card(folder: Path) -> dict[str, float]:
     """The figures of a model in the box, by "task metric"; empty for models without a card."""
     try:
@@ -176,15 +170,15 @@ def read_card(folder: Path) -> dict[str, float]:
 def _answer(
     llm: LLM,
     name: str,
-    examples: Sequence[Example],
+    made: Sequence[Example],
     *,
     temperature: float,
     n: int = 1,
     seed: int | None = None,
 ) -> list[Output] | None:
     """Answers to every example; None if a prompt with its answer exceeds the context."""
-    prompts = [llm.tokenizer.encode(example.prompt) for example in examples]
-    answers = [len(llm.tokenizer.encode(e.answer + e.stop, add_special=False)) for e in examples]
+    prompts = [llm.tokenizer.encode(example.prompt) for example in made]
+    answers = [len(llm.tokenizer.encode(e.answer + e.stop, add_special=False)) for e in made]
     longest = max(len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True))
     if longest >= llm.engine.context:
         _log.warning(
@@ -196,10 +190,10 @@ def _answer(
             temperature=temperature,
             n=n,
             seed=None if seed is None else seed + i,
-            max_tokens=2 * answer + 16,  # room for a wrong answer, too
+            max_tokens=2 * answer + 16,  # room for a longer right answer, or to be wrong
             stop=(example.stop,),
         )
-        for i, (example, answer) in enumerate(zip(examples, answers, strict=True))
+        for i, (example, answer) in enumerate(zip(made, answers, strict=True))
     ]
     return llm.generate(prompts, params)
 

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 from random import Random
 
-NAMES = ("Anna", "Bruno", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karin", "Leo",
-         "Marta", "Nils", "Olga", "Peter", "Rosa", "Simon", "Tara", "Victor", "Wanda", "Yusuf", "Zoe", "Amir")
-PLACES = ("Oslo", "Rome", "Lima", "Cairo", "Paris", "Delhi", "Quito", "Kyoto", "Berne", "Riga", "Sofia", "Turin",
-          "Porto", "Accra", "Hanoi", "Milan")
-COLOURS = ("red", "green", "blue", "white", "black", "yellow", "brown", "grey", "purple", "orange")
-NOUNS = ("river", "mill", "wheel", "stone", "bridge", "garden", "window", "letter", "boat", "horse", "lamp", "table",
-         "forest", "road", "market", "clock", "basket", "hammer", "field", "tower", "ladder", "kettle", "rope",
-         "barrel", "candle", "mirror", "pencil", "cart", "fence", "valley", "island", "harbour", "cellar", "orchard",
-         "bucket", "needle", "pocket", "blanket", "drum", "violin", "engine", "turbine", "channel", "dam", "lake",
-         "meadow", "village", "station", "ticket", "parcel")
-ADJECTIVES = ("old", "small", "quiet", "heavy", "bright", "narrow", "broken", "warm", "cold", "empty", "long", "deep",
-              "wooden", "round", "clean", "early", "distant", "simple", "strange", "gentle")
-VERBS = ("sees", "carries", "finds", "paints", "follows", "repairs", "opens", "closes", "watches", "sells", "buys",
-         "moves", "lifts", "draws", "cleans", "hides", "counts", "measures", "builds", "passes")
-PREPOSITIONS = ("near", "behind", "beside", "under", "above", "beyond", "inside", "across")
-TIMES = ("in the morning", "at noon", "in the evening", "at night", "every day", "on Monday", "in winter",
-         "after the rain", "before dawn", "once a year")
+NAMES = tuple(
+    """
+    Anna Bruno Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo Marta Nils Olga Peter Rosa Simon
+    Tara Victor Wanda Yusuf Zoe Amir
+    """.split()
+)
+PLACES = tuple(
+    """
+    Oslo Rome Lima Cairo Paris Delhi Quito Kyoto Berne Riga Sofia Turin Porto Accra Hanoi Milan
+    """.split()
+)
+COLOURS = tuple(
+    """
+    red green blue white black yellow brown grey purple orange
+    """.split()
+)
+NOUNS = tuple(
+    """
+    river mill wheel stone bridge garden window letter boat horse lamp table forest road market clock
+    basket hammer field tower ladder kettle rope barrel candle mirror pencil cart fence valley island
+    harbour cellar orchard bucket needle pocket blanket drum violin engine turbine channel dam lake
+    meadow village station ticket parcel
+    """.split()
+)
+ADJECTIVES = tuple(
+    """
+    old small quiet heavy bright narrow broken warm cold empty long deep wooden round clean early
+    distant simple strange gentle
+    """.split()
+)
+VERBS = tuple(
+    """
+    sees carries finds paints follows repairs opens closes watches sells buys moves lifts draws cleans
+    hides counts measures builds passes
+    """.split()
+)
+PREPOSITIONS = tuple(
+    """
+    near behind beside under above beyond inside across
+    """.split()
+)
+TIMES = tuple(
+    "in the morning, at noon, in the evening, at night, every day, on Monday, "
+    "in winter, after the rain, before dawn, once a year".split(", ")
+)
 
 
 def noun_phrase(rng: Random) -> str:

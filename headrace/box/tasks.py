@@ -44,6 +44,7 @@ def first_line(completion: str, stop: str = "\n") -> str:
 
 
 def same_answer(example: Example, completion: str) -> bool:
+    """The completion up to the stop is the answer, blanks around it aside."""
     return first_line(completion, example.stop) == example.answer.strip()
 
 
@@ -87,7 +88,7 @@ def make_key_value(rng: Random, size: int) -> Example:
 def make_edit_copy(rng: Random, size: int) -> Example:
     """A text of about `size` words to repeat with one word changed."""
     text = " ".join(prose.sentences(rng, size))
-    words = re.findall(r"[a-z]+", text)
+    words = re.findall(r"\b[a-z]+\b", text)
     single = [word for word in words if words.count(word) == 1 and len(word) > 2]
     old = rng.choice(single or words)
     new = rng.choice([word for word in prose.NOUNS if word not in words])
@@ -110,6 +111,7 @@ FIELDS: dict[str, Callable[[Random], Any]] = {
 
 
 def plain(value: object) -> str:
+    """A value as it stands in a key=value line: truth values in lower case."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -146,7 +148,9 @@ def make_chain(rng: Random, size: int) -> Example:
         lines.append(f"{value}*{k}+{c}={following}")
         value = following
     prompt = f"chain mod {CHAIN_MODULUS}: " + "; ".join(program) + "\n"
-    return Example(prompt, "\n".join([*lines, f"answer {value}"]), "\n\n", {"lines": tuple(lines), "value": value})
+    return Example(
+        prompt, "\n".join([*lines, f"answer {value}"]), "\n\n", {"lines": tuple(lines), "value": value}
+    )
 
 
 def check_chain(example: Example, completion: str) -> bool:
@@ -161,9 +165,8 @@ def chain_prefix(example: Example, completion: str) -> tuple[int, bool]:
     A last line without its newline counts as wrong only if no continuation of it could be right.
     """
     expected = [*example.facts["lines"], f"answer {example.facts['value']}"]
-    *whole, partial = completion.split("\n\n", 1)[0].split("\n")
-    if completion.endswith("\n"):
-        partial = ""
+    body, stop, _ = completion.partition(example.stop)
+    *whole, partial = (body + "\n" if stop else body).split("\n")
     for index, line in enumerate(whole):
         if index >= len(expected) or line != expected[index]:
             return index, False

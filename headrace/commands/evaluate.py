@@ -45,6 +45,9 @@ def evaluate(
             other = opened.enter_context(start(dataclasses.replace(config, model=draft), quiet))
         rows = []
         figures = box.read_card(llm.tokenizer.folder)
+        if other is not None and draft == DRAFTS.get(config.model):
+            theirs = box.read_card(other.tokenizer.folder)
+            figures.update((key, theirs[key]) for key in theirs if key.startswith("agreement "))
         for score in box.evaluate(llm, names, count=count, seed=seed, draft=other):
             rows.append(to_json(score, figures))
             note(f"{score.task} {score.metric} {score.value:.4g}", quiet or as_json)

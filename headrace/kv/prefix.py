@@ -136,7 +136,7 @@ class PrefixTree:
                 self._rebuild_heap()
                 rebuilt = True
             used, _, _, node = heapq.heappop(self._heap)
-            if used == node.last_used and node.key in self._nodes:
+            if used == node.last_used and self._nodes.get(node.key) is node:
                 count = self._give_up(node)
                 freed, rebuilt = freed + count, rebuilt and not count
         return freed

@@ -20,6 +20,8 @@ from headrace.weight.bookkeeping import IGNORED, ONLY
 
 MAX_JSON = 64 << 20
 """Largest JSON file that is read, bytes."""
+MAX_CONTEXT = 1 << 24
+"""Most positions that a model may claim: rotary tables are made for all of them."""
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -30,9 +32,9 @@ Count = Annotated[int, Meta(ge=1, le=1 << 20)]
 Layers = Annotated[int, Meta(ge=1, le=1024)]
 Experts = Annotated[int, Meta(ge=1, le=512)]
 Vocab = Annotated[int, Meta(ge=1, le=1 << 24)]
-Context = Annotated[int, Meta(ge=1, le=1 << 24)]
+Context = Annotated[int, Meta(ge=1, le=MAX_CONTEXT)]
 Eps = Annotated[float, Meta(gt=0, lt=1)]
-Theta = Annotated[float, Meta(gt=1)]
+Theta = Annotated[float, Meta(gt=1, le=1e12)]
 Token = Annotated[int, Meta(ge=0)]
 
 S = TypeVar("S", bound=Struct)

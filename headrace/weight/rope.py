@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.errors import nearest
-from headrace.weight.config import Common
+from headrace.weight.config import MAX_CONTEXT, Common
 
 _BASIC = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -33,6 +33,9 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """rope_type -> {key: option of the technique}."""
 _TECHNIQUE = {"default": "rope"}
+_ZERO_IS_UNSET = ("beta_fast", "beta_slow")
+MOST = 10**12
+"""Largest number in a rope_scaling."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,20 @@ def make_rope(given: Mapping[str, Any], theta: float, context: int, partial: flo
     for key, value in given.items():
         if key not in known and key not in _BASIC:
             raise ValueError(f"rope_type {kind!r} has no key {key!r}; {nearest(key, [*known, *_BASIC])}")
-        if key not in ("rope_type", "type", "truncate") and not isinstance(value, int | float | None):
-            raise ValueError(f"rope_scaling: {key}={value!r} must be a number")
+        if key not in ("rope_type", "type", "truncate") and value is not None:
+            _check_number(key, value)
     if given.get("partial_rotary_factor", partial) not in (None, 1, 1.0):
         raise ValueError("partial_rotary_factor other than 1 is not supported: heads are rotated whole")
     theta = given.get("rope_theta") or theta
-    if not 1 < theta < 1e18:
+    if theta <= 1:
         raise ValueError(f"rope_theta={theta} is out of range: it must be above 1")
     options = {known[key]: value for key, value in given.items() if key in known and value is not None}
     return _complete(kind, options, theta, context)
+
+
+def _check_number(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+        raise ValueError(f"{key}={value!r} must be a number between 0 and {MOST}")
 
 
 def _complete(kind: str, options: dict[str, Any], theta: float, context: int) -> Rope:
@@ -80,14 +88,14 @@ def _complete(kind: str, options: dict[str, Any], theta: float, context: int) ->
     if kind == "dynamic":
         options["original_context"] = context
     elif kind in ("yarn", "llama3"):
-        options.setdefault("original_context", context)
+        options["original_context"] = int(options.get("original_context") or context)
     if kind == "yarn":
         options.setdefault("factor", max(1.0, context / options["original_context"]))
-        for key in ("beta_fast", "beta_slow"):  # 0 stands for the default
-            if not options.get(key, 1):
-                del options[key]
+        options = {key: value for key, value in options.items() if key not in _ZERO_IS_UNSET or value}
     if kind != "default" and "factor" not in options:
         raise ValueError(f"rope_type {kind!r} needs a factor")
-    if kind == "dynamic" or kind == "yarn":
+    if kind in ("dynamic", "yarn"):
         context = max(context, int(options["original_context"] * options["factor"]))
+    if context > MAX_CONTEXT:
+        raise ValueError(f"rope_scaling reaches {context} positions, more than the {MAX_CONTEXT} allowed")
     return Rope(_TECHNIQUE.get(kind, kind), options, theta, context)

@@ -100,7 +100,7 @@ def make(name: str) -> Any:
     """A transformers model of the case `name`, with weights drawn anew: norms and biases far from 1 and 0."""
     family, options = CASES[name]
     config = getattr(transformers, f"{family}Config")(**{**SMALL, **options})
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     redraw(model, sum(map(ord, name)))
     model.generation_config.eos_token_id = None
     return model

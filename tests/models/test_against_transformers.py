@@ -114,16 +114,25 @@ def test_other_dtypes(name: str, stored: torch.dtype, dtype: torch.dtype, tmp_pa
         assert (got.float() - want).abs().mean() <= 0.1 * want.std()
 
 
-OLD_SPELLINGS = {
+OLD_SPELLINGS: dict[str, dict[str, Any]] = {
     "llama-linear": {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
     "llama-llama3": {"rope_theta": 100.0, "rope_scaling": {"rope_type": "llama3", **oracle.LLAMA3}},
     "qwen2-yarn": {"rope_scaling": {"type": "yarn", **oracle.YARN}},
+    "qwen2-window": {"layer_types": None},
+    "qwen3-window": {"layer_types": None},
+    "gemma3_text": {
+        "layer_types": None,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "sliding_window_pattern": 6,
+    },
     "gemma3_text-types": {
         "rope_theta": 1e6,
         "rope_local_base_freq": 1e4,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     },
 }
+"""What files of older versions say instead of rope_parameters and layer_types; None is nothing."""
 
 
 @pytest.mark.parametrize("name", OLD_SPELLINGS)
@@ -133,5 +142,6 @@ def test_old_spellings_mean_the_same(name: str, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for key in ("rope_parameters", "rope_scaling", "rope_theta"):
         config.pop(key, None)
-    (folder / "config.json").write_text(json.dumps({**config, **OLD_SPELLINGS[name]}))
+    old = {key: value for key, value in {**config, **OLD_SPELLINGS[name]}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(old))
     assert load(folder, torch.float32).architecture == new

@@ -157,7 +157,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "empty file": (lambda f: raw(f, lambda b: b""), (SINGLE, "truncated")),
     "half a length": (lambda f: raw(f, lambda b: b[:4]), (SINGLE, "truncated")),
-    "half a header": (lambda f: raw(f, lambda b: b[:100]), (SINGLE, "truncated")),
+    "half a header": (lambda f: raw(f, lambda b: b[:100]), (SINGLE, "less than its header says")),
     "half the data": (lambda f: raw(f, lambda b: b[: len(b) // 2]), (SINGLE, "truncated")),
     "a byte too many": (lambda f: raw(f, lambda b: b + b"x"), (SINGLE, "corrupt")),
     "giant header": (lambda f: raw(f, lambda b: b"\xff" * 8 + b[8:]), (SINGLE, "header")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
     config = EngineConfig(
         model=str(folder), stack={"policy": "sarathi:tokens=5,idle=7"}, page_tokens=4, threads=1
     )
+    handles = len(os.listdir("/proc/self/fd"))
     engine = Engine(config, poison=True)
     for i, prompt in enumerate(prompts):
         params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
@@ -36,3 +38,4 @@ def test_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
     for i, prompt in enumerate(prompts):
         assert found[str(i), 0] == oracle.greedy(model, prompt, 64), f"prompt {i}"
     nothing_left(engine)
+    assert len(os.listdir("/proc/self/fd")) == handles, "a file handle was left open"
