@@ -76,6 +76,26 @@ LONG = {
     "small": 0.06,
 }
 
+COPIES = {
+    "text": 0.32,
+    "repeat": 0.13,
+    "passkey": 0.08,
+    "key_value": 0.13,
+    "edit_copy": 0.13,
+    "chain": 0.12,
+    "json": 0.03,
+    "small": 0.06,
+}
+FAR = {
+    "text": 0.42,
+    "repeat": 0.06,
+    "passkey": 0.14,
+    "key_value": 0.11,
+    "edit_copy": 0.09,
+    "chain": 0.11,
+    "json": 0.02,
+    "small": 0.05,
+}
 GUESS = {
     "text": 0.70,
     "repeat": 0.05,
@@ -91,12 +111,14 @@ RECIPES = {
     "tiny": Recipe(
         "tiny",
         TINY,
-        decay=2_800_000,
+        decay=3_600_000,
         stages=(
             Stage(256, 3_900_000, SHORT),
             Stage(512, 5_400_000, MIDDLE),
-            Stage(1024, 6_500_000, LONG),
-            Stage(2048, 6_900_000, LONG),
+            Stage(1024, 5_881_856, LONG),
+            Stage(512, 8_000_000, COPIES),
+            Stage(1024, 9_800_000, FAR),
+            Stage(2048, 10_600_000, FAR),
         ),
     ),
     "tiny-draft": Recipe(

@@ -270,7 +270,7 @@ def _atom(tokens: list[str]) -> tuple[int, list[int], list[str]]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("passkey", make_passkey, check_passkey, 800, "words of filler"),
+        Task("passkey", make_passkey, check_passkey, 830, "words of filler"),
         Task("key_value", make_key_value, same_answer, 40, "pairs"),
         Task("edit_copy", make_edit_copy, same_answer, 45, "words"),
         Task("json", make_json, check_json, 4, "records"),

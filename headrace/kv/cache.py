@@ -115,6 +115,10 @@ class KVCache:
         sizes = self.tables.sizes
         return sum(sizes.page_bytes / tokens for tokens in sizes.tokens)
 
+    def check(self) -> None:
+        """Every invariant of pages, tables and prefix tree; tests call it after each step."""
+        self.tables.check()
+
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         outs = [
             self._attend_span(part, layer, q_TNH[a:b], batch.positions_T[a:b], segments)

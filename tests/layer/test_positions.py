@@ -137,6 +137,14 @@ def test_dynamic_is_rope_within_the_original_context() -> None:
     assert not close(angle(spec, 16), angle("rope", 16))
 
 
+@pytest.mark.parametrize("position", [16, 63, 9_000])
+def test_dynamic_is_rope_with_the_base_for_the_length(position: int) -> None:
+    base = THETA * (4 * (position + 1) / 16 - 3) ** (HEAD / (HEAD - 2))
+    want = SLOT.make("rope").start(HEAD, base, position + 1, "cpu", torch.float64)
+    got = start("dynamic:factor=4,original_context=16", context=position + 1)
+    assert torch.allclose(got.sin_LF[position], want.sin_LF[position], rtol=0, atol=1e-9)
+
+
 def test_dynamic_turns_its_slowest_pair_as_far_as_at_the_original_length() -> None:
     """The point of the formula with factor 1: at length n the slowest pair is slowed by n / original."""
     spec = "dynamic:factor=1,original_context=16"

@@ -95,7 +95,7 @@ def scripted(engine: Engine, asks: Iterable[Ask], forks: Iterable[Fork], max_ste
             run.outputs.setdefault(key, []).extend(delta.tokens)
             if delta.finish_reason:
                 run.finished.add(key)
-        engine.kv.tables.check()
+        engine.kv.check()
         step += 1
     return run
 
@@ -104,7 +104,7 @@ def nothing_left(engine: Engine) -> None:
     """At the end no sequence, state, page or reference is left, once the cache is emptied."""
     assert len(engine.queues) == 0 and len(engine.sampler) == 0
     engine.close()
-    engine.kv.tables.check()
+    engine.kv.check()
     stats = engine.stats()
     assert stats.free_pages == stats.pages, "a page was lost"
     host = engine.kv.tables.host

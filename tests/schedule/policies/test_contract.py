@@ -12,7 +12,7 @@ from tests.schedule.simulator import Job, Setting, Simulator, jobs, settings_of_
 
 each_policy = pytest.mark.parametrize("name", members(SLOT))
 QUICK = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

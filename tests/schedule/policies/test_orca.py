@@ -8,7 +8,7 @@ from headrace.schedule.policies import SLOT
 from tests.schedule.simulator import Job, Setting, Simulator, jobs, settings_of_a_pool
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(wanted=jobs(), setting=settings_of_a_pool())
 def test_every_span_reaches_the_end_of_what_is_known(wanted: list[Job], setting: Setting) -> None:
     done = Simulator(SLOT.make("orca"), setting, wanted).run()
