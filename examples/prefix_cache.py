@@ -9,4 +9,5 @@ with LLM("tiny") as llm:
         [output] = llm.generate(shared + question, SamplingParams(temperature=0, max_tokens=16))
         after = llm.engine.stats().counters
         cached = after.cached_tokens - before.cached_tokens
-        print(f"{output.usage.prompt_tokens} prompt tokens, {cached} of them cached, first token in {output.ttft_s:.3f} s")
+        total = output.usage.prompt_tokens
+        print(f"{total} prompt tokens, {cached} of them cached, first token in {output.ttft_s:.3f} s")

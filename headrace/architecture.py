@@ -1,6 +1,6 @@
 """What a model is made of, as plain values: a list of blocks. Families (headrace/models/) produce it, layers run it.
 
-Shape suffixes as in headrace/types.py: N query heads, G kv heads, H head size, D model width, F MLP width, V vocabulary.
+Shape suffixes as in headrace/types.py: N query heads, G kv heads, H head size, D model width, F MLP width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Mlp:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One layer: x += attention(norm(x)); x += mlp(norm(x)); with `post_norms` each branch is normed again (Gemma 3)."""
+    """One layer: x += attention(norm(x)); x += mlp(norm(x)); with `post_norms` each branch is normed again."""
 
     attention: Attention
     mlp: Mlp

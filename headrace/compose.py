@@ -74,7 +74,11 @@ def parse(specs: Mapping[str, str]) -> Stack:
 def features(config: EngineConfig) -> frozenset[str]:
     """Facts that settings, not techniques, make true."""
     return frozenset(
-        {name for name, on in (("prefix_cache", config.prefix_cache), ("swap", config.preempt == "swap")) if on}
+        {
+            name
+            for name, on in (("prefix_cache", config.prefix_cache), ("swap", config.preempt == "swap"))
+            if on
+        }
     )
 
 

@@ -58,7 +58,9 @@ class EngineConfig:
             if value is not None and (isinstance(value, bool) or not low <= value <= high):
                 raise ConfigError(f"{name}={value!r} is out of range: it must be between {low} and {high}")
         if self.preempt == "swap" and self.swap_bytes == 0:
-            raise ConfigError("preempt=swap needs room in host memory: set swap_bytes, or use preempt=recompute")
+            raise ConfigError(
+                "preempt=swap needs room in host memory: set swap_bytes, or use preempt=recompute"
+            )
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> EngineConfig:

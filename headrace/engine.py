@@ -1,6 +1,6 @@
 """Engine: requests in, tokens out, one step at a time. Deals in tokens only; text is headrace/text's business.
 
-    add -> [ plan -> reserve -> build_batch -> forward -> sample -> commit ] * -> Deltas
+add -> [ plan -> reserve -> build_batch -> forward -> sample -> commit ] * -> Deltas
 """
 
 from __future__ import annotations
@@ -22,12 +22,23 @@ from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import describe, load
 from headrace.forward.memory import plan_memory, set_threads, torch_device, torch_dtype
+from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
 from headrace.kv.cache import KVCache
 from headrace.sample import draw
 from headrace.sample.sampler import Sampler
 from headrace.schedule.queues import Budget, Queues
-from headrace.types import Accepted, Delta, FinishReason, Request, Sequence, Span, Status, StepPlan, StepResult
+from headrace.types import (
+    Accepted,
+    Delta,
+    FinishReason,
+    Request,
+    Sequence,
+    Span,
+    Status,
+    StepPlan,
+    StepResult,
+)
 from headrace.weight.load import Progress
 
 _log = logging.getLogger(__name__)
@@ -93,6 +104,7 @@ class Engine:
         self.stack: Stack = compose(config, architecture.facts())
         self.architecture: Architecture = _adapt(architecture, self.stack, config)
         set_threads(config.threads)
+        guard_bfloat16(device, dtype)
         if decoder is None:
             assert self.path is not None
             loaded = load(self.path, dtype, device, progress, architecture=self.architecture)
@@ -161,7 +173,9 @@ class Engine:
         Pages are shared until either writes to them. Raises ConfigError for an unknown sample, an id in use or a full
         queue.
         """
-        parent = next((self.queues[s] for s in self._requests.get(request, ()) if self.queues[s].index == index), None)
+        parent = next(
+            (self.queues[s] for s in self._requests.get(request, ()) if self.queues[s].index == index), None
+        )
         if parent is None:
             raise ConfigError(f"request {request!r} has no living sample {index} to fork")
         self._check_room(new_id, 1)
@@ -227,7 +241,9 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """What the policy would run next. Changes nothing."""
-        plan: StepPlan = self.policy.plan(self.queues.view(self.kv.tables, self.config.preempt == "swap"), self.budget)
+        plan: StepPlan = self.policy.plan(
+            self.queues.view(self.kv.tables, self.config.preempt == "swap"), self.budget
+        )
         assert plan.spans or plan.recompute or plan.swap_out, f"policy made no progress: {plan.reason}"
         return plan
 
@@ -371,8 +387,8 @@ def _adapt(architecture: Architecture, stack: Stack, config: EngineConfig) -> Ar
     if config.context is not None and config.context > architecture.context and positions is None:
         factor = -(-config.context // architecture.context)
         raise ConfigError(
-            f"context={config.context} is beyond this model's {architecture.context}: lower it, or extend the positions, "
-            f"e.g. --positions yarn:factor={factor},original_context={architecture.context}"
+            f"context={config.context} is beyond this model's {architecture.context}: lower it, or extend the "
+            f"positions, e.g. --positions yarn:factor={factor},original_context={architecture.context}"
         )
     if positions is not None:
         blocks = tuple(
@@ -380,4 +396,6 @@ def _adapt(architecture: Architecture, stack: Stack, config: EngineConfig) -> Ar
             for block in architecture.blocks
         )
         architecture = dataclasses.replace(architecture, blocks=blocks)
-    return architecture if config.context is None else dataclasses.replace(architecture, context=config.context)
+    return (
+        architecture if config.context is None else dataclasses.replace(architecture, context=config.context)
+    )

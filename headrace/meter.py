@@ -50,13 +50,15 @@ def peak_rss_bytes() -> int:
 
 
 def read_bandwidth(*, size: int = 256 << 20, seconds: float = 0.5) -> float:
-    """Bytes per second that torch's threads read from memory: the best of repeated sums over `size` bytes.
+    """Bytes per second that torch's threads read from memory, at least: the best of repeated sums over `size` bytes.
 
     `size` must exceed every cache; half a second finds the best of ten or more on most machines.
     """
     import torch
 
-    data = torch.ones(size // 4)
+    data = torch.ones(
+        size // 8, dtype=torch.int64
+    )  # sums of integers are the cheapest: arithmetic must not bound it
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end or best == math.inf:
         begin = time.perf_counter()

@@ -168,9 +168,9 @@ class Status(Enum):
 class Sequence:
     """What has happened to one sample of a request. Engine.commit alone writes it.
 
-        tokens        [ prompt ........................ | generated ...... ]
-                      0                        prompt_len             len
-        num_computed  keys and values exist for [0, num_computed); always < len(tokens) while it runs
+    tokens        [ prompt ........................ | generated ...... ]
+                  0                        prompt_len             len
+    num_computed  keys and values exist for [0, num_computed); always < len(tokens) while it runs
     """
 
     id: int

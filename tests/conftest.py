@@ -11,4 +11,6 @@ def pytest_configure() -> None:
     """An editable install imports the checkout it was made from: testing another one with it would prove nothing."""
     here, imported = Path(__file__).resolve().parent.parent, Path(headrace.__file__).resolve().parent.parent
     if here != imported:
-        raise SystemExit(f"the tests lie in {here}, but headrace is imported from {imported}: one environment each")
+        raise SystemExit(
+            f"the tests lie in {here}, but headrace is imported from {imported}: one environment each"
+        )

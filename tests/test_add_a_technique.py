@@ -45,7 +45,12 @@ def run(tree: Path, *arguments: str) -> str:
     path = os.pathsep.join([str(tree), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-S", *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-S", *arguments],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -60,7 +65,9 @@ def test_it_appears_in_techniques_and_in_the_docs(copy: Path) -> None:
 
 def test_its_contract_suite_and_the_house_rules_cover_it(copy: Path) -> None:
     (copy / "docs" / "techniques.md").write_text(run(copy, "-m", "headrace", "techniques", "--markdown"))
-    suite = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/sample/processors", "-k", "epsilon")
+    suite = run(
+        copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/sample/processors", "-k", "epsilon"
+    )
     assert re.search(r"test_contract.*epsilon.*PASSED", suite), suite
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_house_rules.py", "-k", "not readme")
 

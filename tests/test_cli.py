@@ -252,7 +252,7 @@ def test_chat_on_a_terminal_goes_on_after_an_error(
 ) -> None:
     lines = iter(["long " * 300, "Hello"])
 
-    def answer(_: str) -> str:
+    def answer() -> str:
         try:
             return next(lines)
         except StopIteration:

@@ -37,7 +37,11 @@ class Required:
 
 
 TOYS = Slot(
-    name="toy", asks="?", index={"toy": f"{__name__}:Toy", "required": f"{__name__}:Required"}, default="toy", many=True
+    name="toy",
+    asks="?",
+    index={"toy": f"{__name__}:Toy", "required": f"{__name__}:Required"},
+    default="toy",
+    many=True,
 )
 
 
@@ -145,7 +149,9 @@ def test_breaks_and_needs_read_facts_of_members_features_and_model(monkeypatch: 
 
 
 def test_advice_switches_off_a_feature_when_no_member_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composing, "find_clash", lambda stack, facts: "clash" if "prefix_cache" in facts else None)
+    monkeypatch.setattr(
+        composing, "find_clash", lambda stack, facts: "clash" if "prefix_cache" in facts else None
+    )
     advice = composing._advice(parse({}), frozenset({"prefix_cache"}))
     assert advice == "Nearest stack that runs: --no-prefix-cache."
 
@@ -153,5 +159,9 @@ def test_advice_switches_off_a_feature_when_no_member_helps(monkeypatch: pytest.
 def test_the_fingerprint_tells_stacks_and_models_apart() -> None:
     base = parse({})
     assert base.fingerprint("m") == parse({"policy": "orca"}).fingerprint("m"), "policies do not change pages"
-    different = {base.fingerprint("m"), base.fingerprint("n"), parse({"kv-layout": "single"}).fingerprint("m")}
+    different = {
+        base.fingerprint("m"),
+        base.fingerprint("n"),
+        parse({"kv-layout": "single"}).fingerprint("m"),
+    }
     assert len(different) == 3

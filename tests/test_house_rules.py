@@ -116,7 +116,9 @@ def test_4_slots_are_complete(slot: Slot) -> None:
         assert cls.card.slot == slot.name, f"{slot.name}={name}: its card says {cls.card.slot}"
         assert cls.card.paper, f"{slot.name}={name}: its card names no paper (write 'none: ...')"
         doc = importlib.import_module(cls.__module__).__doc__ or ""
-        assert doc.strip().split("\n")[0].endswith("."), f"{name}: the first docstring line must say the mechanism"
+        assert doc.strip().split("\n")[0].endswith("."), (
+            f"{name}: the first docstring line must say the mechanism"
+        )
         assert "\nPaper " in doc, f"{name}: the docstring has no Paper line"
 
 
@@ -126,7 +128,9 @@ def test_5_techniques_stand_alone() -> None:
         own = f"headrace.{module_of(path)}"
         for name in imports_of(path):
             for technique in techniques - {own}:
-                assert not f"headrace.{name}.".startswith(f"{technique}."), f"{own} imports technique {technique}"
+                assert not f"headrace.{name}.".startswith(f"{technique}."), (
+                    f"{own} imports technique {technique}"
+                )
 
 
 def test_6_kernels_have_a_reference() -> None:
@@ -139,7 +143,9 @@ def test_7_generated_documents_are_current() -> None:
     from headrace.commands.techniques import to_markdown
 
     written = (ROOT / "docs" / "techniques.md").read_text()
-    assert written == to_markdown(), "docs/techniques.md is stale: headrace techniques --markdown > docs/techniques.md"
+    assert written == to_markdown(), (
+        "docs/techniques.md is stale: headrace techniques --markdown > docs/techniques.md"
+    )
 
 
 def test_7_readme_figures_come_from_results() -> None:
@@ -158,7 +164,9 @@ def test_8_errors_and_printing(path: Path) -> None:
             assert node.type is not None, f"bare except in line {node.lineno}"
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             name = getattr(node.exc.func, "id", "")
-            assert name not in ("Exception", "RuntimeError", "AssertionError"), f"line {node.lineno} raises {name}"
+            assert name not in ("Exception", "RuntimeError", "AssertionError"), (
+                f"line {node.lineno} raises {name}"
+            )
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
             assert relative(path).startswith(("cli.py", "commands/")), f"print in line {node.lineno}"
 
@@ -196,5 +204,9 @@ def test_10_checkers_run_in_ci_and_before_commits() -> None:
 
 
 def test_every_slot_package_is_listed() -> None:
-    found = {p.parent for p in SOURCES if p.name == "__init__.py" and re.search(r"^SLOT = Slot\(", p.read_text(), re.M)}
+    found = {
+        p.parent
+        for p in SOURCES
+        if p.name == "__init__.py" and re.search(r"^SLOT = Slot\(", p.read_text(), re.M)
+    }
     assert {f"headrace.{relative(p).replace('/', '.')}" for p in found} == set(SLOT_PACKAGES)

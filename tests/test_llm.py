@@ -188,13 +188,13 @@ def test_bad_prompts(llm: LLM, prompts, params, line: str) -> None:
     assert not llm.engine.busy and not llm._replies
 
 
-def test_bad_settings() -> None:
+def test_bad_settings(llm: LLM) -> None:
     with pytest.raises(ConfigError, match="'polcy'; did you mean 'policy'"):
         LLM("tiny", polcy="orca")
     with pytest.raises(ConfigError, match="'kv_codek'; did you mean 'kv_codec'"):
         LLM("tiny", kv_codek="plain")
     with pytest.raises(ConfigError, match="'sarathy'; did you mean 'sarathi'"):
-        LLM("tiny", policy="sarathy")
+        LLM(str(llm.engine.path), policy="sarathy")
     with pytest.raises(ConfigError, match="threads"):
         LLM("tiny", threads="two")
     with pytest.raises(ModelError, match="does not exist"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class Run:
 
 
 def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, int, int]]) -> Engine:
-    """An engine that takes the largest case: no prefix cache, and a pool for the whole batch."""
+    """An engine that takes the largest case: no prefix cache, and a pool for the whole batch. Raises ConfigError."""
     from headrace.commands import shapes
     from headrace.engine import Engine
     from headrace.forward.load import random as random_decoder
@@ -120,7 +121,20 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
             f"{longest} tokens of prompt and output do not fit in the context of {engine.context}: "
             "lower --prompt-len or --gen-len"
         )
-    return engine
+    return _with_room(engine, most * (longest + 2 * config.page_tokens))
+
+
+def _with_room(engine: Engine, tokens: int) -> Engine:
+    """The engine, or one with the same weights and a larger pool, if its default pool does not hold that many tokens."""
+    needed = math.ceil(tokens * engine.kv.bytes_per_token())
+    if (
+        engine.config.kv_bytes is not None
+        or needed <= engine.stats().pages * engine.kv.tables.sizes.page_bytes
+    ):
+        return engine
+    from headrace.engine import Engine
+
+    return Engine(dataclasses.replace(engine.config, kv_bytes=needed), decoder=engine.decoder)
 
 
 def measure(

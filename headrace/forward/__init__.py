@@ -1,0 +1,1 @@
+"""A plan to a batch, a batch to logits, a folder to a decoder."""

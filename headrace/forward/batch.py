@@ -1,7 +1,7 @@
 """build_batch: a plan's spans as packed tensors. The only code that knows the packing.
 
-    rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
-    rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence
+rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
+rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ def build_batch(
     spans: tuple[Span, ...], sequences: Mapping[int, Sequence], kv: KVCache, device: torch.device
 ) -> Batch:
     """The batch of one step; pages for every span are reserved already."""
-    ids = [token for span in spans for token in (*sequences[span.seq].tokens[span.start : span.stop], *span.draft)]
+    ids = [
+        token
+        for span in spans
+        for token in (*sequences[span.seq].tokens[span.start : span.stop], *span.draft)
+    ]
     positions = [p for span in spans for p in range(span.start, span.start + len(span))]
     starts = tuple(itertools.accumulate(map(len, spans), initial=0))
     rows = [

@@ -73,7 +73,9 @@ def plan_memory(
     """
     groups = stack.one("kv-layout").groups(architecture)
     codec = stack.one("kv-codec")
-    sizes = size_pages(groups, config.page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype))
+    sizes = size_pages(
+        groups, config.page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype)
+    )
     full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
     free = memory.available_bytes(device)
     kv_bytes = config.kv_bytes

@@ -1,4 +1,4 @@
-"""Runner: a batch through the model. Logits exist only for rows that need them, and prompt rows are scored in slices."""
+"""Runner: a batch through the model. Logits exist only for rows that need them; prompt rows are scored in slices."""
 
 from __future__ import annotations
 

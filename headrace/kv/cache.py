@@ -48,8 +48,8 @@ class KVCache:
         sizes = size_pages(groups, page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype))
         if num_bytes < sizes.page_bytes * 2 * len(groups):
             raise ConfigError(
-                f"a KV pool of {num_bytes:,} bytes holds {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}; "
-                f"it needs at least {2 * len(groups)}: raise kv_bytes or lower page_tokens"
+                f"a KV pool of {num_bytes:,} bytes has {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}, "
+                f"and needs at least {2 * len(groups)}: raise kv_bytes or lower page_tokens"
             )
         pool = PagePool(num_bytes // sizes.page_bytes, sizes.page_bytes, device, poison)
         host = None
@@ -60,7 +60,9 @@ class KVCache:
             tree = PrefixTree(pool, sizes.granule, [group.window for group in groups], fingerprint)
         self.tables = BlockTables(pool, host, groups, sizes, keeper, tree)
         self._device = device
-        self._live = [codec.start(group, tokens, dtype) for group, tokens in zip(groups, sizes.tokens, strict=True)]
+        self._live = [
+            codec.start(group, tokens, dtype) for group, tokens in zip(groups, sizes.tokens, strict=True)
+        ]
         self._layers = _parts(architecture, groups)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
@@ -71,7 +73,11 @@ class KVCache:
         arena = self.tables.pool.arena_PX
         parts = self._layers[layer]
         for part in parts:
-            k, v = (k_TGH, v_TGH) if part.kv_heads is None else (k_TGH[:, part.kv_heads], v_TGH[:, part.kv_heads])
+            k, v = (
+                (k_TGH, v_TGH)
+                if part.kv_heads is None
+                else (k_TGH[:, part.kv_heads], v_TGH[:, part.kv_heads])
+            )
             self._live[part.group].write(arena, layer, k, v, batch.slots[part.group])
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
@@ -101,7 +107,9 @@ class KVCache:
         for span in plan.spans:
             tables.reserve(span.seq, span.start, span.start + len(span))
 
-    def place(self, spans: tuple[Span, ...]) -> tuple[tuple[Tensor, ...], tuple[tuple[tuple[Segment, ...], ...], ...]]:
+    def place(
+        self, spans: tuple[Span, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[tuple[tuple[Segment, ...], ...], ...]]:
         """Where the spans' rows are written (slots, per group) and what they read (segments, per group and span)."""
         slots, segments = [], []
         for group in range(len(self.tables.groups)):
@@ -122,7 +130,9 @@ class KVCache:
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         outs = [
             self._attend_span(part, layer, q_TNH[a:b], batch.positions_T[a:b], segments)
-            for a, b, segments in zip(batch.starts, batch.starts[1:], batch.segments[part.group], strict=False)
+            for a, b, segments in zip(
+                batch.starts, batch.starts[1:], batch.segments[part.group], strict=False
+            )
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -188,7 +198,9 @@ def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping
     parts: dict[int, list[_Part]] = {}
     for index, group in enumerate(groups):
         for member in group.members:
-            parts.setdefault(member.layer, []).append(_Part(architecture, member.layer, index, member.kv_heads))
+            parts.setdefault(member.layer, []).append(
+                _Part(architecture, member.layer, index, member.kv_heads)
+            )
     for layer, block in enumerate(architecture.blocks):
         heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))
         assert heads == list(range(block.attention.kv_heads)), f"the layout leaves out heads of layer {layer}"

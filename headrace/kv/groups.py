@@ -51,7 +51,9 @@ class PageSizes:
     """Tokens that fill whole pages of every group."""
 
 
-def size_pages(groups: Sequence[GroupSpec], base: int, page_bytes: Callable[[GroupSpec, int], int]) -> PageSizes:
+def size_pages(
+    groups: Sequence[GroupSpec], base: int, page_bytes: Callable[[GroupSpec, int], int]
+) -> PageSizes:
     """Pages of equal bytes: `base` tokens for the group with the largest entries, multiples of `base` for the others.
 
     page_bytes(group, tokens): what the codec needs for that many tokens of that group.

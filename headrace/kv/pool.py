@@ -113,7 +113,9 @@ class PagePool:
                         counts[page] += 1
         assert counts == self._counts, "a page's count differs from the tables that list it"
         assert len(cached) == len(set(cached)), "the tree lists a page twice"
-        assert set(cached) == {p for p in range(len(self)) if self._cached[p]}, "the tree and the pool disagree"
+        assert set(cached) == {p for p in range(len(self)) if self._cached[p]}, (
+            "the tree and the pool disagree"
+        )
         free = {p for p in range(len(self)) if counts[p] == 0 and not self._cached[p]}
         assert free == set(self._free) and len(free) == len(self._free), "the free list is not the free pages"
         assert self._evictable == sum(counts[p] == 0 for p in cached), "the evictable count is off"

@@ -47,7 +47,12 @@ class PrefixTree:
     """Finds, keeps and evicts pages by the tokens that they hold."""
 
     def __init__(
-        self, pool: PagePool, granule: int, windows: Sequence[int | None], fingerprint: str, secret: bytes | None = None
+        self,
+        pool: PagePool,
+        granule: int,
+        windows: Sequence[int | None],
+        fingerprint: str,
+        secret: bytes | None = None,
     ) -> None:
         self._pool = pool
         self.granule = granule
@@ -56,7 +61,9 @@ class PrefixTree:
         self._secret = secret or secrets.token_bytes(32)  # keyed: nobody can craft tokens that collide
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[str, Node] = {}
-        self._heap: list[tuple[int, int, int, Node]] = []  # (last_used, -depth, tie, node); entries may be stale
+        self._heap: list[
+            tuple[int, int, int, Node]
+        ] = []  # (last_used, -depth, tie, node); entries may be stale
         self._clock = itertools.count(1)
         self._ties = itertools.count()
 
@@ -87,7 +94,9 @@ class PrefixTree:
         window = self._windows[group]
         if window is None:
             return 0
-        return max(0, depth * self.granule - window) // self.granule  # one token of slack: see KVCache.advance
+        return (
+            max(0, depth * self.granule - window) // self.granule
+        )  # one token of slack: see KVCache.advance
 
     def touch(self, node: Node) -> None:
         """Marks a path as just used, so that it is evicted last."""
@@ -154,7 +163,9 @@ class PrefixTree:
         children: dict[int, int] = {}
         for node in self._nodes.values():
             parent = node.parent
-            assert parent is not None and (parent.parent is None or parent.key in self._nodes), "an orphan node"
+            assert parent is not None and (parent.parent is None or parent.key in self._nodes), (
+                "an orphan node"
+            )
             assert node.depth == parent.depth + 1
             children[id(parent)] = children.get(id(parent), 0) + 1
         for node in itertools.chain(self._nodes.values(), self._roots.values()):

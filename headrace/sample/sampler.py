@@ -65,7 +65,9 @@ class Sampler:
                 accepted.append(Accepted(prompt_logprobs=prompt_logprobs))
                 continue
             count = 1 + len(span.draft)
-            tokens, logprobs = self._sample(seq, span, logits_RV[row : row + count], greedy_R[row : row + count])
+            tokens, logprobs = self._sample(
+                seq, span, logits_RV[row : row + count], greedy_R[row : row + count]
+            )
             accepted.append(Accepted(tokens, logprobs, prompt_logprobs))
             row += count
         assert row == len(logits_RV), "logits of rows that nobody samples"
@@ -88,7 +90,9 @@ class Sampler:
     def _choose(self, seq: Seq, logits_V: Tensor, greedy: int, position: int) -> int:
         states = self._states[seq.id]
         if states:
-            logits_V = logits_V if logits_V.dtype == torch.float64 else logits_V.float()
+            logits_V = logits_V.to(
+                torch.promote_types(logits_V.dtype, torch.float32), copy=True
+            )  # theirs to overwrite
             for state in states:
                 logits_V = state.apply(logits_V)
         if seq.request.params.temperature == 0:

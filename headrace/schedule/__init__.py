@@ -1,0 +1,1 @@
+"""Who runs next: queues, admission, preemption. Slot: policies."""

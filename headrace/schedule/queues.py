@@ -139,7 +139,9 @@ class Queues:
         """The picture for one plan."""
         ordered = [self._all[order[2]] for order in self._orders]
         running = tuple(
-            _view(seq, tables.holding(seq.id, seq.num_computed)) for seq in ordered if seq.status is Status.RUNNING
+            _view(seq, tables.holding(seq.id, seq.num_computed))
+            for seq in ordered
+            if seq.status is Status.RUNNING
         )
         waiting = [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
         cache = CacheView(

@@ -48,7 +48,7 @@ def alone(model: str, request: Request) -> Outputs:
     request = replace(request, id="alone", priority=0, arrival=0.0)
     engine = plain(model)
     engine.add(request)
-    return {key: tokens for key, tokens in collect(engine).items()}
+    return collect(engine)
 
 
 def alone_forked(model: str, request: Request, generated: int, seed: int) -> list[int]:
@@ -63,7 +63,9 @@ def alone_forked(model: str, request: Request, generated: int, seed: int) -> lis
 
 
 def plain(model: str) -> Engine:
-    config = EngineConfig(stack={"policy": "orca", "kv-layout": "single"}, prefix_cache=False, page_tokens=8, threads=1)
+    config = EngineConfig(
+        stack={"policy": "orca", "kv-layout": "single"}, prefix_cache=False, page_tokens=8, threads=1
+    )
     return Engine(config, decoder=models.decoder(model))
 
 

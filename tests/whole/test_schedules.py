@@ -41,7 +41,9 @@ def asks(draw: st.DrawFn) -> list[Ask]:
     found = []
     for i in range(draw(st.integers(1, 6))):
         prefix = draw(st.sampled_from(PREFIXES))[: draw(st.integers(0, 40))]
-        own = tuple(draw(st.lists(st.integers(0, models.VOCAB - 1), min_size=0 if prefix else 1, max_size=12)))
+        own = tuple(
+            draw(st.lists(st.integers(0, models.VOCAB - 1), min_size=0 if prefix else 1, max_size=12))
+        )
         request = Request(
             id=f"r{i}",
             prompt=prefix + own,
@@ -59,7 +61,9 @@ def asks(draw: st.DrawFn) -> list[Ask]:
 def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     """Pools from barely enough for the longest request to roomy, so that many schedules pause somebody."""
     policy = draw(
-        st.sampled_from(["orca", "sarathi:tokens=1,idle=1", "sarathi:tokens=4,idle=9", "sarathi:tokens=16,idle=64"])
+        st.sampled_from(
+            ["orca", "sarathi:tokens=1,idle=1", "sarathi:tokens=4,idle=9", "sarathi:tokens=16,idle=64"]
+        )
     )
     layout = draw(st.sampled_from(["windows", "windows", "single"]))
     page_tokens = draw(st.sampled_from([1, 2, 3, 4, 8, 16]))
@@ -79,7 +83,9 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
         threads=1,
         kv_bytes=pages * sizes.page_bytes,
         preempt=preempt,
-        swap_bytes=draw(st.sampled_from([least // 2 + 1, 4 * least])) * sizes.page_bytes if preempt == "swap" else 0,
+        swap_bytes=draw(st.sampled_from([least // 2 + 1, 4 * least])) * sizes.page_bytes
+        if preempt == "swap"
+        else 0,
         prefix_cache=draw(st.booleans()),
         max_seqs=draw(st.sampled_from([1, 2, 3, 64])),
     )
@@ -91,11 +97,15 @@ def schedules(draw: st.DrawFn) -> tuple[str, EngineConfig, list[Ask], list[Fork]
     wanted = draw(asks())
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in wanted)
     forks = [
-        Fork(draw(st.sampled_from(wanted)).request.id, f"f{i}", draw(st.integers(0, 20)), draw(st.integers(0, 9)))
+        Fork(
+            draw(st.sampled_from(wanted)).request.id,
+            f"f{i}",
+            draw(st.integers(0, 20)),
+            draw(st.integers(0, 9)),
+        )
         for i in range(draw(st.integers(0, 2)))
     ]
     return model, draw(configs(model, longest)), wanted, forks
-
 
 
 def run_schedule(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> Engine:
@@ -109,7 +119,9 @@ def run_schedule(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> E
         for (_, index), tokens in expected.items():
             got = run.outputs.get((ask.request.id, index), [])
             if ask.cancel is not None and (ask.request.id, index) not in run.finished:
-                assert got == tokens[: len(got)], f"{ask.request.id}[{index}] went another way before its cancel"
+                assert got == tokens[: len(got)], (
+                    f"{ask.request.id}[{index}] went another way before its cancel"
+                )
             else:
                 assert got == tokens, f"{ask.request.id}[{index}]"
     for fork in forks:
@@ -128,7 +140,9 @@ def run_schedule(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> E
     derandomize=True,
 )
 @given(schedules())
-def test_tokens_do_not_depend_on_the_schedule(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
+def test_tokens_do_not_depend_on_the_schedule(
+    schedule: tuple[str, EngineConfig, list[Ask], list[Fork]],
+) -> None:
     run_schedule(schedule)
 
 

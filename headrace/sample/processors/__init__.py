@@ -35,7 +35,9 @@ class Processor(Protocol):
 
     card: ClassVar[Card]
 
-    def init(self, params: SamplingParams, tokens: Sequence[int], prompt_len: int, eos: Sequence[int]) -> State | None:
+    def init(
+        self, params: SamplingParams, tokens: Sequence[int], prompt_len: int, eos: Sequence[int]
+    ) -> State | None:
         """The state for a sequence that so far has `tokens`; None if the request asks nothing of this processor.
 
         eos: the end tokens of the model, empty if the request ignores them.

@@ -1,8 +1,8 @@
 """Makes tokens that were already used less likely: repetition, presence and frequency penalties.
 
 Paper   https://arxiv.org/abs/1909.05858 (CTRL, repetition); OpenAI's presence and frequency penalties
-Idea    Repetition divides positive and multiplies negative logits of every token in prompt or output. Presence subtracts
-        once per token present in the output, frequency once per occurrence.
+Idea    Repetition divides positive and multiplies negative logits of every token in prompt or output. Presence
+        subtracts once per token present in the output, frequency once per occurrence.
 Trades  Less looping, at the price of avoiding words that had to come again.
 """
 

@@ -1,0 +1,136 @@
+"""Drafts through the whole engine: right or wrong, they change how many steps it takes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.schedule.policies import Policy
+from headrace.schedule.queues import Budget, View
+from headrace.types import Delta, Request, SamplingParams, Span, StepPlan
+from tests.whole import models
+from tests.whole.drive import nothing_left
+
+Answers = dict[tuple[str, int], list[Delta]]
+Guess = Callable[[int, int], bool]
+"""(generated so far, how far ahead) -> whether the guess is right."""
+
+GUESSES: dict[str, Guess] = {
+    "right": lambda generated, ahead: True,
+    "wrong": lambda generated, ahead: False,
+    "right-then-wrong": lambda generated, ahead: ahead < 2,
+    "now-and-then": lambda generated, ahead: (generated + ahead) % 3 != 0,
+}
+PARAMS = {
+    "greedy": SamplingParams(temperature=0, max_tokens=21, ignore_eos=True, logprobs=2),
+    "sampled": SamplingParams(temperature=1.2, seed=3, max_tokens=21, ignore_eos=True, top_p=0.9, n=2, logprobs=0),
+    "penalised": SamplingParams(temperature=0, max_tokens=20, repetition_penalty=1.5, frequency_penalty=0.6),
+    "ends": SamplingParams(temperature=1.0, seed=1, min_tokens=2, stop_token_ids=tuple(range(0, 60, 8))),
+}
+PROMPTS = [tuple((5 * i + 3) % models.VOCAB for i in range(23)), (7,), tuple(range(9, 20))]
+
+
+@dataclass
+class Guessing:
+    """A policy that adds a guess to every span that is sampled."""
+
+    inner: Policy
+    engine: Engine
+    truth: Answers
+    guess: Guess
+    length: int = 4
+
+    @property
+    def longest_span(self) -> int | None:
+        return self.inner.longest_span
+
+    def plan(self, view: View, budget: Budget) -> StepPlan:
+        plan = self.inner.plan(view, budget)
+        return replace(plan, spans=tuple(map(self._extended, plan.spans)))
+
+    def _extended(self, span: Span) -> Span:
+        seq = self.engine.queues[span.seq]
+        if span.stop < len(seq):
+            return span
+        answer = [token for delta in self.truth[seq.request.id, seq.index] for token in delta.tokens]
+        known = answer[seq.num_generated :][: min(self.length, self.engine.context - span.stop)]
+        draft = tuple(
+            token if self.guess(seq.num_generated, ahead) else (token + 1) % models.VOCAB
+            for ahead, token in enumerate(known)
+        )
+        return replace(span, draft=draft)
+
+
+def engine(model: str, **options: object) -> Engine:
+    stack = {"policy": "sarathi:tokens=8,idle=12"}
+    config = EngineConfig(stack=stack, threads=1, **{"page_tokens": 4, **options})  # type: ignore[arg-type]
+    return Engine(config, decoder=models.decoder(model), poison=True)
+
+
+def run(made: Engine, params: SamplingParams) -> Answers:
+    for i, prompt in enumerate(PROMPTS):
+        made.add(Request(id=f"r{i}", prompt=prompt, params=params, arrival=float(i)))
+    answers: Answers = {}
+    while made.busy:
+        for delta in made.step():
+            answers.setdefault((delta.request, delta.index), []).append(delta)
+        made.kv.tables.check()
+    nothing_left(made)
+    return answers
+
+
+def tokens(answers: Answers) -> dict[tuple[str, int], list[int]]:
+    return {key: [token for delta in deltas for token in delta.tokens] for key, deltas in answers.items()}
+
+
+def logprobs(answers: Answers) -> list[float]:
+    return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
+
+
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.parametrize("guess", GUESSES.values(), ids=GUESSES)
+@pytest.mark.parametrize("model", models.WINDOWS)
+def test_tokens_do_not_depend_on_drafts(model: str, guess: Guess, params: SamplingParams) -> None:
+    plain = engine(model)
+    truth = run(plain, params)
+    drafted = engine(model)
+    drafted.policy = Guessing(drafted.policy, drafted, truth, guess)
+    answers = run(drafted, params)
+    assert tokens(answers) == tokens(truth)
+    assert logprobs(answers) == pytest.approx(logprobs(truth), abs=1e-9)
+    assert drafted.counters.generated_tokens == plain.counters.generated_tokens
+    if guess is GUESSES["wrong"]:
+        assert drafted.counters.steps == plain.counters.steps, "a wrong guess costs no step"
+    else:
+        assert drafted.counters.steps < plain.counters.steps
+    assert all(len(delta.tokens) <= 5 for deltas in answers.values() for delta in deltas)
+
+
+@pytest.mark.parametrize("page_tokens", [1, 3, 16])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_drafts_may_cross_pages(page_tokens: int, prefix_cache: bool) -> None:
+    """A draft of nine tokens writes into pages that it may have to leave again, cached granules excepted."""
+    options = {"page_tokens": page_tokens, "prefix_cache": prefix_cache}
+    truth = run(engine("mixed", **options), PARAMS["greedy"])
+    drafted = engine("mixed", **options)
+    drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES["now-and-then"], length=9)
+    assert tokens(run(drafted, PARAMS["greedy"])) == tokens(truth)
+
+
+def test_right_drafts_take_one_step_per_draft_and_one() -> None:
+    plain = engine("full")
+    plain.add(Request(id="r0", prompt=PROMPTS[2], params=PARAMS["greedy"]))
+    truth: Answers = {("r0", 0): []}
+    while plain.busy:
+        truth["r0", 0] += plain.step()
+    drafted = engine("full")
+    drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES["right"])
+    drafted.add(Request(id="r0", prompt=PROMPTS[2], params=PARAMS["greedy"]))
+    counts = []
+    while drafted.busy:
+        counts += [len(delta.tokens) for delta in drafted.step()]
+    assert counts == [5, 5, 5, 5, 1], "21 tokens: the last draft is cut where the answer ends"
