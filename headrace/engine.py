@@ -20,7 +20,7 @@ from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import describe, load
+from headrace.forward.load import adapt, describe, load
 from headrace.forward.memory import plan_memory, set_threads, torch_device, torch_dtype
 from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
@@ -102,7 +102,7 @@ class Engine:
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
-        self.architecture: Architecture = _adapt(architecture, self.stack, config)
+        self.architecture: Architecture = adapt(architecture, self.stack.one("positions"), config.context)
         set_threads(config.threads)
         guard_bfloat16(device, dtype)
         if decoder is None:
@@ -379,23 +379,3 @@ class Engine:
                 seq.status = Status.WAITING
             seq.num_computed = 0
             self.sampler.start(seq)
-
-
-def _adapt(architecture: Architecture, stack: Stack, config: EngineConfig) -> Architecture:
-    """The checkpoint's architecture with the stack's positions and the configured context."""
-    positions = stack.one("positions")
-    if config.context is not None and config.context > architecture.context and positions is None:
-        factor = -(-config.context // architecture.context)
-        raise ConfigError(
-            f"context={config.context} is beyond this model's {architecture.context}: lower it, or extend the "
-            f"positions, e.g. --positions yarn:factor={factor},original_context={architecture.context}"
-        )
-    if positions is not None:
-        blocks = tuple(
-            dataclasses.replace(block, attention=dataclasses.replace(block.attention, positions=positions))
-            for block in architecture.blocks
-        )
-        architecture = dataclasses.replace(architecture, blocks=blocks)
-    return (
-        architecture if config.context is None else dataclasses.replace(architecture, context=config.context)
-    )

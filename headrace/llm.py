@@ -90,7 +90,7 @@ class LLM:
         raises ConfigError, and then nothing of the call goes on running.
         """
         texts: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        return self._run(self._requests(texts, params), progress)
+        return self._run(self._requests([self._encode(text) for text in texts], params), progress)
 
     def chat(
         self,
@@ -103,21 +103,24 @@ class LLM:
         """Answers one conversation ([{"role": "user", "content": ...}, ...]) or several; `options` for the template."""
         several = bool(messages) and not isinstance(messages[0], Mapping) and not isinstance(messages, str)
         conversations: Any = messages if several else [messages]
-        texts = [self.template.render(conversation, **options) for conversation in conversations]
-        return self._run(self._requests(texts, params, add_special=False), progress)
+        prompts = [
+            self.template.encode(self.tokenizer, conversation, **options) for conversation in conversations
+        ]
+        return self._run(self._requests(prompts, params), progress)
 
-    def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, add_special: bool = True
-    ) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Continues one prompt and yields the text as it comes. Closing the iterator cancels the request."""
-        [(request, text)] = self._requests([prompt], params, add_special=add_special)
+        [(request, text)] = self._requests([self._encode(prompt)], params)
         return self._stream(request, text)
 
     def stream_chat(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Iterator[Chunk]:
         """Answers one conversation and yields the text as it comes."""
-        return self.stream(self.template.render(messages, **options), params, add_special=False)
+        [(request, text)] = self._requests(
+            [self.template.encode(self.tokenizer, messages, **options)], params
+        )
+        return self._stream(request, text)
 
     def close(self) -> None:
         """Frees the engine; the object cannot be used afterwards."""
@@ -131,12 +134,10 @@ class LLM:
 
     def _requests(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[tuple[str | None, Sequence[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
-        *,
-        add_special: bool = True,
     ) -> list[tuple[Request, str | None]]:
-        """Requests and the texts that they come from."""
+        """A request for each (text, token ids), and the text."""
         if params is None or isinstance(params, SamplingParams):
             params = [params or self.sampling()] * len(prompts)
         if len(params) != len(prompts):
@@ -144,23 +145,21 @@ class LLM:
                 f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
             )
         made = []
-        for i, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
-            tokens = self._tokens(prompt, add_special)
+        for i, ((text, tokens), one) in enumerate(zip(prompts, params, strict=True)):
             if len(prompts) > 1 and len(tokens) >= self.engine.context:  # before the first of them runs
                 limit = f"the context holds {self.engine.context} with at least one for the answer"
                 raise ConfigError(f"prompts[{i}] has {len(tokens)} tokens, and {limit}: shorten it")
-            text = prompt if isinstance(prompt, str) else None
             made.append((Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text))
         return made
 
-    def _tokens(self, prompt: Prompt, add_special: bool) -> Sequence[int]:
+    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
         if isinstance(prompt, str):
             if not prompt:
                 raise ConfigError("the prompt is empty: give at least one character")
-            return self.tokenizer.encode(prompt, add_special=add_special)
+            return prompt, self.tokenizer.encode(prompt)
         if not isinstance(prompt, Sequence) or not all(isinstance(token, int) for token in prompt):
             raise ConfigError(f"a prompt must be text or a list of token ids, not {str(prompt)[:40]}")
-        return cast("Sequence[int]", prompt)
+        return None, cast("Sequence[int]", prompt)
 
     def _run(self, requests: list[tuple[Request, str | None]], progress: bool | None) -> list[Output]:
         """Runs all of them to the end; an exception, Ctrl-C included, cancels what is left."""

@@ -321,7 +321,7 @@ def test_doctor(headrace) -> None:
 ROW = {
     *("batch", "prompt_len", "gen_len", "prefill_tok_s", "decode_tok_s", "ttft_s", "itl_p50_s", "itl_p99_s"),
     *("itl_max_s", "weight_bytes", "kv_bytes_per_token", "read_gb_s", "roofline_fraction", "peak_rss_bytes"),
-    *("threads", "isa", "stack", "dtype", "spread", "repetitions"),
+    *("threads", "isa", "stack", "model", "dtype", "spread", "repetitions"),
 }
 
 
@@ -336,6 +336,21 @@ def test_bench_latency(headrace, model: str) -> None:
     assert low <= rows[3]["decode_tok_s"] <= high
     code, out, _ = headrace(*argv, "--gen-len", "2")
     assert code == 0 and "prefill tok/s" in out and len(out.splitlines()) == 2
+
+
+def test_bench_decodes_all_requests_together(model: str) -> None:
+    from headrace.commands.bench import start, time_once
+    from headrace.config import EngineConfig
+
+    config = EngineConfig(
+        model=model, stack={"policy": "sarathi:tokens=4,idle=8"}
+    )  # prompts come in many steps
+    engine = start(config, None, [(3, 33, 6)])
+    prompts = [tuple(range(k, k + 33)) for k in (10, 60, 110)]
+    cold, warm = time_once(engine, prompts, 6), time_once(engine, prompts, 6)
+    assert cold.decode_tokens < 3 * 5  # the first prompt had its answer before the last had begun
+    assert warm.decode_tokens == 3 * 5 and len(warm.steps_s) == 5
+    engine.close()
 
 
 def test_eval(headrace, model: str) -> None:

@@ -36,7 +36,7 @@ lossy technique shows. It is no assistant, and its output is not to be relied on
 - the source of the Python standard library (Python Software Foundation License), as installed with the interpreter,
   without tests and without the modules held out below;
 - synthetic tasks with exact verifiers (`headrace/box/tasks.py`), one in five in the chat format;
-- runs of random tokens and of library text that repeat, which teach copying.
+- runs of random tokens and of library text that repeat, which teach copying, and single steps of the chain task.
 
 Rows by stage, as shares:
 

@@ -167,20 +167,22 @@ class Run:
     def lines(self, until: int | None = None) -> Iterator[str]:
         """Train to the end of the recipe (or to `until` tokens), yielding progress lines."""
         end = min(self.recipe.tokens, until or self.recipe.tokens)
-        mixture, saved, probed = None, time.monotonic(), time.monotonic()
+        mixtures: dict[tuple, Mixture] = {}
+        saved = probed = time.monotonic()
         losses: list[float] = []
         clock = time.monotonic()
         while self.seen < end and not self.stopping:
-            stage = self.recipe.stage(self.seen)
-            if mixture is None or (mixture.row, mixture.stage_shares) != (stage.row, stage.shares):
-                mixture = Mixture(self.tokenizer, self.corpus, stage.row, stage.shares, self.recipe.seed)
-            losses.append(self.train_step(mixture))
+            row, shares = self.recipe.stage(self.seen).rows(self.step)
+            key = (row, *shares.items())
+            if key not in mixtures:
+                mixtures[key] = Mixture(self.tokenizer, self.corpus, row, shares, self.recipe.seed)
+            losses.append(self.train_step(mixtures[key]))
             now = time.monotonic()
             self.seconds += now - clock
             speed, clock = self.recipe.batch / (now - clock), now
             if self.step % LINE_EVERY == 0:
                 yield (
-                    f"step {self.step} tokens {self.seen / 1e6:.2f}M row {stage.row} loss "
+                    f"step {self.step} tokens {self.seen / 1e6:.2f}M row {row} loss "
                     f"{sum(losses) / len(losses):.3f} rate {self.recipe.rate(self.step, self.seen):.2f} "
                     f"{speed:.0f} tok/s {self.seconds / 60:.1f} min"
                 )

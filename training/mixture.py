@@ -19,7 +19,9 @@ from training.tokens import END_OF_TEXT, VOCABULARY
 Document = tuple[list[int], list[float]]  # token ids, and the loss weight of each as a target
 LEAST_ROOM = 48  # tokens; a smaller gap at the end of a row is filled with text
 CHAT_SHARE = 0.2
-SHORT_ANSWER, STEPS, LONG_ANSWER, REPEAT, TEXT = 4.0, 2.5, 1.5, 1.0, 1.0  # loss weights
+SHORT_ANSWER, LONG_ANSWER, STEP, REPEAT, TEXT = 4.0, 1.5, 1.0, 1.0, 1.0  # loss weights
+CHANGE = 20.0  # the one word that is not copied
+RESULT = 5.0  # times STEP: the numbers that a chain computes
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Mixture:
         self, tokenizer: Tokenizer, corpus: Corpus, row: int, shares: dict[str, float], seed: int
     ) -> None:
         self.tokenizer, self.corpus, self.row, self.seed = tokenizer, corpus, row, seed
-        self.stage_shares = shares
+        self.equals, self.newline = tokenizer.token_to_id("="), tokenizer.token_to_id("Ċ")
         self.kinds, self.shares = list(shares), list(shares.values())
         self.makers: dict[str, Callable[[Random, int], Document]] = {
             "text": self.text,
@@ -53,8 +55,9 @@ class Mixture:
             "passkey": self.passkey,
             "small": self.small,
             "key_value": self.sized("key_value", 2, 30, 11, 180, SHORT_ANSWER),
-            "edit_copy": self.sized("edit_copy", 6, 30, 2.8, 200, LONG_ANSWER),
-            "chain": self.sized("chain", 1, 20, 20, 32, STEPS),
+            "edit_copy": self.edit_copy,
+            "chain": self.chain,
+            "facts": self.facts,
             "json": self.sized("json", 1, 20, 38, 12, LONG_ANSWER),
         }
 
@@ -118,6 +121,38 @@ class Mixture:
             return self.document(rng, tasks.TASKS[name].make(rng, rng.randint(least, largest)), weight)
 
         return make
+
+    def edit_copy(self, rng: Random, room: int) -> Document:
+        """A text to repeat with one word changed; the new word weighs most."""
+        example = tasks.make_edit_copy(rng, rng.randint(6, max(6, min(60, int((room - 30) / 2.8)))))
+        ids, weights = self.document(rng, example, LONG_ANSWER)
+        new = self.tokenizer.encode(" " + example.facts["new"], add_special_tokens=False).ids
+        for at in range(len(ids) - len(new), 0, -1):
+            if ids[at : at + len(new)] == new:
+                weights[at : at + len(new)] = [CHANGE] * len(new)
+                break
+        return ids, weights
+
+    def chain(self, rng: Random, room: int) -> Document:
+        """A chain of steps; the results weigh more than the copying around them."""
+        steps = rng.randint(1, max(1, min(32, (room - 20) // 20)))
+        ids, weights = self.document(rng, tasks.make_chain(rng, steps), STEP)
+        return ids, [w * RESULT if w and r else w for w, r in zip(weights, self.results(ids), strict=True)]
+
+    def facts(self, rng: Random, room: int) -> Document:
+        """Unconnected steps, one per line, where only the results count: the table that chains look up."""
+        lines = [tasks.make_chain(rng, 1).facts["lines"][0] for _ in range(min(60, max(1, (room - 8) // 10)))]
+        text = f"mod {tasks.CHAIN_MODULUS}\n" + "\n".join(lines) + "\n"
+        ids = [END_OF_TEXT, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        return ids, [RESULT * STEP * float(r) for r in self.results(ids)]
+
+    def results(self, ids: list[int]) -> list[bool]:
+        """Which tokens stand between an equals sign and the end of its line, that end included."""
+        marks, inside = [], False
+        for token in ids:
+            marks.append(inside)
+            inside = token == self.equals or (inside and token != self.newline)
+        return marks
 
     def document(self, rng: Random, example: tasks.Example, weight: float) -> Document:
         """Prompt (weight 0) and answer with its stop; one in five in the chat format."""

@@ -9,11 +9,19 @@ from training.model import TINY, TINY_DRAFT, Shape
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows of `row` tokens until `until` tokens have been seen in all; `shares` of the rows by kind."""
+    """Rows of `row` tokens until `until` tokens have been seen in all; `shares` of the rows by kind.
+
+    With a `turn` (row length, shares), every other batch is of that sort instead.
+    """
 
     row: int
     until: int
     shares: dict[str, float] = field(default_factory=dict)
+    turn: tuple[int, dict[str, float]] | None = None
+
+    def rows(self, step: int) -> tuple[int, dict[str, float]]:
+        """(row length, shares) of a batch."""
+        return self.turn if self.turn is not None and step % 2 else (self.row, self.shares)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,27 @@ FAR = {
     "json": 0.02,
     "small": 0.05,
 }
+TABLE = {
+    "text": 0.36,
+    "repeat": 0.04,
+    "passkey": 0.12,
+    "key_value": 0.09,
+    "edit_copy": 0.08,
+    "chain": 0.10,
+    "facts": 0.15,
+    "json": 0.02,
+    "small": 0.04,
+}
+FARTHEST = {"text": 0.45, "passkey": 0.25, "key_value": 0.20, "edit_copy": 0.05, "repeat": 0.05}
+NEAR = {
+    "text": 0.24,
+    "repeat": 0.05,
+    "edit_copy": 0.30,
+    "chain": 0.16,
+    "facts": 0.14,
+    "json": 0.05,
+    "small": 0.06,
+}
 GUESS = {
     "text": 0.70,
     "repeat": 0.05,
@@ -111,14 +140,15 @@ RECIPES = {
     "tiny": Recipe(
         "tiny",
         TINY,
-        decay=3_600_000,
+        decay=2_900_000,
         stages=(
             Stage(256, 3_900_000, SHORT),
             Stage(512, 5_400_000, MIDDLE),
             Stage(1024, 5_881_856, LONG),
             Stage(512, 8_000_000, COPIES),
-            Stage(1024, 9_800_000, FAR),
-            Stage(2048, 10_600_000, FAR),
+            Stage(1024, 8_314_880, FAR),
+            Stage(1024, 9_732_096, TABLE),
+            Stage(2048, 11_600_000, FARTHEST, turn=(512, NEAR)),
         ),
     ),
     "tiny-draft": Recipe(

@@ -86,14 +86,27 @@ def make_key_value(rng: Random, size: int) -> Example:
 
 
 def make_edit_copy(rng: Random, size: int) -> Example:
-    """A text of about `size` words to repeat with one word changed."""
-    text = " ".join(prose.sentences(rng, size))
-    words = re.findall(r"\b[a-z]+\b", text)
-    single = [word for word in words if words.count(word) == 1 and len(word) > 2]
-    old = rng.choice(single or words)
-    new = rng.choice([word for word in prose.NOUNS if word not in words])
-    edited = re.sub(rf"\b{old}\b", new, text)
-    return Example(f"Copy the text with {new} in place of {old}.\nText: {text}\nCopy:", f" {edited}", "\n")
+    """A text of about `size` words to repeat with one word changed, named by the two words before it."""
+    while True:
+        words = " ".join(prose.sentences(rng, size)).split(" ")
+        pairs = list(zip(words, words[1:], strict=False))
+        places = [
+            i
+            for i in range(2, len(words))
+            if words[i] in prose.NOUNS
+            and pairs.count(pairs[i - 2]) == 1
+            and "." not in words[i - 2] + words[i - 1]
+        ]
+        if places:
+            break
+    at = rng.choice(places)
+    new = rng.choice([noun for noun in prose.NOUNS if noun not in words])
+    edited = [*words[:at], new, *words[at + 1 :]]
+    before = " ".join(words[at - 2 : at])
+    prompt = (
+        f"Copy the text, changing: {before} {words[at]} -> {before} {new}\nText: {' '.join(words)}\nCopy:"
+    )
+    return Example(prompt, " " + " ".join(edited), "\n", {"new": new})
 
 
 FIELDS: dict[str, Callable[[Random], Any]] = {

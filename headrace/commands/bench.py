@@ -53,17 +53,25 @@ def latency(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time prompts and decoding: prefix cache off, end tokens ignored, greedy."""
+    """Time prompts and decoding: greedy, end tokens ignored.
+
+    Every repetition has new prompts, so the prefix cache never shortens them. Decoding is timed in a second run of the
+    same prompts, which finds most of their keys and values in the cache: so all requests decode together.
+    """
     cases = list(
         itertools.product(_list("batch", batch), _list("prompt-len", prompt_len), _list("gen-len", gen_len))
     )
     engine = start(config, shape, cases)
-    note(describe(engine) + (f", random weights of {shape}" if shape else ""), quiet)
-    bandwidth = read_bandwidth() if engine.device.type == "cpu" else None
+    note(describe(engine) + (" (random weights)" if shape else ""), quiet)
     rows = []
     with ProgressBar(len(cases) * (repeat + 1), "runs") as bar:
         for case in cases:
-            rows.append(measure(engine, Case(*case), repeat, random.Random(seed), bar, bandwidth))
+            rows.append(measure(engine, Case(*case), repeat, random.Random(seed), bar))
+    if engine.device.type == "cpu":
+        bandwidth = read_bandwidth()  # last: what it allocates is not the engine's peak
+        for row in rows:
+            if "read_gb_s" in row:
+                row["roofline_fraction"] = row["read_gb_s"] * 1e9 / bandwidth
     engine.close()
     if as_json:
         write_json(rows)
@@ -97,7 +105,7 @@ class Run:
 
 
 def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, int, int]]) -> Engine:
-    """An engine that takes the largest case: no prefix cache, and a pool for the whole batch. Raises ConfigError."""
+    """An engine that takes the largest case: a pool for the whole batch. Raises ConfigError."""
     from headrace.commands import shapes
     from headrace.engine import Engine
     from headrace.forward.load import random as random_decoder
@@ -106,13 +114,12 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
     longest = max(prompt + output for _, prompt, output in cases)
     context = config.context
     most = max(batch for batch, _, _ in cases)
-    config = dataclasses.replace(
-        config, prefix_cache=False, context=context, max_seqs=max(config.max_seqs, most)
-    )
+    config = dataclasses.replace(config, context=context, max_seqs=max(config.max_seqs, most))
     decoder = None
     if shape is not None:
         set_threads(config.threads)
         model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
+        config = dataclasses.replace(config, model=shape)
         decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device))
     with ProgressBar(None, "loading") as bar:
         engine = Engine(config, decoder=decoder, progress=bar.update)
@@ -125,7 +132,7 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
 
 
 def _with_room(engine: Engine, tokens: int) -> Engine:
-    """The engine, or one with the same weights and a larger pool, if its default pool does not hold that many tokens."""
+    """The engine; or one with the same weights and a larger pool, if its default pool does not hold `tokens`."""
     needed = math.ceil(tokens * engine.kv.bytes_per_token())
     if (
         engine.config.kv_bytes is not None
@@ -137,51 +144,47 @@ def _with_room(engine: Engine, tokens: int) -> Engine:
     return Engine(dataclasses.replace(engine.config, kv_bytes=needed), decoder=engine.decoder)
 
 
-def measure(
-    engine: Engine, case: Case, repeat: int, rng: random.Random, bar: ProgressBar, bandwidth: float | None
-) -> dict[str, Any]:
-    """One row. Medians over the repetitions, gaps between tokens over all of them; what was not measured is absent."""
-    runs = []
+def measure(engine: Engine, case: Case, repeat: int, rng: random.Random, bar: ProgressBar) -> dict[str, Any]:
+    """One row. Medians over the repetitions, gaps between tokens over all; what was not measured is absent."""
+    prefills, decodes = [], []
     for i in range(repeat + 1):
-        run = time_once(engine, case, rng)
-        runs += [run] if i else []  # the first warms up
+        prompts = [
+            tuple(rng.choices(range(engine.architecture.vocab), k=case.prompt_len)) for _ in range(case.batch)
+        ]
+        runs = [
+            time_once(engine, prompts, 1),
+            *([time_once(engine, prompts, case.gen_len)] if case.gen_len > 1 else []),
+        ]
+        if i:  # the first warms up
+            prefills.append(runs[0])
+            decodes += [run for run in runs[1:] if run.decode_tokens]
         bar.advance()
-    measured = {"prefill_tok_s": [case.batch * case.prompt_len / run.prefill_s for run in runs]}
-    if all(run.decode_tokens for run in runs):
-        measured["decode_tok_s"] = [run.decode_tokens / run.decode_s for run in runs]
-    measured["ttft_s"] = [run.ttft_s for run in runs]
-    spreads = {name: Spread.of(values) for name, values in measured.items()}
-    row: dict[str, Any] = {
-        **dataclasses.asdict(case),
-        **{name: spread.median for name, spread in spreads.items()},
+    measured = {
+        "prefill_tok_s": [case.batch * case.prompt_len / run.prefill_s for run in prefills],
+        "decode_tok_s": [run.decode_tokens / run.decode_s for run in decodes],
+        "ttft_s": [run.ttft_s for run in prefills],
     }
-    steps = [step for run in runs for step in run.steps_s]
+    spreads = {name: Spread.of(values) for name, values in measured.items() if values}
+    row: dict[str, Any] = {**dataclasses.asdict(case), **{name: s.median for name, s in spreads.items()}}
+    steps = [step for run in decodes for step in run.steps_s]
     if steps:
         row.update(itl_p50_s=percentile(steps, 0.5), itl_p99_s=percentile(steps, 0.99), itl_max_s=max(steps))
     row.update(weight_bytes=engine.decoder.weight_bytes, kv_bytes_per_token=engine.kv.bytes_per_token())
-    if steps:
-        row.update(_reading(engine, case, row["itl_p50_s"], bandwidth))
-    return {
-        **row,
-        **_setting(engine),
-        "spread": {n: [s.low, s.high] for n, s in spreads.items()},
-        "repetitions": repeat,
-    }
+    read = bytes_per_step(engine, case)
+    if steps and read is not None:
+        row["read_gb_s"] = read / row["itl_p50_s"] / 1e9
+    spread = {name: [s.low, s.high] for name, s in spreads.items()}
+    return {**row, **_setting(engine), "spread": spread, "repetitions": repeat}
 
 
-def time_once(engine: Engine, case: Case, rng: random.Random) -> Run:
-    """Runs a batch of random prompts from start to end."""
+def time_once(engine: Engine, prompts: Sequence[tuple[int, ...]], gen_len: int) -> Run:
+    """Runs a batch from start to end."""
     from headrace.types import Request, SamplingParams
 
-    vocab = engine.architecture.vocab
-    params = SamplingParams(temperature=0, max_tokens=case.gen_len, ignore_eos=True)
-    requests = [
-        Request(id=f"bench-{i}", prompt=tuple(rng.choices(range(vocab), k=case.prompt_len)), params=params)
-        for i in range(case.batch)
-    ]
+    params = SamplingParams(temperature=0, max_tokens=gen_len, ignore_eos=True)
     begin = time.perf_counter()
-    for request in requests:
-        engine.add(request)
+    for i, prompt in enumerate(prompts):
+        engine.add(Request(id=f"bench-{i}", prompt=prompt, params=params))
     first: dict[str, float] = {}
     prefill_s = before = 0.0
     steps: list[float] = []
@@ -194,30 +197,25 @@ def time_once(engine: Engine, case: Case, rng: random.Random) -> Run:
             decode_tokens += sum(len(delta.tokens) for delta in deltas)
         for delta in deltas:
             first.setdefault(delta.request, now)
-        if not prefill_s and len(first) == case.batch:
+        if not prefill_s and len(first) == len(prompts):
             prefill_s = now
         before = now
     ttft = percentile(list(first.values()), 0.5)
     return Run(ttft, prefill_s, before - prefill_s, decode_tokens, tuple(steps))
 
 
-def _reading(engine: Engine, case: Case, step_s: float, bandwidth: float | None) -> dict[str, float]:
-    """How fast a decoding step reads weights and keys and values, and its share of what the memory gives.
+def bytes_per_step(engine: Engine, case: Case) -> float | None:
+    """Weights, keys and values that a decoding step of the batch reads, half-way through the output.
 
-    Absent for models with experts: which of them a step reads is not known here.
+    None for models with experts: which of them a step reads is not known here.
     """
     model = engine.architecture
     if any(block.mlp.experts for block in model.blocks):
-        return {}
-    lookup = (
-        0 if model.tied_head else model.vocab * model.width * engine.decoder.dtype.itemsize
-    )  # one row per token
+        return None
+    # An embedding that is not also the head is not read whole: one row per token.
+    table = 0 if model.tied_head else model.vocab * model.width * engine.decoder.dtype.itemsize
     tokens = case.batch * (case.prompt_len + case.gen_len / 2)
-    read = engine.decoder.weight_bytes - lookup + tokens * engine.kv.bytes_per_token()
-    found = {"read_gb_s": read / step_s / 1e9}
-    if bandwidth is not None:
-        found["roofline_fraction"] = read / step_s / bandwidth
-    return found
+    return engine.decoder.weight_bytes - table + tokens * engine.kv.bytes_per_token()
 
 
 def _setting(engine: Engine) -> dict[str, Any]:
@@ -226,6 +224,7 @@ def _setting(engine: Engine) -> dict[str, Any]:
     from headrace import kernels
 
     return {
+        "model": engine.config.model,
         "peak_rss_bytes": peak_rss_bytes(),
         "threads": torch.get_num_threads(),
         "isa": kernels.isa(),

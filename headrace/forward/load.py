@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from headrace.architecture import Architecture
-from headrace.errors import ModelError, nearest
+from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
 from headrace.models import SLOT, Family
 from headrace.weight.config import parse, read_generation, read_json
@@ -79,6 +80,26 @@ def load(
     architecture = architecture or described.architecture
     weights = read_weights(described.folder, architecture, described.family.names, dtype, device, progress)
     return Loaded(architecture, Decoder(architecture, weights), described.generation)
+
+
+def adapt(architecture: Architecture, positions: Any, context: int | None) -> Architecture:
+    """The checkpoint's architecture with the stack's position scheme and the configured context; None keeps its own.
+
+    Raises ConfigError for a context that the model was not made for, unless a scheme is there to extend it.
+    """
+    if context is not None and context > architecture.context and positions is None:
+        factor = -(-context // architecture.context)
+        raise ConfigError(
+            f"context={context} is beyond this model's {architecture.context}: lower it, or extend the positions, "
+            f"e.g. --positions yarn:factor={factor},original_context={architecture.context}"
+        )
+    if positions is not None:
+        blocks = tuple(
+            dataclasses.replace(block, attention=dataclasses.replace(block.attention, positions=positions))
+            for block in architecture.blocks
+        )
+        architecture = dataclasses.replace(architecture, blocks=blocks)
+    return architecture if context is None else dataclasses.replace(architecture, context=context)
 
 
 def random(

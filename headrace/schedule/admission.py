@@ -3,8 +3,8 @@
     available ---- taken by spans ----|---- promised to prompts under way ----|---- free for newcomers
               +--- given back by paused sequences
 
-Who gives way: the last running sequence in order that has no span yet in this plan; never one that comes before the
-sequence that needs the pages. So the first in order always gets on, and nobody waits for ever.
+Who gives way: the last running sequence in order, even if it was planned already; at last the one that needs the pages,
+never one that comes before it. So the first in order always gets on, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ class Ledger:
     def __init__(self, view: View, budget: Budget) -> None:
         self._cache = view.cache
         self._budget = budget
-        self._running = list(view.running)  # those that still run, in order
+        self._running = {seq.id: seq for seq in view.running}  # those that still run, in order
         self._spans: dict[int, Span] = {}
         self._recompute: list[int] = []
         self._swap_out: list[int] = []
         self._swap_in: list[int] = []
+        self._tokens = 0
         self._taken = 0
         self._given_back = 0
         self._host_free = view.cache.host_free
@@ -31,11 +32,11 @@ class Ledger:
     @property
     def num_tokens(self) -> int:
         """Tokens planned so far."""
-        return sum(len(span) for span in self._spans.values())
+        return self._tokens
 
     def runs(self, seq: SeqView) -> bool:
         """Whether a running sequence still does: it may have been paused for another one."""
-        return any(other.id == seq.id for other in self._running)
+        return seq.id in self._running
 
     def run(self, seq: SeqView, stop: int) -> bool:
         """Plans [computed, stop) of a running sequence, pausing others if it must.
@@ -44,14 +45,11 @@ class Ledger:
         """
         need = self._cache.need(seq.holding, stop)
         while need > self._free():
-            victim = self._victim(seq)
-            if victim is None:
-                return False
+            victim = next(reversed(self._running.values()))
             self._pause(victim)
             if victim.id == seq.id:
                 return False
-        self._taken += need
-        self._spans[seq.id] = Span(seq.id, seq.computed, stop)
+        self._take(seq, stop)
         return True
 
     def admit(self, seq: SeqView, stop: int, chunk: int) -> bool:
@@ -63,11 +61,10 @@ class Ledger:
         reserve = self._promised(chunk) + len(self._running) if self._running else 0
         if reach + reserve > self._free() or self._paused():
             return False
-        self._taken += self._cache.need(seq.holding, stop)
         if seq.status is Status.SWAPPED:
             self._swap_in.append(seq.id)
-        self._running.append(seq)
-        self._spans[seq.id] = Span(seq.id, seq.computed, stop)
+        self._running[seq.id] = seq
+        self._take(seq, stop)
         return True
 
     def plan(self, reason: str) -> StepPlan:
@@ -79,21 +76,22 @@ class Ledger:
             reason=reason,
         )
 
+    def _take(self, seq: SeqView, stop: int) -> None:
+        self._taken += self._cache.need(seq.holding, stop)
+        self._tokens += stop - seq.computed
+        self._spans[seq.id] = Span(seq.id, seq.computed, stop)
+
     def _free(self) -> int:
         return self._cache.available + self._given_back - self._taken
 
     def _paused(self) -> bool:
         return bool(self._recompute or self._swap_out)
 
-    def _victim(self, seq: SeqView) -> SeqView | None:
-        for other in reversed(self._running):
-            if other.order < seq.order:
-                return None
-            if other.id not in self._spans:
-                return other
-        return None
-
     def _pause(self, victim: SeqView) -> None:
+        span = self._spans.pop(victim.id, None)
+        if span is not None:  # it was planned before somebody who comes first
+            self._taken -= self._cache.need(victim.holding, span.stop)
+            self._tokens -= len(span)
         pages = sum(victim.holding.live)
         if self._host_free is not None and pages <= self._host_free:
             self._host_free -= pages
@@ -101,13 +99,14 @@ class Ledger:
         else:
             self._recompute.append(victim.id)
         self._given_back = self._cache.freed_by(self._recompute + self._swap_out)
-        self._running.remove(victim)
+        del self._running[victim.id]
 
     def _promised(self, chunk: int) -> int:
         """Pages that running sequences still need to finish the tokens they know."""
         total = 0
-        for seq in self._running:
-            rest = self._cache.reach(seq.holding, seq.length, chunk)
+        for seq in self._running.values():
             span = self._spans.get(seq.id)
-            total += max(0, rest - (self._cache.need(seq.holding, span.stop) if span else 0))
+            if span is None or span.stop < seq.length:  # the others are promised nothing beyond this step
+                rest = self._cache.reach(seq.holding, seq.length, chunk)
+                total += max(0, rest - (self._cache.need(seq.holding, span.stop) if span else 0))
         return total

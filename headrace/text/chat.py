@@ -7,8 +7,10 @@ comes with a *request* must not be rendered here: the bounds stop accidents and 
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from headrace.errors import ConfigError, ModelError, nearest
-from headrace.text.tokenizer import read_config
+from headrace.text.tokenizer import Tokenizer, read_config
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_MESSAGES = 4096
 MAX_PROMPT_CHARS = 16 << 20
@@ -89,6 +91,26 @@ class ChatTemplate:
             cause = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{self._where} fails on these messages: {cause}") from None
 
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **options: Any
+    ) -> tuple[str, list[int]]:
+        """`render(messages, **options)` and its token ids, in which only the template writes special tokens.
+
+        Where a message spells one ("<|end|>"), it stays text: nobody can close a turn, or open another, by typing.
+        """
+        messages = check_messages(messages)
+        mark = secrets.token_hex(16)
+        commands = [re.escape(text) for text in sorted(tokenizer.commands, key=len, reverse=True) if text]
+        if commands:
+            # Cut behind its first character, and encoded in two pieces, a special token is not recognised.
+            spelled = re.compile("|".join(commands))
+            messages = _map_texts(
+                messages, lambda text: spelled.sub(lambda m: m[0][0] + mark + m[0][1:], text)
+            )
+        pieces = self.render(messages, **options).split(mark)
+        ids = [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
+        return "".join(pieces), ids
+
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as plain dicts, contents as plain text. Raises ConfigError that names the first bad one."""
@@ -126,6 +148,15 @@ def _text(where: str, content: Any) -> str | None:
         if not is_text:
             raise ConfigError(f'{where}: a part of content must be {{"type": "text", "text": ...}}')
     return "".join(part["text"] for part in content)
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same lists and mappings, with every text in them changed, but for names (keys) and roles."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: item if key == "role" else _map_texts(item, change) for key, item in value.items()}
+    return [_map_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
@@ -168,7 +199,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters["tojson"] = _to_json
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-        del self.globals["lipsum"]
+        del self.globals["lipsum"], self.filters["center"]
         self._deadline = float("inf")
 
     def compile_template(self, source: str) -> jinja2.Template:
@@ -197,6 +228,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         _bound(sum(map(len, texts)))
         return "".join(texts)
 
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):  # "a".ljust(10 ** 12)
+            _bound(abs(value) if isinstance(value, int) else 0)
+        return super().call(context, function, *args, **kwargs)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for text, count in ((left, right), (right, left)):
@@ -205,8 +241,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             _bound(_size(left) + _size(right))
         elif operator == "+":
             _bound(_size(left) + _size(right))
-        elif operator == "%" and isinstance(left, str):
-            raise ConfigError("it formats with %, which could write without bound")
+        elif operator == "%" and isinstance(left, str) and re.search(r"%[^a-zA-Z%]*[\d*]", left):
+            raise ConfigError("it formats text to a given width, which could be without bound")
         elif operator == "**" and isinstance(right, int):
             _bound(_size(left) * right)
         return super().call_binop(context, operator, left, right)

@@ -96,11 +96,6 @@ class Reply:
         """Every sample is finished."""
         return all(draft.finish_reason for draft in self._drafts)
 
-    @property
-    def num_done(self) -> int:
-        """Samples that are finished."""
-        return sum(draft.finish_reason is not None for draft in self._drafts)
-
     def take(self, delta: Delta, at: float) -> Chunk | None:
         """Adds a delta; None if its sample had already ended, at a stop string that the engine did not know of.
 

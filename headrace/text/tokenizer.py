@@ -34,19 +34,20 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._data = _read(self.folder / "tokenizer.json", MAX_FILE_BYTES)
-        self._core = _parse(self.folder, self._data)
+        self._core, file = _parse(self.folder / "tokenizer.json")
         self.config = read_config(self.folder / "tokenizer_config.json")
-        file = msgspec.json.decode(self._data, type=_File)
         self._rules = _Rules(self.folder, file.decoder)
-        self._added = {i: token.content for i, token in self._core.get_added_tokens_decoder().items()}
+        added = self._core.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
         self.size: int = self._core.get_vocab_size(with_added_tokens=True)
         """Entries of the vocabulary, added tokens included; a model's embedding may have more rows."""
         self.bos = self._named("bos_token")
         self.eos = self._named("eos_token")
-        special = {i for i, token in self._core.get_added_tokens_decoder().items() if token.special}
+        special = {i for i, token in added.items() if token.special}
         self.special = frozenset(special | {i for i in (self.bos, self.eos) if i is not None})
         """Ids that steer the model and are not text."""
+        self.commands = frozenset(self._added[i] for i in special)
+        """Spellings of special tokens that `encode` understands in a text."""
         self._prepend_bos = file.post_processor is None and self.config.get("add_bos_token") is True
         self._bytes: dict[int, bytes] = {}
 
@@ -131,7 +132,7 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         """The same vocabulary, blind to special tokens in the text."""
-        core = _parse(self.folder, self._data)
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
         core.encode_special_tokens = True
         return core
 
@@ -219,14 +220,16 @@ def _missing(path: Path) -> str:
     return f"{path.parent} has no {path.name}: it is not a complete model folder"
 
 
-def _parse(folder: Path, data: bytes) -> tokenizers.Tokenizer:
+def _parse(path: Path) -> tuple[tokenizers.Tokenizer, _File]:
+    data = _read(path, MAX_FILE_BYTES)
     try:
         core = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+        file = msgspec.json.decode(data, type=_File)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ModelError(f"{path} cannot be read: {error}") from None
     core.no_truncation()
     core.no_padding()
-    return core
+    return core, file
 
 
 def _flatten(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

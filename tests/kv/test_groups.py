@@ -38,7 +38,12 @@ def test_a_smaller_group_keeps_more_tokens_in_a_page_of_the_same_bytes() -> None
 def test_uneven_multiples_fall_back_to_powers_of_two_rather_than_a_huge_granule() -> None:
     groups = [group(7 * 5 * 3, 1, 16), group(5 * 3, 1, 16), group(7 * 3, 1, 16), group(3, 1, 16)]
     sizes = size_pages(groups, 16, plain_bytes)
-    assert sizes.tokens == (16, 64, 64, 512)  # 7, 5 and 35 times the base would meet at 560 tokens, not at 512
+    assert sizes.tokens == (
+        16,
+        64,
+        64,
+        512,
+    )  # 7, 5 and 35 times the base would meet at 560 tokens, not at 512
     assert sizes.granule == 512
 
 

@@ -15,7 +15,9 @@ SECRET = b"s" * 32
 CPU = torch.device("cpu")
 
 
-def make(pages: int = 16, granule: int = 2, windows: Sequence[int | None] = (None,), **options: str) -> PrefixTree:
+def make(
+    pages: int = 16, granule: int = 2, windows: Sequence[int | None] = (None,), **options: str
+) -> PrefixTree:
     fingerprint = options.get("fingerprint", "stack")
     return PrefixTree(PagePool(pages, 64, CPU), granule, windows, fingerprint, secret=SECRET)
 
@@ -90,7 +92,9 @@ def test_tenants_do_not_see_each_other() -> None:
 
 
 def test_keys_depend_on_stack_tenant_tokens_and_secret() -> None:
-    def key(fingerprint: str = "stack", salt: str = "", tokens: Sequence[int] = (1, 2), secret: bytes = SECRET) -> bytes:
+    def key(
+        fingerprint: str = "stack", salt: str = "", tokens: Sequence[int] = (1, 2), secret: bytes = SECRET
+    ) -> bytes:
         tree = PrefixTree(PagePool(4, 64, CPU), 2, (None,), fingerprint, secret=secret)
         return tree.extend(tree.root(salt), tokens, [(tree._pool.take(),)]).key
 

@@ -51,7 +51,9 @@ def run(tables: BlockTables, seq: int, start: int, stop: int, tokens: Sequence[i
     tables.check()
 
 
-def started(tables: BlockTables, seq: int, length: int, tokens: Sequence[int] = TOKENS, salt: str = "") -> int:
+def started(
+    tables: BlockTables, seq: int, length: int, tokens: Sequence[int] = TOKENS, salt: str = ""
+) -> int:
     """A sequence runs up to `length`; returns how much of it came from the cache."""
     hit = tables.admit(seq, tokens[: length + 1], salt)
     run(tables, seq, hit, length, tokens)
@@ -154,7 +156,9 @@ def test_hit_foretells_admission() -> None:
     tables = make(windows=(None, 4), sizes=(4, 4))
     started(tables, 1, 17)
     wanted = tables.hit(TOKENS[:17], "")
-    assert wanted.computed == 16 and wanted.brings == 0, "they are held, and so not taken out of what is available"
+    assert wanted.computed == 16 and wanted.brings == 0, (
+        "they are held, and so not taken out of what is available"
+    )
     tables.release(1)
     wanted, before = tables.hit(TOKENS[:17], ""), tables.available
     assert wanted.computed == 16 and wanted.listed == (4, 4) and wanted.live == (4, 1)
@@ -245,7 +249,9 @@ def test_a_fork_that_runs_the_last_token_again_copies_the_cached_page() -> None:
     tables.share(1, 2, 7)
     assert tables.holding(2, 7).copies == 1 and tables.holding(1, 8).copies == 0
     run(tables, 2, 7, 8)
-    assert tables.live_pages(2, 0) == tables.live_pages(1, 0), "its copy equals the tree's, which it takes back"
+    assert tables.live_pages(2, 0) == tables.live_pages(1, 0), (
+        "its copy equals the tree's, which it takes back"
+    )
 
 
 def test_a_fork_lists_no_more_than_is_computed() -> None:

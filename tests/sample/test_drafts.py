@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 
 from headrace.config import EngineConfig
-from headrace.engine import Engine
+from headrace.engine import Counters, Engine
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, View
 from headrace.types import Delta, Request, SamplingParams, Span, StepPlan
@@ -27,7 +28,9 @@ GUESSES: dict[str, Guess] = {
 }
 PARAMS = {
     "greedy": SamplingParams(temperature=0, max_tokens=21, ignore_eos=True, logprobs=2),
-    "sampled": SamplingParams(temperature=1.2, seed=3, max_tokens=21, ignore_eos=True, top_p=0.9, n=2, logprobs=0),
+    "sampled": SamplingParams(
+        temperature=1.2, seed=3, max_tokens=21, ignore_eos=True, top_p=0.9, n=2, logprobs=0
+    ),
     "penalised": SamplingParams(temperature=0, max_tokens=20, repetition_penalty=1.5, frequency_penalty=0.6),
     "ends": SamplingParams(temperature=1.0, seed=1, min_tokens=2, stop_token_ids=tuple(range(0, 60, 8))),
 }
@@ -67,7 +70,7 @@ class Guessing:
 
 def engine(model: str, **options: object) -> Engine:
     stack = {"policy": "sarathi:tokens=8,idle=12"}
-    config = EngineConfig(stack=stack, threads=1, **{"page_tokens": 4, **options})  # type: ignore[arg-type]
+    config = EngineConfig(stack=stack, threads=1, **{"page_tokens": 4, **options})
     return Engine(config, decoder=models.decoder(model), poison=True)
 
 
@@ -91,22 +94,28 @@ def logprobs(answers: Answers) -> list[float]:
     return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
 
 
-@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
+@functools.cache
+def plain(model: str, params: str) -> tuple[Answers, Counters]:
+    """Without drafts."""
+    made = engine(model)
+    return run(made, PARAMS[params]), made.counters
+
+
+@pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("guess", GUESSES.values(), ids=GUESSES)
 @pytest.mark.parametrize("model", models.WINDOWS)
-def test_tokens_do_not_depend_on_drafts(model: str, guess: Guess, params: SamplingParams) -> None:
-    plain = engine(model)
-    truth = run(plain, params)
+def test_tokens_do_not_depend_on_drafts(model: str, guess: Guess, params: str) -> None:
+    truth, counters = plain(model, params)
     drafted = engine(model)
     drafted.policy = Guessing(drafted.policy, drafted, truth, guess)
-    answers = run(drafted, params)
+    answers = run(drafted, PARAMS[params])
     assert tokens(answers) == tokens(truth)
     assert logprobs(answers) == pytest.approx(logprobs(truth), abs=1e-9)
-    assert drafted.counters.generated_tokens == plain.counters.generated_tokens
+    assert drafted.counters.generated_tokens == counters.generated_tokens
     if guess is GUESSES["wrong"]:
-        assert drafted.counters.steps == plain.counters.steps, "a wrong guess costs no step"
+        assert drafted.counters.steps == counters.steps, "a wrong guess costs no step"
     else:
-        assert drafted.counters.steps < plain.counters.steps
+        assert drafted.counters.steps < counters.steps
     assert all(len(delta.tokens) <= 5 for deltas in answers.values() for delta in deltas)
 
 
@@ -122,14 +131,10 @@ def test_drafts_may_cross_pages(page_tokens: int, prefix_cache: bool) -> None:
 
 
 def test_right_drafts_take_one_step_per_draft_and_one() -> None:
-    plain = engine("full")
-    plain.add(Request(id="r0", prompt=PROMPTS[2], params=PARAMS["greedy"]))
-    truth: Answers = {("r0", 0): []}
-    while plain.busy:
-        truth["r0", 0] += plain.step()
+    truth, _ = plain("full", "greedy")
     drafted = engine("full")
     drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES["right"])
-    drafted.add(Request(id="r0", prompt=PROMPTS[2], params=PARAMS["greedy"]))
+    drafted.add(Request(id="r2", prompt=PROMPTS[2], params=PARAMS["greedy"]))
     counts = []
     while drafted.busy:
         counts += [len(delta.tokens) for delta in drafted.step()]

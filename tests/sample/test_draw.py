@@ -23,7 +23,9 @@ LIMIT = 5.0
 def chi_square(observed: list[int], probabilities: list[float]) -> float:
     """How far counts lie from their law, in standard deviations of what chance does."""
     total = sum(observed)
-    assert all(count == 0 for count, p in zip(observed, probabilities, strict=True) if p == 0), "the impossible came"
+    assert all(count == 0 for count, p in zip(observed, probabilities, strict=True) if p == 0), (
+        "the impossible came"
+    )
     pairs = [(count, total * p) for count, p in zip(observed, probabilities, strict=True) if p > 0]
     statistic = sum((count - expected) ** 2 / expected for count, expected in pairs)
     freedom = len(pairs) - 1
@@ -98,7 +100,12 @@ def test_a_draw_depends_on_seed_position_and_purpose_alone() -> None:
     first = draw.uniform(1, 2, "token")
     random.seed(0), torch.manual_seed(0)
     assert draw.uniform(1, 2, "token") == first
-    others = [draw.uniform(2, 2, "token"), draw.uniform(1, 3, "token"), draw.uniform(1, 2, "accept"), draw.uniform(2, 1, "token")]
+    others = [
+        draw.uniform(2, 2, "token"),
+        draw.uniform(1, 3, "token"),
+        draw.uniform(1, 2, "accept"),
+        draw.uniform(2, 1, "token"),
+    ]
     assert len({first, *others}) == 5
     assert draw.uniform(-(2**63), 0, "token") != draw.uniform(2**63 - 1, 0, "token")
 
@@ -128,4 +135,12 @@ def test_the_ends_of_the_range_choose_allowed_tokens(dtype: torch.dtype) -> None
 
 def test_choose_walks_the_tokens_in_order() -> None:
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
-    assert [draw.choose(logits, u) for u in (0.05, 0.15, 0.29, 0.31, 0.59, 0.61, 0.99)] == [0, 1, 1, 2, 2, 3, 3]
+    assert [draw.choose(logits, u) for u in (0.05, 0.15, 0.29, 0.31, 0.59, 0.61, 0.99)] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]

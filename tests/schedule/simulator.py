@@ -78,7 +78,14 @@ def settings_of_a_pool() -> st.SearchStrategy[Setting]:
     return st.builds(
         lambda groups, **others: Setting(windows=groups[0], page_tokens=groups[1], **others),
         groups=st.sampled_from(
-            [((None,), (4,)), ((None,), (1,)), ((6,), (2,)), ((None, 5), (2, 4)), ((3, 9), (4, 2)), ((None, 70), (4, 4))]
+            [
+                ((None,), (4,)),
+                ((None,), (1,)),
+                ((6,), (2,)),
+                ((None, 5), (2, 4)),
+                ((3, 9), (4, 2)),
+                ((None, 70), (4, 4)),
+            ]
         ),
         spare=st.integers(0, 12),
         host=st.none() | st.integers(0, 40),
@@ -160,7 +167,11 @@ class Simulator:
     def _arrive(self, number: int, job: Job) -> None:
         prompt = tuple((job.family * 7 + i * i) % 11 for i in range(job.prompt))
         request = Request(
-            id=f"r{number}", prompt=prompt, params=SamplingParams(), arrival=float(self.now), priority=job.priority
+            id=f"r{number}",
+            prompt=prompt,
+            params=SamplingParams(),
+            arrival=float(self.now),
+            priority=job.priority,
         )
         first = self._enter(request, job, None)
         for _ in range(job.forks):
@@ -257,7 +268,9 @@ def check(view: View, plan: StepPlan, budget: Budget) -> None:
     assert len(set(paused)) == len(paused) and set(paused) <= running.keys(), "only what runs can be paused"
     assert not spans.keys() & set(paused), "paused, and run"
     admitted = [seq for seq in spans if seq in candidates]
-    assert len(running) - len(paused) + len(admitted) <= max(budget.max_seqs, len(running)), "too many at once"
+    assert len(running) - len(paused) + len(admitted) <= max(budget.max_seqs, len(running)), (
+        "too many at once"
+    )
     resumed = {seq for seq in admitted if candidates[seq].status is Status.SWAPPED}
     assert set(plan.swap_in) == resumed and len(plan.swap_in) == len(resumed)
     moved = sum(sum(running[seq].holding.live) for seq in plan.swap_out)

@@ -32,7 +32,9 @@ def waiting(id: int, length: int, *, computed: int = 0, **holding: int) -> SeqVi
     return seq(id, computed, length, status=Status.WAITING, **holding)
 
 
-def ledger(running: Iterable[SeqView], available: int, *, host: int | None = None, max_seqs: int = 8) -> Ledger:
+def ledger(
+    running: Iterable[SeqView], available: int, *, host: int | None = None, max_seqs: int = 8
+) -> Ledger:
     held = {s.id: sum(s.holding.live) for s in running}
     cache = CacheView(
         page_tokens=(SIZE,),
@@ -147,7 +149,9 @@ def test_running_sequences_keep_what_they_were_promised_and_a_page_to_grow() -> 
 def test_newcomers_count_against_each_other() -> None:
     book = ledger([], available=5)
     assert book.admit(waiting(1, 8), 4, chunk=8)
-    assert not book.admit(waiting(2, 12), 12, chunk=12), "one page of the first is still to come, and one to grow"
+    assert not book.admit(waiting(2, 12), 12, chunk=12), (
+        "one page of the first is still to come, and one to grow"
+    )
     book = ledger([], available=7)
     assert book.admit(waiting(1, 8), 4, chunk=8) and book.admit(waiting(2, 12), 12, chunk=12)
 

@@ -30,11 +30,19 @@ def tables(host: int | None = 4) -> BlockTables:
     )
 
 
-def seq(id: int, *, arrival: float = 0.0, priority: int = 0, status: Status = Status.WAITING, **params: int) -> Sequence:
+def seq(
+    id: int, *, arrival: float = 0.0, priority: int = 0, status: Status = Status.WAITING, **params: int
+) -> Sequence:
     request = Request(
-        id=f"r{id}", prompt=(1, 2, 3, 4, 5), params=SamplingParams(**params), arrival=arrival, priority=priority
+        id=f"r{id}",
+        prompt=(1, 2, 3, 4, 5),
+        params=SamplingParams(**params),
+        arrival=arrival,
+        priority=priority,
     )
-    return Sequence(id=id, request=request, index=0, seed=0, tokens=[1, 2, 3, 4, 5], prompt_len=5, status=status)
+    return Sequence(
+        id=id, request=request, index=0, seed=0, tokens=[1, 2, 3, 4, 5], prompt_len=5, status=status
+    )
 
 
 def filled(*sequences: Sequence) -> Queues:
@@ -46,7 +54,11 @@ def filled(*sequences: Sequence) -> Queues:
 
 def test_order_is_priority_then_arrival_then_id() -> None:
     queues = filled(
-        seq(1, arrival=5), seq(4, arrival=1, priority=2), seq(3, arrival=1), seq(2, arrival=1), seq(5, arrival=9, priority=-1)
+        seq(1, arrival=5),
+        seq(4, arrival=1, priority=2),
+        seq(3, arrival=1),
+        seq(2, arrival=1),
+        seq(5, arrival=9, priority=-1),
     )
     assert [view.id for view in queues.view(tables(), swap=False).candidates] == [5, 2, 3, 1, 4]
 
@@ -72,7 +84,11 @@ def test_the_picture_shows_each_where_it_is() -> None:
         other.num_computed = 5
     book.swap_out(3)
     view = filled(waiting, running, away, held).view(book, swap=True)
-    assert [s.id for s in view.running] == [2] and view.running[0].computed == 5 and view.running[0].remaining == 0
+    assert (
+        [s.id for s in view.running] == [2]
+        and view.running[0].computed == 5
+        and view.running[0].remaining == 0
+    )
     first, second = list(view.candidates)
     assert (first.id, first.computed, first.remaining, first.holding.brings) == (1, 4, 1, 0)
     assert (second.id, second.status, second.computed, second.holding.brings) == (3, Status.SWAPPED, 5, 3)
@@ -93,7 +109,7 @@ def test_candidates_are_looked_up_one_by_one() -> None:
     book, queues = tables(), filled(*(seq(i) for i in range(5)))
     asked: list[int] = []
     hit: Callable[..., object] = book.hit
-    book.hit = lambda *args: asked.append(1) or hit(*args)  # type: ignore[method-assign,assignment,func-returns-value,return-value]
+    book.hit = lambda *args: asked.append(1) or hit(*args)
     candidates = iter(queues.view(book, swap=False).candidates)
     next(candidates), next(candidates)
     assert len(asked) == 2

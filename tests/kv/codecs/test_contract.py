@@ -133,7 +133,11 @@ def test_rows_may_come_one_by_one(store: Store) -> None:
 def test_rows_of_several_sequences_may_come_at_once(store: Store) -> None:
     """The rows of one call go to pages of different sequences, in turn."""
     entries = store.entries(2 * store.tokens, seed=3)
-    turns = [t for pair in zip(range(store.tokens), range(store.tokens, 2 * store.tokens), strict=True) for t in pair]
+    turns = [
+        t
+        for pair in zip(range(store.tokens), range(store.tokens, 2 * store.tokens), strict=True)
+        for t in pair
+    ]
     slots = store.slots([4, 0], 0, 2 * store.tokens)[turns]
     for layer, (k, v) in entries.items():
         store.live.write(store.arena, layer, k[turns], v[turns], slots)
@@ -163,7 +167,10 @@ def test_other_pages_and_other_slots_stay_as_they_are(store: Store) -> None:
     width = store.codec.page_bytes(store.group, store.tokens, store.dtype)
     assert bool((store.arena[:, width:] == NAN).all()), "bytes beyond its own were written"
     mixed = {
-        layer: (torch.cat((others[layer][0][:last], k[last:])), torch.cat((others[layer][1][:last], v[last:])))
+        layer: (
+            torch.cat((others[layer][0][:last], k[last:])),
+            torch.cat((others[layer][1][:last], v[last:])),
+        )
         for layer, (k, v) in entries.items()
     }
     store.expect(mixed, [2], store.tokens)

@@ -71,9 +71,7 @@ def test_block_tables_hold_the_pages_it_keeps_and_no_others(
 ) -> None:
     keeper = SLOT.make(name)
     pool = PagePool(-(-steps[-1] // page_tokens), 64, torch.device("cpu"))
-    tables = BlockTables(
-        pool, None, [group], PageSizes(64, (page_tokens,), page_tokens), keeper, tree=None
-    )
+    tables = BlockTables(pool, None, [group], PageSizes(64, (page_tokens,), page_tokens), keeper, tree=None)
     tables.admit(0, [], "")
     for start, stop in zip([0, *steps], steps, strict=False):
         tables.reserve(0, start, stop)

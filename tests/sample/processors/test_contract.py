@@ -102,7 +102,9 @@ def test_looking_is_not_remembering(name: str, prompt: list[int], output: list[i
 @each_processor
 @QUICK
 @given(prompt=tokens_of, output=tokens_of, more=tokens_of)
-def test_accepting_equals_starting_later(name: str, prompt: list[int], output: list[int], more: list[int]) -> None:
+def test_accepting_equals_starting_later(
+    name: str, prompt: list[int], output: list[int], more: list[int]
+) -> None:
     """An exact processor's state follows from the tokens, so a sequence that starts over goes on as before."""
     if SLOT.make(name).card.exact != "bits":
         pytest.skip("not exact")
@@ -116,7 +118,9 @@ def test_accepting_equals_starting_later(name: str, prompt: list[int], output: l
 @each_processor
 @QUICK
 @given(prompt=tokens_of, output=tokens_of, more=tokens_of, back=st.integers(0, 8))
-def test_rollback_undoes_accept(name: str, prompt: list[int], output: list[int], more: list[int], back: int) -> None:
+def test_rollback_undoes_accept(
+    name: str, prompt: list[int], output: list[int], more: list[int], back: int
+) -> None:
     state, twin = start(name, prompt, output), start(name, prompt, output)
     if state is None or twin is None:
         return

@@ -28,9 +28,13 @@ def test_everything_ends_whatever_arrives(name: str, wanted: list[Job], setting:
 @each_policy
 @settings(QUICK, max_examples=10)
 @given(lengths=st.lists(st.tuples(st.integers(100, 700), st.integers(1, 60)), min_size=2, max_size=4))
-def test_long_prompts_beside_long_outputs_end_in_the_smallest_pool(name: str, lengths: list[tuple[int, int]]) -> None:
+def test_long_prompts_beside_long_outputs_end_in_the_smallest_pool(
+    name: str, lengths: list[tuple[int, int]]
+) -> None:
     """Barely room for the longest of them: all others take turns."""
-    wanted = [Job(step=i, prompt=prompt, output=output, family=i) for i, (prompt, output) in enumerate(lengths)]
+    wanted = [
+        Job(step=i, prompt=prompt, output=output, family=i) for i, (prompt, output) in enumerate(lengths)
+    ]
     Simulator(SLOT.make(name), Setting(page_tokens=(16,)), wanted).run()
 
 
@@ -53,7 +57,7 @@ def test_a_roomy_pool_pauses_nobody_and_keeps_everybody_busy(name: str) -> None:
 
 
 @each_policy
-def test_the_plan_of_an_urgent_newcomer(name: str) -> None:
+def test_an_urgent_newcomer_is_next(name: str) -> None:
     """A higher priority is served before those that arrived earlier, as soon as a place is free."""
     wanted = [Job(step=0, prompt=8, output=4, family=i, priority=1) for i in range(4)] + [
         Job(step=1, prompt=8, output=4, priority=0)

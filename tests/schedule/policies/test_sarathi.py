@@ -37,10 +37,14 @@ def test_small_budgets_keep_the_contract(tokens: int, idle: int, wanted: list[Jo
 
 
 def test_a_long_prompt_costs_the_others_little_in_many_steps() -> None:
-    wanted = [Job(step=0, prompt=4, output=60, family=i) for i in range(2)] + [Job(step=3, prompt=300, output=2, family=2)]
+    wanted = [Job(step=0, prompt=4, output=60, family=i) for i in range(2)] + [
+        Job(step=3, prompt=300, output=2, family=2)
+    ]
     done = Simulator(SLOT.make("sarathi:tokens=16,idle=512"), ROOMY, wanted).run()
     chunks = [span for _, plan in done.plans for span in plan.spans if span.seq == 3 and span.stop <= 300]
-    assert [len(span) for span in chunks] == [14] * 21 + [6], "what two decodes leave of 16, until the prompt ends"
+    assert [len(span) for span in chunks] == [14] * 21 + [6], (
+        "what two decodes leave of 16, until the prompt ends"
+    )
     for view, plan in done.plans:
         assert decodes(view) <= {span.seq for span in plan.spans}
 
@@ -51,7 +55,9 @@ def test_nobody_to_stall_means_large_chunks() -> None:
 
 
 def test_more_decodes_than_tokens_do_not_starve_prompts() -> None:
-    wanted = [Job(step=0, prompt=1, output=50, family=i) for i in range(12)] + [Job(step=20, prompt=50, output=1)]
+    wanted = [Job(step=0, prompt=1, output=50, family=i) for i in range(12)] + [
+        Job(step=20, prompt=50, output=1)
+    ]
     done = Simulator(SLOT.make("sarathi:tokens=8"), Setting(spare=2000, max_seqs=32), wanted).run()
     assert done.finished[13] == 20 + 50 // 2 - 1, "two tokens of the prompt per step"
 
@@ -60,7 +66,9 @@ def test_decodes_do_not_take_the_pages_of_a_prompt_that_comes_before_them() -> N
     """An urgent long prompt is let in beside three outputs, whose growth then eats up the room that it was promised."""
     wanted = [Job(step=0, prompt=1, output=40, family=i, priority=1) for i in range(3)]
     urgent = Job(step=4, prompt=60, output=5, priority=0)
-    done = Simulator(SLOT.make("sarathi:tokens=1,idle=1"), Setting(spare=6, cache=False), [*wanted, urgent]).run()
+    done = Simulator(
+        SLOT.make("sarathi:tokens=1,idle=1"), Setting(spare=6, cache=False), [*wanted, urgent]
+    ).run()
     assert any(plan.recompute for _, plan in done.plans), "nobody ran out of room: the test is too easy"
     assert all(4 not in plan.recompute for _, plan in done.plans), "the first in order had to give way"
 
