@@ -366,6 +366,15 @@ def test_eval(headrace, model: str) -> None:
     assert code == 0 and "accuracy" in out and "passkey" not in out  # its prompts do not fit in this context
 
 
+def test_eval_shows_the_cards_figures(headrace, tmp_path: Path) -> None:
+    folder = random_model(tmp_path)
+    (folder / "card.json").write_text('{"figures": {"add accuracy": 0.25}}')
+    argv = ["eval", "--model", str(folder), "--tasks", "add,sort", "--n", "2"]
+    add, sort = json.loads(headrace(*argv, "--json")[1])
+    assert add["card"] == 0.25 and "card" not in sort
+    assert "0.250" in headrace(*argv)[1]
+
+
 # ---- the process ----
 
 

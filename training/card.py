@@ -38,7 +38,7 @@ lossy technique shows. It is no assistant, and its output is not to be relied on
 - synthetic tasks with exact verifiers (`headrace/box/tasks.py`), one in five in the chat format;
 - runs of random tokens and of library text that repeat, which teach copying, and single steps of the chain task.
 
-Rows by stage, as shares:
+Rows by stage, as relative shares (two lines with one end: batches take turns):
 
 {stages}
 
@@ -61,12 +61,15 @@ TEACHING = "The targets were the distributions of `{teacher}` (distillation), no
 
 
 def stage_table(recipe: Recipe) -> str:
-    """One line per stage: row length, where it ended, shares."""
-    kinds = sorted({kind for stage in recipe.stages for kind in stage.shares})
+    """One line per stage, or two where batches take turns: row length, where it ended, shares."""
+    rows = [
+        (stage, sort) for stage in recipe.stages for sort in ((stage.row, stage.shares), stage.turn) if sort
+    ]
+    kinds = sorted({kind for _, (_, shares) in rows for kind in shares})
     lines = ["| row | until (M tokens) | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
-    for stage in recipe.stages:
-        shares = " | ".join(f"{stage.shares.get(kind, 0):.2f}" for kind in kinds)
-        lines.append(f"| {stage.row} | {stage.until / 1e6:g} | {shares} |")
+    for stage, (row, shares) in rows:
+        cells = " | ".join(f"{shares.get(kind, 0):.2f}" for kind in kinds)
+        lines.append(f"| {row} | {stage.until / 1e6:.1f} | {cells} |")
     return "\n".join(lines)
 
 

@@ -97,6 +97,7 @@ def write(model: Llama, tokenizer: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     generation = {
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": [END_OF_TEXT, END],

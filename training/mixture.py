@@ -19,8 +19,8 @@ from training.tokens import END_OF_TEXT, VOCABULARY
 Document = tuple[list[int], list[float]]  # token ids, and the loss weight of each as a target
 LEAST_ROOM = 48  # tokens; a smaller gap at the end of a row is filled with text
 CHAT_SHARE = 0.2
-SHORT_ANSWER, LONG_ANSWER, STEP, REPEAT, TEXT = 4.0, 1.5, 1.0, 1.0, 1.0  # loss weights
-CHANGE = 20.0  # the one word that is not copied
+SHORT_ANSWER, LONG_ANSWER, STEP, REPEAT, TEXT = 4.0, 3.0, 1.0, 1.0, 1.0  # loss weights
+CHANGE = 8.0  # the one word that is not copied
 RESULT = 5.0  # times STEP: the numbers that a chain computes
 
 

@@ -125,6 +125,25 @@ NEAR = {
     "json": 0.05,
     "small": 0.06,
 }
+FACTS = {
+    "text": 0.18,
+    "repeat": 0.02,
+    "edit_copy": 0.15,
+    "chain": 0.18,
+    "facts": 0.40,
+    "json": 0.04,
+    "small": 0.03,
+}
+EDITS = {
+    "text": 0.22,
+    "repeat": 0.03,
+    "passkey": 0.05,
+    "key_value": 0.08,
+    "edit_copy": 0.46,
+    "chain": 0.06,
+    "facts": 0.08,
+    "json": 0.08,
+}
 GUESS = {
     "text": 0.70,
     "repeat": 0.05,
@@ -148,18 +167,24 @@ RECIPES = {
             Stage(512, 8_000_000, COPIES),
             Stage(1024, 8_314_880, FAR),
             Stage(1024, 9_732_096, TABLE),
-            Stage(2048, 11_600_000, FARTHEST, turn=(512, NEAR)),
+            Stage(2048, 10_772_480, FARTHEST, turn=(512, NEAR)),
+            Stage(512, 11_500_000, FACTS),
+            Stage(2048, 11_900_000, FARTHEST, turn=(512, FACTS)),
+            Stage(512, 12_900_000, EDITS),
         ),
     ),
     "tiny-draft": Recipe(
         "tiny-draft",
         TINY_DRAFT,
-        decay=2_000_000,
+        decay=900_000,
         teacher="tiny",
+        batch=4096,
+        warm=50,
+        matrix_lr=0.015,
         other_lr=3e-3,
         stages=(
-            Stage(512, 3_500_000, GUESS),
-            Stage(2048, 4_000_000, GUESS),
+            Stage(512, 3_026_944, GUESS),
+            Stage(2048, 3_926_944, GUESS, turn=(512, GUESS)),
         ),
     ),
 }

@@ -287,7 +287,7 @@ TASKS: dict[str, Task] = {
         Task("key_value", make_key_value, same_answer, 40, "pairs"),
         Task("edit_copy", make_edit_copy, same_answer, 45, "words"),
         Task("json", make_json, check_json, 4, "records"),
-        Task("chain", make_chain, check_chain, 8, "steps"),
+        Task("chain", make_chain, check_chain, 3, "steps"),
         Task("countdown", make_countdown, check_countdown, 3, "numbers"),
         Task("add", make_add, same_answer, 3, "digits"),
         Task("multiply", make_multiply, same_answer, 2, "digits"),

@@ -190,6 +190,16 @@ def test_with_a_window_only_what_the_next_query_reads_must_be_there() -> None:
     assert found(tree, tokens) == 0
 
 
+@pytest.mark.parametrize(
+    ("window", "first"),
+    [(1, [0, 0, 1, 2, 3]), (2, [0, 0, 1, 2, 3]), (3, [0, 0, 0, 1, 2]), (5, [0, 0, 0, 0, 1])],
+)
+def test_a_window_has_one_token_of_slack(window: int, first: list[int]) -> None:
+    """The newest token of a prompt runs again in each further sample: it reads one position further back."""
+    tree = make(windows=(window,))
+    assert [tree.first_needed(0, depth) for depth in range(5)] == first
+
+
 def test_without_a_window_every_granule_must_be_there() -> None:
     tree = make(windows=(None, 4))
     tokens = [1, 2, 3, 4, 5, 6, 7, 8]

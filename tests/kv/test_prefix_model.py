@@ -225,7 +225,7 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 class WindowMachine(TreeMachine):
-    windows = (4,)
+    windows = (3,)
 
 
 class MixedMachine(TreeMachine):

@@ -105,7 +105,9 @@ def test_other_dtypes(name: str, stored: torch.dtype, dtype: torch.dtype, tmp_pa
         parameter.data = parameter.data.to(stored).float()
     want = oracle.logits(model, IDS)
     decoder = load(oracle.save(model.to(stored), tmp_path), dtype).decoder
-    with torch.backends.mkldnn.flags(enabled=False):  # its AMX code dies where a virtual machine hides the tiles
+    with torch.backends.mkldnn.flags(
+        enabled=False
+    ):  # its AMX code dies where a virtual machine hides the tiles
         got = run(decoder, IDS, [])
     assert got.dtype == dtype
     if dtype == torch.float64:

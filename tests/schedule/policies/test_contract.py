@@ -39,6 +39,19 @@ def test_long_prompts_beside_long_outputs_end_in_the_smallest_pool(
 
 
 @each_policy
+@pytest.mark.parametrize("prompt", [6, 8])
+@pytest.mark.parametrize("cache", [True, False])
+def test_forks_fit_into_what_is_left(name: str, prompt: int, cache: bool) -> None:
+    """Pages shared by samples are copied when they write: whatever the pool's size, a plan knows."""
+    wanted = [
+        Job(step=0, prompt=prompt, output=9, forks=3),
+        Job(step=1, prompt=11, output=9, forks=2, family=1),
+    ]
+    for spare in range(12):
+        Simulator(SLOT.make(name), Setting(spare=spare, cache=cache), wanted).run()
+
+
+@each_policy
 def test_the_longest_span_is_as_long_as_promised(name: str) -> None:
     """A pool is sized by it."""
     policy = SLOT.make(name)
