@@ -176,7 +176,7 @@ RECIPES = {
     "tiny-draft": Recipe(
         "tiny-draft",
         TINY_DRAFT,
-        decay=900_000,
+        decay=330_000,
         teacher="tiny",
         batch=4096,
         warm=50,
@@ -184,7 +184,7 @@ RECIPES = {
         other_lr=3e-3,
         stages=(
             Stage(512, 3_026_944, GUESS),
-            Stage(2048, 3_926_944, GUESS, turn=(512, GUESS)),
+            Stage(2048, 3_356_944, GUESS, turn=(512, GUESS)),
         ),
     ),
 }

