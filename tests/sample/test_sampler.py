@@ -258,8 +258,8 @@ def test_states_live_as_long_as_their_sequence() -> None:
     assert len(made) == 2
     rows = torch.zeros(1, VOCAB)
     rows[0, 6], rows[0, 7] = 3.0, 2.0
-    first = [sample(made, [decode(s)], [s], rows)[0].tokens for s in (parent, parent, child)]
-    assert first == [(6,), (7,), (6,)], "the parent's tokens count for the parent only"
+    first = [sample(made, [decode(s)], [s], rows)[0].tokens for s in (parent, child, parent)]
+    assert first == [(6,), (6,), (7,)], "the parent's tokens count for the parent only"
     made.forget(1)
     made.forget(2)
     assert len(made) == 0
