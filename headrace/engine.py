@@ -342,8 +342,11 @@ class Engine:
         rest.remove(seq.id)
         if not rest:
             del self._requests[seq.request.id]
-        for other in self._held(seq):  # their first sample ended before its prompt did
-            other.status = Status.WAITING
+        heirs = self._held(seq)  # the first sample ended before its prompt did: the next one takes its place
+        for heir in heirs[:1]:
+            heir.status, heir.num_scored = Status.WAITING, seq.num_scored
+        for other in heirs[1:]:
+            other.parent = heirs[0].id
 
     def _held(self, seq: Sequence) -> list[Sequence]:
         siblings = (self.queues[s] for s in self._requests.get(seq.request.id, ()))
@@ -353,7 +356,7 @@ class Engine:
         """The prompt is computed: the request's further samples go on from it."""
         if first.request.params.n > 1:
             for seq in self._held(first):
-                seq.status = Status.WAITING
+                seq.status, seq.num_scored = Status.WAITING, first.num_scored
                 self._share(first, seq)
 
     def _share(self, parent: Sequence, child: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ def requests() -> list[Request]:
     return [Request(id=f"r{i}", prompt=PROMPTS[i], params=p, arrival=float(i)) for i, p in enumerate(params)]
 
 
+@functools.cache
 def expected(model: str = "mixed") -> Outputs:
     return {
         (request.id, index): tokens
