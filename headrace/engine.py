@@ -270,9 +270,9 @@ class Engine:
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)
-        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
         if seq.num_computed >= seq.prompt_len:
-            self._release_held(seq)
+            self._release_held(seq)  # before pages that only they still need are freed
+        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
         if reason is not None:
             self._leave(seq, reason)
         if not (tokens or accepted.prompt_logprobs):

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 
 from headrace.kv.pool import PagePool
 
+STALE = 16
+"""Heap entries per node, most of them stale, beyond which the heap is made anew."""
 MAX_SALTS = 1024
 """Tenants whose empty roots are remembered; beyond, empty roots are forgotten."""
 
@@ -105,6 +107,8 @@ class PrefixTree:
             step.last_used = now
             heapq.heappush(self._heap, (now, -step.depth, next(self._ties), step))
             step = step.parent
+        if len(self._heap) > STALE * (len(self._nodes) + 1):
+            self._rebuild_heap()
 
     def extend(self, tip: Node, tokens: Sequence[int], pages: list[tuple[int, ...] | None]) -> Node:
         """Adds the granule `tokens` below `tip` with these pages, or finds it there.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from headrace.errors import OutOfPages
 from headrace.kv.groups import GroupSpec, PageSizes
 from headrace.kv.keepers import Keeper
 from headrace.kv.pool import FREED, PagePool
@@ -178,6 +179,9 @@ class BlockTables:
     def swap_out(self, seq: int) -> None:
         """Copies the pages to host memory and lets go of them here. Raises OutOfPages if the host is full."""
         assert self.host is not None, "no host memory was set aside"
+        pages = len(_live(self._tables[seq]))
+        if pages > self.host.num_free:
+            raise OutOfPages(f"{pages} pages do not fit in the {self.host.num_free} free ones of host memory")
         self._swapped[seq] = [
             [page if page == FREED else _move(self.pool, page, self.host) for page in pages]
             for pages in self._tables[seq]

@@ -60,7 +60,7 @@ def _attend_block(
     scores_GQTL.masked_fill_(hidden_TL, -torch.inf)
     lse_GQT = scores_GQTL.logsumexp(-1)
     weights = (scores_GQTL - lse_GQT.clamp_min(torch.finfo(lse_GQT.dtype).min)[..., None]).exp_()
-    out = torch.bmm(weights.view(G, -1, weights.shape[-1]), v_GLH).view(G, N // G, T, H)
+    out = torch.bmm(weights.flatten(1, 2), v_GLH).view(G, N // G, T, H)
     return out.permute(2, 0, 1, 3).reshape(T, N, H), lse_GQT.permute(2, 0, 1).reshape(T, N)
 
 
