@@ -364,7 +364,6 @@ class Engine:
         if self.queues.count(Status.RUNNING) >= self.config.max_seqs:
             return
         child.num_computed = min(parent.num_computed, len(child) - 1)
-        child.num_scored = parent.num_scored
         child.status = Status.RUNNING
         self.kv.tables.share(parent.id, child.id, child.num_computed)
 

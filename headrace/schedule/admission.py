@@ -49,7 +49,7 @@ class Ledger:
             self._pause(victim)
             if victim.id == seq.id:
                 return False
-        self._take(seq, stop)
+        self._take(seq, stop, need)
         return True
 
     def admit(self, seq: SeqView, stop: int, chunk: int) -> bool:
@@ -64,7 +64,7 @@ class Ledger:
         if seq.status is Status.SWAPPED:
             self._swap_in.append(seq.id)
         self._running[seq.id] = seq
-        self._take(seq, stop)
+        self._take(seq, stop, self._cache.need(seq.holding, stop))
         return True
 
     def plan(self, reason: str) -> StepPlan:
@@ -76,8 +76,8 @@ class Ledger:
             reason=reason,
         )
 
-    def _take(self, seq: SeqView, stop: int) -> None:
-        self._taken += self._cache.need(seq.holding, stop)
+    def _take(self, seq: SeqView, stop: int, need: int) -> None:
+        self._taken += need
         self._tokens += stop - seq.computed
         self._spans[seq.id] = Span(seq.id, seq.computed, stop)
 
