@@ -56,9 +56,8 @@ def read_bandwidth(*, size: int = 256 << 20, seconds: float = 0.5) -> float:
     """
     import torch
 
-    data = torch.ones(
-        size // 8, dtype=torch.int64
-    )  # sums of integers are the cheapest: arithmetic must not bound it
+    # sums of integers are the cheapest: arithmetic must not bound it
+    data = torch.ones(size // 8, dtype=torch.int64)
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end or best == math.inf:
         begin = time.perf_counter()

@@ -23,6 +23,7 @@ import torch
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.meter import Spread
 from headrace.types import Request, SamplingParams
 
 DECODING, PROMPT, NEWCOMER = 4, 64, 1900
@@ -95,8 +96,8 @@ def table(readings: dict[str, list[Reading]]) -> str:
 
 
 def _cell(values: list[float], unit: str = "", digits: int = 1) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f}{unit} ({low:.{digits}f}-{high:.{digits}f})"
+    spread = Spread.of(values)
+    return f"{spread.median:.{digits}f}{unit} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
 
 
 def main() -> None:

@@ -73,12 +73,9 @@ class KVCache:
         arena = self.tables.pool.arena_PX
         parts = self._layers[layer]
         for part in parts:
-            k, v = (
-                (k_TGH, v_TGH)
-                if part.kv_heads is None
-                else (k_TGH[:, part.kv_heads], v_TGH[:, part.kv_heads])
-            )
-            self._live[part.group].write(arena, layer, k, v, batch.slots[part.group])
+            heads = slice(None) if part.kv_heads is None else part.kv_heads
+            slots_T = batch.slots[part.group]
+            self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)

@@ -63,9 +63,8 @@ class PrefixTree:
         self._secret = secret or secrets.token_bytes(32)  # keyed: nobody can craft tokens that collide
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[str, Node] = {}
-        self._heap: list[
-            tuple[int, int, int, Node]
-        ] = []  # (last_used, -depth, tie, node); entries may be stale
+        # (last_used, -depth, tie, node); entries may be stale
+        self._heap: list[tuple[int, int, int, Node]] = []
         self._clock = itertools.count(1)
         self._ties = itertools.count()
 
@@ -96,9 +95,8 @@ class PrefixTree:
         window = self._windows[group]
         if window is None:
             return 0
-        return (
-            max(0, depth * self.granule - window) // self.granule
-        )  # one token of slack: see KVCache.advance
+        # one token of slack, as in BlockTables._kept
+        return max(0, depth * self.granule - window) // self.granule
 
     def touch(self, node: Node) -> None:
         """Marks a path as just used, so that it is evicted last."""

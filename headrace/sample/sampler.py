@@ -90,9 +90,8 @@ class Sampler:
     def _choose(self, seq: Seq, logits_V: Tensor, greedy: int, position: int) -> int:
         states = self._states[seq.id]
         if states:
-            logits_V = logits_V.to(
-                torch.promote_types(logits_V.dtype, torch.float32), copy=True
-            )  # theirs to overwrite
+            wide = torch.promote_types(logits_V.dtype, torch.float32)
+            logits_V = logits_V.to(wide, copy=True)  # theirs to overwrite
             for state in states:
                 logits_V = state.apply(logits_V)
         if seq.request.params.temperature == 0:
