@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except _USAGE_ERROR as error:
         return _fail(_usage(error), 2)
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         return _fail(str(error), 2)
     except Exception as error:  # anything else is a failure of ours or of the machine
         return _fail(f"{type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)", 1)

@@ -140,9 +140,10 @@ class Engine:
     # ---- requests ----
 
     def add(self, request: Request) -> None:
-        """Queues a request. Raises ConfigError, and changes nothing, if it can never run."""
-        self._check(request)
+        """Queues a request. Raises ConfigError, and changes nothing, if it can never run or too many wait already."""
+        self.check(request)
         params = request.params
+        self._check_room(request.id, params.n)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         first: Sequence | None = None
         for index in range(params.n):
@@ -158,6 +159,22 @@ class Engine:
             )
             first = first or seq
             self._enter(seq)
+
+    def check(self, request: Request) -> None:
+        """Raises ConfigError for a request that this engine could never run, however empty it is."""
+        if not request.prompt:
+            raise ConfigError("the prompt is empty: give at least one token")
+        if len(request.prompt) >= self.context:
+            raise ConfigError(
+                f"the prompt has {len(request.prompt)} tokens, and the context holds {self.context} with at least one "
+                f"for the answer: shorten the prompt{self._longer()}"
+            )
+        bad = next((t for t in request.prompt if not 0 <= t < self.architecture.vocab), None)
+        params = request.params
+        ids = (*params.logit_bias, *params.stop_token_ids)
+        bad = next((t for t in ids if t >= self.architecture.vocab), None) if bad is None else bad
+        if bad is not None:
+            raise ConfigError(f"token {bad} is not in the vocabulary of {self.architecture.vocab} tokens")
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
@@ -294,22 +311,6 @@ class Engine:
 
     # ---- details ----
 
-    def _check(self, request: Request) -> None:
-        if not request.prompt:
-            raise ConfigError("the prompt is empty: give at least one token")
-        if len(request.prompt) >= self.context:
-            raise ConfigError(
-                f"the prompt has {len(request.prompt)} tokens, and the context holds {self.context} with at least one "
-                f"for the answer: shorten the prompt{self._longer()}"
-            )
-        bad = next((t for t in request.prompt if not 0 <= t < self.architecture.vocab), None)
-        params = request.params
-        ids = (*params.logit_bias, *params.stop_token_ids)
-        bad = next((t for t in ids if t >= self.architecture.vocab), None) if bad is None else bad
-        if bad is not None:
-            raise ConfigError(f"token {bad} is not in the vocabulary of {self.architecture.vocab} tokens")
-        self._check_room(request.id, params.n)
-
     def _longer(self) -> str:
         limit = self.architecture.context
         return f", or raise context (this model takes up to {limit})" if self.context < limit else ""
@@ -343,8 +344,8 @@ class Engine:
         if not rest:
             del self._requests[seq.request.id]
         heirs = self._held(seq)  # the first sample ended before its prompt did: the next one takes its place
-        for heir in heirs[:1]:
-            heir.status, heir.num_scored = Status.WAITING, seq.num_scored
+        if heirs:
+            heirs[0].status, heirs[0].num_scored = Status.WAITING, seq.num_scored
         for other in heirs[1:]:
             other.parent = heirs[0].id
 

@@ -70,11 +70,17 @@ class LLM:
         return ChatTemplate.load(self.tokenizer.folder)
 
     def sampling(self, **fields: Any) -> SamplingParams:
-        """SamplingParams whose unnamed fields are the model's own defaults (its generation_config.json)."""
+        """SamplingParams whose unnamed fields are the model's own defaults (its generation_config.json).
+
+        Raises ConfigError for a field that does not exist and for a value out of range.
+        """
         unknown = next((name for name in fields if name not in _SAMPLING_FIELDS), None)
         if unknown is not None:
             raise ConfigError(f"no sampling option called {unknown!r}; {nearest(unknown, _SAMPLING_FIELDS)}")
-        return SamplingParams(**{**self.engine.defaults, **fields})
+        try:
+            return SamplingParams(**{**self.engine.defaults, **fields})
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def generate(
         self,
@@ -144,12 +150,15 @@ class LLM:
             raise ConfigError(
                 f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
             )
-        made = []
-        for i, ((text, tokens), one) in enumerate(zip(prompts, params, strict=True)):
-            if len(prompts) > 1 and len(tokens) >= self.engine.context:  # before the first of them runs
-                limit = f"the context holds {self.engine.context} with at least one for the answer"
-                raise ConfigError(f"prompts[{i}] has {len(tokens)} tokens, and {limit}: shorten it")
-            made.append((Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text))
+        made = [
+            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text)
+            for (text, tokens), one in zip(prompts, params, strict=True)
+        ]
+        for index, (request, _) in enumerate(made):  # all of them, before the first one runs
+            try:
+                self.engine.check(request)
+            except ConfigError as error:
+                raise ConfigError(f"prompts[{index}]: {error}" if len(made) > 1 else str(error)) from None
         return made
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:

@@ -101,6 +101,10 @@ BAD = {
     "agreement with nobody": (["eval", "--tasks", "agreement"], "name the second with --draft"),
     "no list": (["bench", "latency", "--batch", "1,a"], "is not a list of whole numbers"),
     "unknown shape": (["bench", "latency", "--shape", "llama-3.2-2b"], "did you mean 'llama-3.2-1b'?"),
+    "shape and model": (
+        ["bench", "latency", "--shape", "llama-3.2-1b", "--model", "x"],
+        "--shape llama-3.2-1b and --model x both name a model: give one of them",
+    ),
     "beyond the context": (["bench", "latency", "--prompt-len", "300"], "do not fit in the context of 256"),
     "several answers in a chat": (["chat", "--n", "2"], "chat gives one answer per turn"),
 }
@@ -112,7 +116,7 @@ def with_model(argv: list[str], model: str) -> list[str]:
     return [
         *argv,
         *(["--quiet"] if takes else []),
-        *(["--model", model] if takes and "--model" not in argv else []),
+        *(["--model", model] if takes and not {"--model", "--shape"} & set(argv) else []),
     ]
 
 

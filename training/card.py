@@ -46,8 +46,8 @@ Rows by stage, as relative shares (two lines with one end: batches take turns):
 
 ## Figures
 
-Measured by `python -m training gates {name}` on the exported files in float32; `headrace eval --model {name}` draws the
-same examples.
+Measured by `python -m training gates {name}`, which runs `headrace eval --model {name}` on the exported files; the
+interval after each is of 95 %, from resampled examples.
 
 | figure | value | n | gate | how |
 |---|---|---|---|---|

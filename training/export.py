@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from training.model import Llama, Shape
 from training.tokens import END, END_OF_TEXT, SPECIALS
 
+TEMPERATURE, TOP_P = 0.6, 0.9  # a small model wanders off at 1.0
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n"
     "{{ message['content'] | trim }}<|end|>\n{% endfor %}"
@@ -48,22 +49,6 @@ def config(shape: Shape) -> dict[str, Any]:
         "eos_token_id": [END_OF_TEXT, END],
         "pad_token_id": END_OF_TEXT,
     }
-
-
-def describe_shape(values: dict[str, Any]) -> Shape:
-    """The shape that a config.json written here describes."""
-    return Shape(
-        values["hidden_size"],
-        values["num_hidden_layers"],
-        values["num_attention_heads"],
-        values["num_key_value_heads"],
-        values["head_dim"],
-        values["intermediate_size"],
-        values["vocab_size"],
-        values["max_position_embeddings"],
-        values["rope_theta"],
-        values["rms_norm_eps"],
-    )
 
 
 def tokenizer_config(shape: Shape) -> dict[str, Any]:
@@ -102,6 +87,9 @@ def write(model: Llama, tokenizer: Path, folder: Path) -> None:
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": [END_OF_TEXT, END],
         "pad_token_id": END_OF_TEXT,
+        "do_sample": True,
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
     }
     for name, value in (
         ("config", config(model.shape)),

@@ -144,6 +144,28 @@ EDITS = {
     "facts": 0.08,
     "json": 0.08,
 }
+BROAD = {
+    "text": 0.40,
+    "repeat": 0.02,
+    "passkey": 0.12,
+    "key_value": 0.10,
+    "edit_copy": 0.16,
+    "chain": 0.07,
+    "facts": 0.04,
+    "json": 0.05,
+    "small": 0.04,
+}
+LAST_FAR = {"text": 0.40, "passkey": 0.26, "key_value": 0.14, "edit_copy": 0.20}
+LAST_NEAR = {
+    "text": 0.34,
+    "repeat": 0.03,
+    "edit_copy": 0.28,
+    "key_value": 0.05,
+    "chain": 0.09,
+    "facts": 0.06,
+    "json": 0.10,
+    "small": 0.05,
+}
 GUESS = {
     "text": 0.70,
     "repeat": 0.05,
@@ -171,6 +193,8 @@ RECIPES = {
             Stage(512, 11_500_000, FACTS),
             Stage(2048, 11_900_000, FARTHEST, turn=(512, FACTS)),
             Stage(512, 12_900_000, EDITS),
+            Stage(512, 17_000_000, BROAD),
+            Stage(2048, 19_500_000, LAST_FAR, turn=(512, LAST_NEAR)),
         ),
     ),
     "tiny-draft": Recipe(

@@ -117,6 +117,10 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
     config = dataclasses.replace(config, context=context, max_seqs=max(config.max_seqs, most))
     decoder = None
     if shape is not None:
+        if config.model != EngineConfig().model:
+            raise ConfigError(
+                f"--shape {shape} and --model {config.model} both name a model: give one of them"
+            )
         set_threads(config.threads)
         model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
         config = dataclasses.replace(config, model=shape)

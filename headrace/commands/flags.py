@@ -171,7 +171,10 @@ def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     given = _given(values)
     if "logit_bias" in given:
         given["logit_bias"] = dict(_bias(text) for text in given["logit_bias"])
-    SamplingParams(**given)  # a bad value is refused before a model is loaded
+    try:
+        SamplingParams(**given)  # a bad value is refused before a model is loaded
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return given
 
 

@@ -102,8 +102,7 @@ class PrefixTree:
         """Marks a path as just used, so that it is evicted last."""
         now, step = next(self._clock), node
         while step.parent is not None:
-            step.last_used = now
-            heapq.heappush(self._heap, (now, -step.depth, next(self._ties), step))
+            self._mark(step, now)
             step = step.parent
         if len(self._heap) > STALE * (len(self._nodes) + 1):
             self._rebuild_heap()
@@ -125,7 +124,9 @@ class PrefixTree:
                 for page in offered:
                     self._pool.cache(page)
                 node.pages[group] = offered
-        self.touch(node)
+        self._mark(
+            node, next(self._clock)
+        )  # those above it are held: BlockTables touches the path when it lets go
         return node
 
     def hang(self, node: Node) -> None:
@@ -202,6 +203,10 @@ class PrefixTree:
             del self._nodes[node.key]
             node.parent.children -= 1
             node = node.parent
+
+    def _mark(self, node: Node, now: int) -> None:
+        node.last_used = now
+        heapq.heappush(self._heap, (now, -node.depth, next(self._ties), node))
 
     def _rebuild_heap(self) -> None:
         self._heap = [(n.last_used, -n.depth, next(self._ties), n) for n in self._nodes.values()]

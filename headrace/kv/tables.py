@@ -191,11 +191,18 @@ class BlockTables:
             self.pool.drop(page)
 
     def swap_in(self, seq: int, salt: str) -> None:
-        """Brings the pages back. They are the sequence's own until `advance` finds them in the prefix tree again."""
+        """Brings the pages back. They are the sequence's own until `advance` finds them in the prefix tree again.
+
+        Raises OutOfPages, and leaves the sequence where it is, if there is no room here.
+        """
         assert self.host is not None
-        away = self._swapped.pop(seq)
-        for _ in range(sum(_lengths(away)[1]) - self.pool.num_free):
+        away = self._swapped[seq]
+        needed = sum(_lengths(away)[1])
+        if needed > self.available:
+            raise OutOfPages(f"{needed} swapped pages do not fit in the {self.available} that can be had")
+        for _ in range(needed - self.pool.num_free):
             self._make_free()
+        del self._swapped[seq]
         self._tables[seq] = [
             [page if page == FREED else _move(self.host, page, self.pool) for page in pages] for pages in away
         ]

@@ -104,7 +104,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.hang(node)
         self.tree.release(seq.tip)
         seq.tip = node
-        self.touch(seq)
+        self.mark(seq.salt, seq.tokens)
         self.slide(seq)
 
     @precondition(lambda self: self.living)
@@ -124,7 +124,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.tree.hang(child)
             self.tree.release(node)
             node = child
-            self.touch(Living(seq.salt, seq.tokens[: start + GRANULE], node))
+            self.mark(seq.salt, seq.tokens[: start + GRANULE])
         self.living.append(Living(seq.salt, seq.tokens, node, [{} for _ in self.windows]))
 
     @precondition(lambda self: self.living)
@@ -207,6 +207,11 @@ class TreeMachine(RuleBasedStateMachine):
             path = (seq.salt, seq.tokens[: depth * GRANULE])
             if path in self.known:
                 self.known[path].used = self.clock
+
+    def mark(self, salt: str, tokens: tuple[int, ...]) -> None:
+        """One granule is used now; those before it are touched when the sequence lets go."""
+        self.clock += 1
+        self.known[salt, tokens].used = self.clock
 
     def slide(self, seq: Living) -> None:
         """Drops what left the windows."""

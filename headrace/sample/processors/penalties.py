@@ -43,7 +43,6 @@ class _State:
 
     def apply(self, logits_V: Tensor) -> Tensor:
         params, device = self._params, logits_V.device
-        logits_V = logits_V.clone()
         if params.repetition_penalty != 1:
             seen = torch.tensor(list(self._prompt | self._counts.keys()), device=device)
             seen = seen[seen < len(logits_V)]
