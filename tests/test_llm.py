@@ -173,7 +173,7 @@ def test_chat_renders_the_template_and_adds_no_second_start_token(llm: LLM) -> N
         ("", None, "the prompt is empty"),
         (["ok", ""], None, "the prompt is empty"),
         ([[]], None, "the prompt is empty"),
-        (["ok", "long " * 300], None, r"prompts\[1\] has \d+ tokens, and the context holds 256"),
+        (["ok", "long " * 300], None, r"prompts\[1\]: the prompt has \d+ tokens, and the context holds 256"),
         ("long " * 300, None, "the context holds 256"),
         ([[1, 5000]], None, "token 5000 is not in the vocabulary"),
         ([["a"]], None, "text or a list of token ids"),
