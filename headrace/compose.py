@@ -13,7 +13,7 @@ from headrace.slots import Card, Slot, slots
 
 CHOSEN_BY_CHECKPOINT = "model"
 """The one slot that is not part of a stack: config.json names its member."""
-KV_SLOTS = ("positions", "kv-layout", "kv-codec", "kv-keeper")
+KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
 
@@ -73,10 +73,16 @@ def parse(specs: Mapping[str, str]) -> Stack:
 
 def features(config: EngineConfig) -> frozenset[str]:
     """Facts that settings, not techniques, make true."""
+    cpu = config.device.startswith("cpu")
     return frozenset(
         {
             name
-            for name, on in (("prefix_cache", config.prefix_cache), ("swap", config.preempt == "swap"))
+            for name, on in (
+                ("prefix_cache", config.prefix_cache),
+                ("swap", config.preempt == "swap"),
+                ("cpu", cpu),
+                ("float32", config.dtype == "float32" or (config.dtype == "auto" and cpu)),
+            )
             if on
         }
     )

@@ -107,7 +107,8 @@ class Engine:
         guard_bfloat16(device, dtype)
         if decoder is None:
             assert self.path is not None
-            loaded = load(self.path, dtype, device, progress, architecture=self.architecture)
+            form = self.stack.one("weights")
+            loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
             decoder, self.defaults = loaded.decoder, loaded.generation
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)

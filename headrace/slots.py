@@ -109,6 +109,7 @@ SLOT_PACKAGES = (
     "headrace.schedule.policies",
     "headrace.models",
     "headrace.layer.positions",
+    "headrace.weight.formats",
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",

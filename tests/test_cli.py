@@ -184,7 +184,12 @@ def test_run_takes_its_settings_from_flags_and_files(headrace, model: str, tmp_p
     code, _, err = headrace(
         "run", "x", "--max-tokens", "2", "--config", str(file), "--policy", "sarathi:tokens=8"
     )
-    assert code == 0 and "--policy sarathi:tokens=8 --kv-layout single" in err and "context 64" in err
+    assert (
+        code == 0
+        and "--policy sarathi:tokens=8" in err
+        and "--kv-layout single" in err
+        and "context 64" in err
+    )
     code, _, err = headrace("run", "x", "--config", str(file), "--context", "4096")
     assert code == 2 and "context=4096" in err
 

@@ -107,6 +107,7 @@ class Run:
 def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, int, int]]) -> Engine:
     """An engine that takes the largest case: a pool for the whole batch. Raises ConfigError."""
     from headrace.commands import shapes
+    from headrace.compose import compose
     from headrace.engine import Engine
     from headrace.forward.load import random as random_decoder
     from headrace.forward.memory import set_threads, torch_device, torch_dtype
@@ -124,7 +125,8 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
         set_threads(config.threads)
         model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
         config = dataclasses.replace(config, model=shape)
-        decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device))
+        form = compose(config, model.facts()).one("weights")
+        decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device), form=form)
     with ProgressBar(None, "loading") as bar:
         engine = Engine(config, decoder=decoder, progress=bar.update)
     if longest > engine.context:

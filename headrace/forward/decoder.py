@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from headrace.architecture import Architecture, Attention, Block, Mlp
@@ -15,9 +13,7 @@ from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.layer.positions import LivePositions
 from headrace.types import Batch
-
-Weights = Mapping[str, Tensor]
-"""Every tensor of a decoder, by the names of headrace/weight/names.py."""
+from headrace.weight.assemble import Weights
 
 
 class DecoderBlock:
@@ -51,27 +47,27 @@ class DecoderBlock:
         """Which of the decoder's rotary tables its positions use."""
 
     def __call__(self, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
-        """[T, D] -> [T, D]; x_TD is not mutated."""
-        branch_TD = self.attention(self.attention_norm(x_TD), turn, batch, kv)
-        if self.attention_post_norm is not None:
-            branch_TD = self.attention_post_norm(branch_TD)
-        x_TD = x_TD + branch_TD
-        branch_TD = self.mlp(self.mlp_norm(x_TD))
-        if self.mlp_post_norm is not None:
-            branch_TD = self.mlp_post_norm(branch_TD)
-        return x_TD + branch_TD
+        """[T, D] -> [T, D]; the result may lie in x_TD."""
+        if self.attention_post_norm is None:
+            x_TD = self.attention(x_TD, turn, batch, kv, self.attention_norm.spec, x_TD)
+        else:
+            branch_TD = self.attention(x_TD, turn, batch, kv, self.attention_norm.spec)
+            x_TD = x_TD + self.attention_post_norm(branch_TD)
+        if self.mlp_post_norm is None:
+            return self.mlp(x_TD, self.mlp_norm.spec, x_TD)
+        return x_TD + self.mlp_post_norm(self.mlp(x_TD, self.mlp_norm.spec))
 
 
 class Decoder:
     """A decoder-only model in float64, float32, bfloat16 or float16: whatever its weights are."""
 
     def __init__(self, architecture: Architecture, weights: Weights) -> None:
-        """Takes the tensors as they are; nothing is copied. Computes rotary tables up to architecture.context."""
+        """Takes the weights as they are; nothing is copied. Computes rotary tables up to architecture.context."""
         self.architecture = architecture
-        table = weights["embed.weight"]
-        self.dtype, self.device = table.dtype, table.device
-        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
-        self.embed = Embedding(table, architecture.embedding_scale)
+        self.dtype, self.device = weights.dtype, weights.device
+        self.weight_bytes = weights.num_bytes
+        table = weights.matrices["embed.weight"]
+        self.embed = Embedding(table, weights.dtype, architecture.embedding_scale)
         self.rotaries: list[LivePositions] = []
         builder = _Builder(architecture, weights)
         tables: dict[tuple[object, float, int], int] = {}
@@ -84,7 +80,7 @@ class Decoder:
                 self.rotaries.append(self._start(spec))
             self.blocks.append(builder.block(layer, block, tables[key]))
         self.norm = builder.norm("norm")
-        self.head = Head(table if architecture.tied_head else weights["head.weight"])
+        self.head = Head(table if architecture.tied_head else weights.matrices["head.weight"])
 
     def forward(self, batch: Batch, kv: KeysValues) -> Tensor:
         """Runs the batch's rows and stores their keys and values. Returns hidden states, normed: [T, D]."""
@@ -126,16 +122,16 @@ class _Builder:
 
     def norm(self, at: str) -> RmsNorm:
         return RmsNorm(
-            self._weights[f"{at}.weight"], self._architecture.norm_eps, self._architecture.norm_offset
+            self._weights.tensors[f"{at}.weight"], self._architecture.norm_eps, self._architecture.norm_offset
         )
 
     def _attention(self, at: str, layer: int, spec: Attention) -> SelfAttention:
         return SelfAttention(
             layer,
-            spec.head_size,
-            q=self._linear(f"{at}.q"),
-            k=self._linear(f"{at}.k"),
-            v=self._linear(f"{at}.v"),
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_size=spec.head_size,
+            qkv=self._linear(f"{at}.qkv"),
             out=self._linear(f"{at}.out"),
             q_norm=self.norm(f"{at}.q_norm") if spec.qk_norm else None,
             k_norm=self.norm(f"{at}.k_norm") if spec.qk_norm else None,
@@ -154,10 +150,9 @@ class _Builder:
     def _gated(self, at: str, spec: Mlp) -> GatedMlp:
         return GatedMlp(
             spec.activation,
-            gate=self._linear(f"{at}.gate"),
-            up=self._linear(f"{at}.up"),
+            gate_up=self._linear(f"{at}.gate_up"),
             down=self._linear(f"{at}.down"),
         )
 
     def _linear(self, at: str) -> Linear:
-        return Linear(self._weights[f"{at}.weight"], self._weights.get(f"{at}.bias"))
+        return Linear(self._weights.matrices[f"{at}.weight"], self._weights.tensors.get(f"{at}.bias"))

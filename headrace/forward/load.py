@@ -15,6 +15,7 @@ from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
 from headrace.models import SLOT, Family
 from headrace.weight.config import parse, read_generation, read_json
+from headrace.weight.formats import Format
 from headrace.weight.load import Progress, read_weights
 from headrace.weight.synthetic import random_weights
 
@@ -71,14 +72,18 @@ def load(
     progress: Progress | None = None,
     *,
     architecture: Architecture | None = None,
+    form: Format | None = None,
 ) -> Loaded:
     """A decoder from a Hugging Face folder. Peak memory is the weights and one chunk of a file. Raises ModelError.
 
     architecture: run this instead of what describe(path) says; it may differ in positions, context and end tokens.
+    form: of the weight matrices; None keeps them as they are.
     """
     described = describe(path)
     architecture = architecture or described.architecture
-    weights = read_weights(described.folder, architecture, described.family.names, dtype, device, progress)
+    weights = read_weights(
+        described.folder, architecture, described.family.names, dtype, device, progress, form=form
+    )
     return Loaded(architecture, Decoder(architecture, weights), described.generation)
 
 
@@ -107,6 +112,8 @@ def random(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    *,
+    form: Format | None = None,
 ) -> Decoder:
     """A decoder with random weights: logits well spread, so that greedy choices do not tie. Raises ModelError."""
-    return Decoder(architecture, random_weights(architecture, seed, dtype, device))
+    return Decoder(architecture, random_weights(architecture, seed, dtype, device, form=form))

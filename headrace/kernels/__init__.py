@@ -78,6 +78,19 @@ def explain() -> dict[str, Any]:
     }
 
 
+def set_threads(count: int) -> None:
+    """The size of the native thread pool, the calling thread included; 0 is one per core of this process."""
+    module, _ = _load()
+    if module is not None:
+        module.set_threads(count)
+
+
+def threads() -> int:
+    """The size of the native thread pool; 1 without the native module."""
+    module, _ = _load()
+    return module.threads() if module is not None else 1
+
+
 @contextmanager
 def forced(level: str) -> Iterator[None]:
     """Use `level`, whatever the environment says, until the end of the `with` block (tests, benchmarks)."""

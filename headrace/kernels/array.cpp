@@ -63,8 +63,18 @@ Array::Array(nb::handle object, const char* name) : name_(name) {
 
 DType Array::dtype() const {
     if (tensor_.dtype == nb::dtype<float>()) return DType::f32;
-    const nb::dlpack::dtype bf16_code{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
-    return tensor_.dtype == bf16_code ? DType::bf16 : DType::other;
+    using Code = nb::dlpack::dtype_code;
+    struct Known {
+        Code code;
+        uint8_t bits;
+        DType dtype;
+    };
+    static constexpr Known known[] = {{Code::Bfloat, 16, DType::bf16}, {Code::Float, 16, DType::f16},
+                                      {Code::UInt, 8, DType::u8},      {Code::Int, 8, DType::i8},
+                                      {Code::Int, 32, DType::i32},     {Code::Int, 64, DType::i64}};
+    for (const Known& one : known)
+        if (tensor_.dtype == nb::dlpack::dtype{static_cast<uint8_t>(one.code), one.bits, 1}) return one.dtype;
+    return DType::other;
 }
 
 int64_t Array::size() const {
@@ -82,6 +92,12 @@ bool Array::contiguous() const {
         expected *= size(dim);
     }
     return true;
+}
+
+int64_t Array::row_stride() const {
+    if (dims() != 2) return -1;
+    if (!tensor_.strides) return size(1);
+    return size(1) <= 1 || tensor_.strides[1] == 1 ? tensor_.strides[0] : -1;
 }
 
 }  // namespace headrace

@@ -2,6 +2,7 @@
 //
 //   _native.levels             names compiled in, lowest first
 //   _native.supported()        the ones this processor runs
+//   _native.threads(), _native.set_threads(n)   the pool's size; 0: one per core
 //   _native.avx2.rms_norm(...) an operation at a level; calling one that is not supported is an illegal
 //   instruction
 #include <nanobind/nanobind.h>
@@ -12,6 +13,7 @@
 
 #include "headrace/check.h"
 #include "headrace/level.h"
+#include "headrace/pool.h"
 
 namespace nb = nanobind;
 
@@ -80,6 +82,8 @@ NB_MODULE(_native, m) {
     using namespace headrace;
     m.attr("levels") = level_names(false);
     m.def("supported", [] { return level_names(true); });
+    m.def("threads", threads);
+    m.def("set_threads", set_threads);
 
     auto bind_all = [](nb::module_ submodule, Level level) {
 #define X(operation) bind_##operation(submodule, level);

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from headrace.kernels.before import Before
 from headrace.layer.linear import Linear
 from headrace.layer.norm import RmsNorm
 from headrace.types import Batch
@@ -29,32 +30,39 @@ class KeysValues(Protocol):
 class SelfAttention:
     """One layer's attention; `layer` is the number by which the KV store knows it."""
 
-    __slots__ = ("head_size", "k", "k_norm", "layer", "out", "q", "q_norm", "v")
+    __slots__ = ("head_size", "heads", "k_norm", "kv_heads", "layer", "out", "q_norm", "qkv")
 
     def __init__(
         self,
         layer: int,
-        head_size: int,
         *,
-        q: Linear,
-        k: Linear,
-        v: Linear,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        qkv: Linear,
         out: Linear,
         q_norm: RmsNorm | None = None,
         k_norm: RmsNorm | None = None,
     ) -> None:
+        """qkv: one matrix, outputs of queries first, then keys, then values."""
         self.layer = layer
-        self.head_size = head_size
-        self.q, self.k, self.v, self.out = q, k, v, out
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size
+        self.qkv, self.out = qkv, out
         self.q_norm, self.k_norm = q_norm, k_norm
 
-    def __call__(self, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
-        """[T, D] -> [T, D]."""
-        heads = (x_TD.shape[0], -1, self.head_size)
-        q_TNH = self.q(x_TD).view(heads)
-        k_TGH = self.k(x_TD).view(heads)
-        v_TGH = self.v(x_TD).view(heads)
+    def __call__(
+        self,
+        x_TD: Tensor,
+        turn: Turn,
+        batch: Batch,
+        kv: KeysValues,
+        before: Before = None,
+        add_TD: Tensor | None = None,
+    ) -> Tensor:
+        """attention(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
+        qkv_TMH = self.qkv(x_TD, before).unflatten(1, (-1, self.head_size))  # M = N + 2 G
+        q_TNH, k_TGH, v_TGH = qkv_TMH.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_TNH, k_TGH = self.q_norm(q_TNH), self.k_norm(k_TGH)
         out_TNH = kv.attend(self.layer, turn(q_TNH), turn(k_TGH), v_TGH, batch)
-        return self.out(out_TNH.flatten(1))
+        return self.out(out_TNH.flatten(1), None, add_TD)

@@ -1,23 +1,25 @@
-"""A matrix multiply with an optional bias. Anything called the same way may take its place.
+"""A matrix multiply with what goes before and after it. Anything called the same way may take its place.
 
 Shape suffixes beside those of headrace/types.py: O outputs, I inputs.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from headrace.kernels.before import Before
+from headrace.weight.matrix import Matrix
 
 
 class Linear:
-    """y = x W^T + b, weights as they are: no format, no packing."""
+    """y = before(x) W^T + b + add."""
 
-    __slots__ = ("bias_O", "weight_OI")
+    __slots__ = ("bias_O", "matrix")
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> None:
-        self.weight_OI = weight_OI
+    def __init__(self, matrix: Matrix, bias_O: Tensor | None = None) -> None:
+        self.matrix = matrix
         self.bias_O = bias_O
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        """[T, I] -> [T, O], in the weights' dtype."""
-        return F.linear(x_TI, self.weight_OI, self.bias_O)
+    def __call__(self, x: Tensor, before: Before = None, add_TO: Tensor | None = None) -> Tensor:
+        """[T, I] -> [T, O]. The result may lie in add_TO, which the caller gives away."""
+        return self.matrix.multiply(x, self.bias_O, before=before, add_TO=add_TO)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
-import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.architecture import Activation
+from headrace.kernels.before import Before
 from headrace.layer.linear import Linear
-
-ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
 
 
 class GatedMlp:
-    """down(act(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)); gate and up are one matrix, gate's outputs first."""
 
-    __slots__ = ("act", "down", "gate", "up")
+    __slots__ = ("activation", "down", "gate_up")
 
-    def __init__(self, activation: Activation, *, gate: Linear, up: Linear, down: Linear) -> None:
-        self.act = ACTIVATIONS[activation]
-        self.gate, self.up, self.down = gate, up, down
+    def __init__(self, activation: Activation, *, gate_up: Linear, down: Linear) -> None:
+        self.activation: Activation = activation
+        self.gate_up, self.down = gate_up, down
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
-        return self.down(self.act(self.gate(x_TD)).mul_(self.up(x_TD)))
+    def __call__(self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None) -> Tensor:
+        """mlp(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
+        return self.down(self.gate_up(x_TD, before), self.activation, add_TD)

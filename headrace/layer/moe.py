@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headrace.kernels.before import Before, apply
 from headrace.layer.linear import Linear
 from headrace.layer.mlp import GatedMlp
 
@@ -28,8 +29,9 @@ class MixtureMlp:
         self.active = active
         self.renormalise = renormalise
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+    def __call__(self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None) -> Tensor:
+        """mixture(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
+        x_TD = apply(before, x_TD)
         share_TK, expert_TK = self.route(x_TD)
         flat = expert_TK.flatten()
         order = flat.argsort(stable=True)  # assignments expert by expert, rows ascending within one
@@ -44,7 +46,7 @@ class MixtureMlp:
                 y_AD = self.experts[expert](x_TD[rows]) * share_A1[start : start + count]
                 out_TD.index_add_(0, rows, y_AD.to(out_TD.dtype))
                 start += count
-        return out_TD
+        return out_TD if add_TD is None else out_TD.add_(add_TD)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's active experts and their shares: ([T, K] float32 or float64, [T, K] int64)."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from headrace.kernels.rms_norm import rms_norm
+from headrace.kernels.before import Norm, apply
 
 
 class RmsNorm:
     """x / rms(x) * (offset + weight) over the last axis, in float32 at least."""
 
-    __slots__ = ("eps", "offset", "weight_D")
+    __slots__ = ("spec",)
 
     def __init__(self, weight_D: Tensor, eps: float, offset: float = 0.0) -> None:
-        self.weight_D = weight_D
-        self.eps = eps
-        self.offset = offset
+        self.spec = Norm(weight_D, eps, offset)
+        """For a product that norms its own rows."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D], same dtype."""
-        return rms_norm(x, self.weight_D, self.eps, weight_offset=self.offset)
+        return apply(self.spec, x)

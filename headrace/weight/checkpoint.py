@@ -25,7 +25,7 @@ MAX_HEADER = 100_000_000
 MAX_AXES = 8
 MAX_NAME = 256
 CHUNK = 16 << 20
-"""Bytes read at a time: all the memory that loading needs beside the weights themselves."""
+"""Bytes read at a time (one row if that is more): all that loading needs beside the weights themselves."""
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -56,21 +56,23 @@ class Entry:
     """Bytes."""
 
     def chunks(self, first_row: int, rows: int) -> Iterator[Tensor]:
-        """These rows (of the first axis), flat, at most CHUNK bytes at a time; each is gone once the next is asked for.
+        """These rows (of the first axis), some at a time: about CHUNK bytes, gone once the next are asked for.
 
         Raises ModelError if the file is shorter than its header says or cannot be read.
         """
         row_size = self.size // self.shape[0] if self.shape else self.size
-        position, left = self.start + first_row * row_size, rows * row_size
-        scratch = bytearray(min(CHUNK, left))
+        at_once = max(1, min(rows, CHUNK // max(row_size, 1)))
+        scratch = bytearray(at_once * row_size)
         try:
             with self.file.open("rb", buffering=0) as file:
-                file.seek(position)
-                while left:
-                    want = min(CHUNK, left)
-                    _fill(file, memoryview(scratch)[:want])
-                    yield torch.frombuffer(scratch, dtype=torch.uint8, count=want).view(DTYPES[self.dtype])
-                    left -= want
+                file.seek(self.start + first_row * row_size)
+                while rows > 0 and row_size:
+                    count = min(at_once, rows)
+                    view = memoryview(scratch)[: count * row_size]
+                    _fill(file, view)
+                    flat = torch.frombuffer(view, dtype=torch.uint8).view(DTYPES[self.dtype])
+                    yield flat.view(count, *self.shape[1:])
+                    rows -= count
         except OSError as error:
             raise ModelError(f"cannot read {self.name} from {self.file}: {error.strerror or error}") from None
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ModelError
 from headrace.weight import memory
+from headrace.weight.assemble import Assembly, Weights, make
 from headrace.weight.checkpoint import CHUNK, DTYPES, Entry, find_tensors
-from headrace.weight.names import Names, Shape, shapes
+from headrace.weight.formats import Format
+from headrace.weight.names import Names, Shape
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) as loading goes on."""
 Plan = Mapping[str, list[tuple[str, Shape]]]
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def weight_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
-    """Bytes of all weights in this dtype."""
-    return sum(math.prod(shape) for shape in shapes(architecture).values()) * dtype.itemsize
 
 
 def read_weights(
@@ -35,8 +30,10 @@ def read_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> dict[str, Tensor]:
-    """Every tensor of the decoder, by our names, as `dtype` on `device`.
+    *,
+    form: Format | None = None,
+) -> Weights:
+    """The decoder's weights: matrices in `form` (None: plain), the rest as `dtype`, on `device`.
 
     Headers are read and checked first, then memory is, then tensor after tensor is read; nothing is mapped and nothing
     is kept twice. Raises ModelError for files that are missing or damaged, tensors that are missing, left over, of the
@@ -47,17 +44,21 @@ def read_weights(
     plan = names.plan(architecture)
     _check_wanted(folder, plan, found)
     _check_extra(folder, plan, found, names, architecture.tied_head)
-    memory.require(weight_bytes(architecture, dtype) + CHUNK, device, f"{folder} as {dtype}")
+    assembly = Assembly(architecture, form or make(), dtype, device)
+    memory.require(assembly.num_bytes() + CHUNK, device, f"{folder} as {dtype}")
     total, done = sum(found[source].size for source in plan), 0
-    weights: dict[str, Tensor] = {}
     # in the order of the files, so that a disk reads forward
     for source in sorted(plan, key=lambda source: (found[source].file.name, found[source].start)):
         first_row = 0
         for name, shape in plan[source]:
-            weights[name] = out = torch.empty(shape, dtype=dtype, device=device)
-            done = _copy(found[source], first_row, out, done, total, progress)
+            row = 0
+            for rows in found[source].chunks(first_row, shape[0]):
+                assembly.put(name, row, rows)
+                row, done = row + len(rows), done + rows.nbytes
+                if progress is not None:
+                    progress(done, total)
             first_row += shape[0]
-    return weights
+    return assembly.finish()
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -66,18 +67,6 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ModelError(
             f"weights cannot be {dtype}; known: {', '.join(str(known) for known in WEIGHT_DTYPES)}"
         )
-
-
-def _copy(entry: Entry, first_row: int, out: Tensor, done: int, total: int, progress: Progress | None) -> int:
-    """Fills `out` with rows of a tensor; returns the bytes read so far."""
-    flat, place = out.view(-1), 0
-    for chunk in entry.chunks(first_row, out.shape[0]):
-        flat[place : place + chunk.numel()].copy_(chunk)
-        place += chunk.numel()
-        done += chunk.nbytes
-        if progress is not None:
-            progress(done, total)
-    return done
 
 
 def _rename(entries: Mapping[str, Entry], names: Names) -> dict[str, Entry]:

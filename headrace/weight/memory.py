@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from headrace.errors import ModelError
 
+HUGE = 2 << 20
+"""Bytes of a huge page."""
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -65,3 +70,20 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:
         return []
+
+
+def huge(num_bytes: int) -> Tensor:
+    """uint8 [num_bytes] of main memory in 2 MiB pages where the system has them: a tenth more bandwidth or so.
+
+    Freed with the tensor. Raises ModelError if the memory is not there.
+    """
+    try:
+        area = mmap.mmap(-1, num_bytes + HUGE)  # anonymous; pages exist once they are written
+    except (OSError, OverflowError) as error:
+        raise ModelError(f"{num_bytes / 2**30:.1f} GiB of memory cannot be had: {error}") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            area.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(area, dtype=torch.uint8)
+    start = -whole.data_ptr() % HUGE
+    return whole[start : start + num_bytes]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.weight import memory
-from headrace.weight.load import check_dtype, weight_bytes
+from headrace.weight.assemble import Assembly, Weights, make
+from headrace.weight.formats import Format
+from headrace.weight.load import check_dtype
 from headrace.weight.names import Shape, shapes
 
 _POOL = 1_000_003  # draws per tensor; prime, so that a longer tensor repeats them at a different column in every row
@@ -15,19 +19,31 @@ _SPREAD = 3.0  # standard deviation of the logits
 
 
 def random_weights(
-    architecture: Architecture, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+    architecture: Architecture,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    form: Format | None = None,
+) -> Weights:
     """Weights that keep activations near 1 and give logits a standard deviation of about 3.
 
-    The same seed gives the same values in every dtype, up to rounding. Raises ModelError if they do not fit in memory.
+    The same seed gives the same values in every dtype and format, up to rounding. Raises ModelError if they do not fit
+    in memory.
     """
     check_dtype(dtype)
-    memory.require(weight_bytes(architecture, dtype), device, f"a random {architecture.family} as {dtype}")
+    assembly = Assembly(architecture, form or make(), dtype, device)
+    memory.require(assembly.num_bytes(), device, f"a random {architecture.family} as {dtype}")
+    for name, tensor in random_tensors(architecture, seed, dtype):
+        assembly.put(name, 0, tensor)
+    return assembly.finish()
+
+
+def random_tensors(architecture: Architecture, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The same, tensor after tensor as a checkpoint has them."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {}
     for name, shape in shapes(architecture).items():
-        weights[name] = _draw(name, shape, architecture, generator, dtype).to(device)
-    return weights
+        yield name, _draw(name, shape, architecture, generator, dtype)
 
 
 def _draw(

@@ -13,6 +13,7 @@ from headrace.layer.linear import Linear
 from headrace.layer.mlp import GatedMlp
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
+from headrace.weight.formats.plain import PlainMatrix
 
 D, F_, E, K = 8, 12, 6, 2
 
@@ -23,11 +24,12 @@ def seed() -> None:
 
 
 def linear(outputs: int, inputs: int, bias: bool = False) -> Linear:
-    return Linear(torch.randn(outputs, inputs).double(), torch.randn(outputs).double() if bias else None)
+    weight = PlainMatrix(torch.randn(outputs, inputs).double())
+    return Linear(weight, torch.randn(outputs).double() if bias else None)
 
 
 def gated(activation="silu") -> GatedMlp:
-    return GatedMlp(activation, gate=linear(F_, D), up=linear(F_, D), down=linear(D, F_))
+    return GatedMlp(activation, gate_up=linear(2 * F_, D), down=linear(D, F_))
 
 
 def rows(count: int) -> Tensor:
@@ -47,10 +49,11 @@ def test_norm(offset: float) -> None:
 
 def test_embedding_and_head() -> None:
     table = torch.randn(10, D)
-    assert torch.equal(Embedding(table)(torch.tensor([3, 3, 0])), table[[3, 3, 0]])
-    assert torch.equal(Embedding(table, 2.5)(torch.tensor([3])), table[[3]] * 2.5)
-    assert Embedding(table.bfloat16(), 3072**0.5).scale == 55.5
-    assert torch.allclose(Head(table)(table[:2]), table[:2] @ table.T)
+    matrix = PlainMatrix(table)
+    assert torch.equal(Embedding(matrix, table.dtype)(torch.tensor([3, 3, 0])), table[[3, 3, 0]])
+    assert torch.equal(Embedding(matrix, table.dtype, 2.5)(torch.tensor([3])), table[[3]] * 2.5)
+    assert Embedding(matrix, torch.bfloat16, 3072**0.5).scale == 55.5
+    assert torch.allclose(Head(matrix)(table[:2]), table[:2] @ table.T)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,14 @@ def test_embedding_and_head() -> None:
 )
 def test_gated_mlp(name, act) -> None:
     mlp, x = gated(name), rows(4)
-    want = (act(x @ mlp.gate.weight_OI.T) * (x @ mlp.up.weight_OI.T)) @ mlp.down.weight_OI.T
+    gate, up = (x @ mlp.gate_up.matrix.weight_OI.T).chunk(2, -1)
+    want = (act(gate) * up) @ mlp.down.matrix.weight_OI.T
     assert torch.allclose(mlp(x), want)
+    assert torch.allclose(mlp(x, norm().spec, x.clone()), x + mlp(norm()(x)))
+
+
+def norm() -> RmsNorm:
+    return RmsNorm(torch.linspace(1, 2, D).double(), 1e-5)
 
 
 def mixture(renormalise: bool = True, experts: list[GatedMlp] | None = None) -> MixtureMlp:
@@ -73,12 +82,13 @@ def test_mixture_is_the_weighted_sum_of_each_rows_best_experts(renormalise: bool
     moe, x = mixture(renormalise), rows(count)
     want = torch.zeros_like(x)
     for t in range(count):
-        share = (x[t] @ moe.router.weight_OI.T).softmax(dim=-1)
+        share = (x[t] @ moe.router.matrix.weight_OI.T).softmax(dim=-1)
         best = share.argsort(descending=True)[:K]
         total = share[best].sum() if renormalise else 1.0
         for e in best.tolist():
             want[t] += share[e] / total * moe.experts[e](x[t : t + 1])[0]
     assert torch.allclose(moe(x), want)
+    assert torch.allclose(moe(x, norm().spec, x.clone()), x + moe(norm()(x)))
 
 
 def test_mixture_touches_only_active_experts_and_each_once() -> None:
@@ -108,7 +118,9 @@ def test_mixture_rows_do_not_depend_on_each_other() -> None:
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_router_shares_are_at_least_float32() -> None:
-    moe = MixtureMlp(router=Linear(torch.randn(E, D).bfloat16()), experts=[], active=K, renormalise=False)
+    moe = MixtureMlp(
+        router=Linear(PlainMatrix(torch.randn(E, D).bfloat16())), experts=[], active=K, renormalise=False
+    )
     with torch.backends.mkldnn.flags(enabled=False):
         share_TK, _ = moe.route(torch.randn(2, D).bfloat16())
     assert share_TK.dtype == torch.float32
@@ -121,19 +133,21 @@ def test_attention_hands_the_store_normed_then_rotated_heads() -> None:
             return q_TNH * 2
 
     N, G, H = 4, 2, 4
-    q, k, v, out = (
-        linear(N * H, D, True),
-        linear(G * H, D, True),
-        linear(G * H, D, True),
-        linear(D, N * H, True),
-    )
+    qkv, out = linear((N + 2 * G) * H, D, True), linear(D, N * H, True)
     q_norm, k_norm = (RmsNorm(torch.randn(H).double(), 1e-5) for _ in range(2))
-    attention = SelfAttention(3, H, q=q, k=k, v=v, out=out, q_norm=q_norm, k_norm=k_norm)
+    attention = SelfAttention(
+        3, heads=N, kv_heads=G, head_size=H, qkv=qkv, out=out, q_norm=q_norm, k_norm=k_norm
+    )
     store, x = Store(), rows(5)
     got = attention(x, torch.negative, "batch", store)
     layer, q_TNH, k_TGH, v_TGH, batch = store.got
     assert (layer, batch) == (3, "batch")
-    assert torch.equal(q_TNH, -q_norm(q(x).view(5, N, H)))
-    assert torch.equal(k_TGH, -k_norm(k(x).view(5, G, H)))
-    assert torch.equal(v_TGH, v(x).view(5, G, H))
+    q, k, v = qkv(x).view(5, -1, H).split((N, G, G), dim=1)
+    assert torch.equal(q_TNH, -q_norm(q))
+    assert torch.equal(k_TGH, -k_norm(k))
+    assert torch.equal(v_TGH, v)
     assert torch.equal(got, out((q_TNH * 2).view(5, N * H)))
+    assert torch.allclose(
+        attention(x, torch.negative, "batch", store, norm().spec, x.clone()),
+        x + attention(norm()(x), torch.negative, "batch", store),
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.models.llama import Llama
 from headrace.weight.config import parse
-from headrace.weight.synthetic import random_weights
+from headrace.weight.synthetic import random_tensors
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,7 +43,7 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     """Random weights under the names of a checkpoint."""
     architecture = architecture_of(config)
-    ours = random_weights(architecture, seed, dtype)
+    ours = dict(random_tensors(architecture, seed, dtype))
     plan = Llama.names.plan(architecture)
     return {source: ours[name] for source, parts in plan.items() for name, _ in parts}
 

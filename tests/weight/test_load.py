@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from headrace.architecture import Architecture
 from headrace.forward.load import describe, load, random
 from headrace.weight import checkpoint
-from headrace.weight.load import read_weights, weight_bytes
+from headrace.weight.assemble import places
+from headrace.weight.load import read_weights
 from headrace.weight.names import shapes
 from tests.weight import folders
 from tests.weight.folders import CONFIG, SINGLE
@@ -27,9 +30,14 @@ def test_every_value_arrives(write, chunk: int, tmp_path: Path, monkeypatch: pyt
     folder = write(tmp_path / "model")
     described = describe(folder)
     got = read_weights(folder, described.architecture, described.family.names, torch.float64)
+    where, _ = places(described.architecture)
     for source, parts in described.family.names.plan(described.architecture).items():
-        ((name, _),) = parts
-        assert torch.equal(got[name], folders.tensors_of(CONFIG)[source].double())
+        ((name, shape),) = parts
+        place = where[name]
+        whole = got.tensors[place.name] if len(shape) == 1 else got.matrices[place.name].weight_OI
+        assert torch.equal(
+            whole[place.first : place.first + shape[0]], folders.tensors_of(CONFIG)[source].double()
+        )
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -48,7 +56,7 @@ def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
     decoder = load(folders.write(tmp_path / "model", tied, tensors), torch.float32).decoder
-    assert decoder.head.weight_VD is decoder.embed.weight_VD
+    assert decoder.head.matrix is decoder.embed.table
 
 
 def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
@@ -90,6 +98,10 @@ def test_another_architecture_replaces_what_the_folder_says(tmp_path: Path) -> N
     loaded = load(folder, torch.float32, architecture=short)
     assert described.architecture.context == 32
     assert loaded.architecture is loaded.decoder.architecture is short
+
+
+def weight_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    return sum(math.prod(shape) for shape in shapes(architecture).values()) * dtype.itemsize
 
 
 PEAK = """
@@ -144,14 +156,14 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:
 def test_random_weights_have_the_same_values_in_every_dtype() -> None:
     architecture = folders.architecture_of(CONFIG)
     exact, rounded = random(architecture, 3, torch.float64), random(architecture, 3, torch.bfloat16)
-    assert torch.equal(exact.head.weight_VD.bfloat16(), rounded.head.weight_VD)
+    assert torch.equal(exact.head.matrix.weight_OI.bfloat16(), rounded.head.matrix.weight_OI)
     other = random(architecture, 4, torch.float64)
-    assert not torch.equal(exact.head.weight_VD, other.head.weight_VD)
+    assert not torch.equal(exact.head.matrix.weight_OI, other.head.matrix.weight_OI)
 
 
 def test_random_weights_larger_than_the_pool_have_no_equal_rows() -> None:
     config = {**CONFIG, "vocab_size": 80_000, "num_hidden_layers": 1}
-    table_VD = random(folders.architecture_of(config), 0, torch.float32).embed.weight_VD
+    table_VD = random(folders.architecture_of(config), 0, torch.float32).embed.table.weight_OI
     assert len(torch.unique(table_VD, dim=0)) == 80_000
 
 

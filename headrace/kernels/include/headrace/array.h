@@ -10,7 +10,7 @@
 
 namespace headrace {
 
-enum class DType { f32, bf16, other };
+enum class DType { f32, bf16, f16, u8, i8, i32, i64, other };
 
 // Valid as long as the Python object is: keep it to the body of a bound function.
 //
@@ -28,6 +28,8 @@ class Array {
     int64_t size(int dim) const { return tensor_.shape[dim]; }
     int64_t size() const;
     bool contiguous() const;
+    // Elements from one row to the next of a matrix whose rows are contiguous; -1 if they are not.
+    int64_t row_stride() const;
 
     template <class T>
     T* data() const {

@@ -1,0 +1,34 @@
+"""What happens to the rows of a product before it: a norm or a gate, which kernels do on the way in."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.kernels.rms_norm import rms_norm
+
+
+class Norm(NamedTuple):
+    """An RMS norm: x / rms(x) * (offset + weight)."""
+
+    weight_D: Tensor
+    eps: float
+    offset: float = 0.0
+
+
+Gate = Literal["silu", "gelu_tanh"]
+"""Rows hold two halves and become act(first) * second: what follows the stacked first matrices of a gated MLP."""
+
+Before = Norm | Gate | None
+
+
+def apply(before: Before, x: Tensor) -> Tensor:
+    """Does it as an operation of its own: [T, I] -> [T, I], or [T, 2 I] -> [T, I] for a gate."""
+    if before is None:
+        return x
+    if isinstance(before, Norm):
+        return rms_norm(x, before.weight_D, before.eps, weight_offset=before.offset)
+    gate, up = x.chunk(2, dim=-1)
+    return (F.silu(gate) if before == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)

@@ -1,0 +1,159 @@
+// int_linear: checks the arguments and calls the kernels of one level.
+#include <nanobind/nanobind.h>
+
+#include "headrace/array.h"
+#include "headrace/check.h"
+#include "headrace/pool.h"
+#include "int_linear/kernel.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+using Int = long long;  // for messages
+
+const IntLinearTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::int_linear;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+// Optional arguments come as None.
+template <class T>
+const T* optional(nb::handle object, const char* name, DType dtype, int64_t count) {
+    if (object.is_none()) return nullptr;
+    const Array array(object, name);
+    HR_CHECK(array.dtype() == dtype && array.contiguous() && array.size() == count,
+             "%s must be contiguous, with %lld values of the right dtype", name, static_cast<Int>(count));
+    return array.data<const T>();
+}
+
+IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits, bool zeros) {
+    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
+             static_cast<Int>(width));
+    HR_CHECK(bits >= 1 && bits <= 8, "%d bits; known: 1 to 8", bits);
+    HR_CHECK(group >= width || (group > 0 && group % kChunk == 0),
+             "groups of %lld inputs: a multiple of %lld is needed", static_cast<Int>(group),
+             static_cast<Int>(kChunk));
+    return {width, outputs, group < width ? group : width, bits, zeros};
+}
+
+const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
+    const int64_t wanted = shape.blocks() * shape.block_bytes();
+    HR_CHECK(packed.dtype() == DType::u8 && packed.contiguous() && packed.size() == wanted,
+             "packed has %lld bytes, this shape needs %lld", static_cast<Int>(packed.size()),
+             static_cast<Int>(wanted));
+    return packed.data<const uint8_t>();
+}
+
+RowSource check_rows(const Array& x, const IntShape& shape, int before, nb::handle norm, float eps,
+                     float offset) {
+    HR_CHECK(before >= 0 && before <= static_cast<int>(Before::gelu_gate), "before=%d is unknown", before);
+    const Before what{before};
+    const bool gate = what == Before::silu_gate || what == Before::gelu_gate;
+    HR_CHECK(x.dtype() == DType::f32 && x.dims() == 2 && x.row_stride() >= 0,
+             "x must be float32 with contiguous rows");
+    HR_CHECK(x.size(1) == shape.width * (gate ? 2 : 1), "rows of x have %lld values, the weight takes %lld",
+             static_cast<Int>(x.size(1)), static_cast<Int>(shape.width * (gate ? 2 : 1)));
+    const float* weight = optional<float>(norm, "norm", DType::f32, shape.width);
+    HR_CHECK((weight != nullptr) == (what == Before::rms_norm), "a norm's weight belongs to before=rms_norm");
+    return {x.data<const float>(), x.row_stride(), what, weight, eps, offset};
+}
+
+IntRows rows_in_scratch(const IntShape& shape, int64_t rows) {
+    const int64_t codes = (rows * shape.padded() + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
+    char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
+    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + codes),
+            reinterpret_cast<int32_t*>(memory + codes + scales), rows};
+}
+
+}  // namespace
+
+void bind_int_linear(nb::module_& m, Level level) {
+    const IntLinearTable& table = table_of(level);
+    m.def(
+        "int_linear",
+        [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
+                 int bits, bool zeros, nb::handle out_object, nb::handle bias, nb::handle add, int before,
+                 nb::handle norm, float eps, float offset) {
+            const IntShape shape = check_shape(outputs, width, group, bits, zeros);
+            const Array x(x_object, "x"), packed(packed_object, "packed"), out(out_object, "out");
+            const RowSource source = check_rows(x, shape, before, norm, eps, offset);
+            const int64_t rows = x.size(0);
+            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == rows * outputs,
+                     "out must be float32 [%lld, %lld]", static_cast<Int>(rows), static_cast<Int>(outputs));
+            const IntLinear product{shape,
+                                    rows_in_scratch(shape, rows),
+                                    check_packed(packed, shape),
+                                    optional<float>(bias, "bias", DType::f32, outputs),
+                                    optional<float>(add, "add", DType::f32, rows * outputs),
+                                    out.data<float>()};
+            if (rows == 0) return;
+            table.quantise(shape, source, product.rows);
+            table.multiply(product);
+        },
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "zeros"_a, "out"_a, "bias"_a.none(),
+        "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
+    m.def(
+        "int_linear_rows",
+        [&table](nb::handle x_object, int64_t group, nb::handle codes_object, nb::handle scales_object,
+                 nb::handle sums_object, int before, nb::handle norm, float eps, float offset) {
+            const Array x(x_object, "x"), codes(codes_object, "codes"), scales(scales_object, "scales"),
+                sums(sums_object, "sums");
+            HR_CHECK(x.dims() == 2, "x must have two dimensions");
+            const bool gate = before >= static_cast<int>(Before::silu_gate);
+            const IntShape shape = check_shape(1, x.size(1) / (gate ? 2 : 1), group, 8, false);
+            const RowSource source = check_rows(x, shape, before, norm, eps, offset);
+            const int64_t rows = x.size(0);
+            HR_CHECK(codes.dtype() == DType::i8 && codes.contiguous() &&
+                         codes.size() == rows * shape.padded() && scales.dtype() == DType::f32 &&
+                         scales.contiguous() && scales.size() == rows && sums.dtype() == DType::i32 &&
+                         sums.contiguous() && sums.size() == rows * shape.groups(),
+                     "codes, scales or sums do not fit x");
+            table.quantise(shape, source,
+                           {codes.data<int8_t>(), scales.data<float>(), sums.data<int32_t>(), rows});
+        },
+        "x"_a, "group"_a, "codes"_a, "scales"_a, "sums"_a, "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
+    m.def(
+        "int_linear_pack",
+        [&table](nb::handle codes_object, nb::handle scales_object, nb::handle zeros, int64_t group, int bits,
+                 nb::handle packed_object) {
+            const Array codes(codes_object, "codes"), scales(scales_object, "scales"),
+                packed(packed_object, "packed");
+            HR_CHECK(codes.dtype() == DType::u8 && codes.dims() == 2 && codes.contiguous(),
+                     "codes must be uint8 [O, I]");
+            const IntShape shape = check_shape(codes.size(0), codes.size(1), group, bits, !zeros.is_none());
+            const int64_t heads = shape.outputs * shape.groups();
+            HR_CHECK(scales.dtype() == DType::f16 && scales.contiguous() && scales.size() == heads,
+                     "scales must be float16 [O, groups]");
+            uint8_t* target = const_cast<uint8_t*>(check_packed(packed, shape));
+            table.pack(shape,
+                       {codes.data<const uint8_t>(), scales.data<const uint16_t>(),
+                        optional<uint8_t>(zeros, "zeros", DType::u8, heads)},
+                       target);
+        },
+        "codes"_a, "scales"_a, "zeros"_a.none(), "group"_a, "bits"_a, "packed"_a);
+    m.def("int_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
+                                         int64_t group, int bits, bool zeros, nb::handle ids_object,
+                                         nb::handle out_object) {
+        const IntShape shape = check_shape(outputs, width, group, bits, zeros);
+        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
+        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                 "out must be float32 [T, %lld]", static_cast<Int>(width));
+        const int64_t* id = ids.data<const int64_t>();
+        for (int64_t i = 0; i < ids.size(); ++i)
+            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
+                     static_cast<Int>(outputs));
+        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
+    });
+}
+
+}  // namespace headrace

@@ -1,0 +1,102 @@
+// int_linear: what cpu.cpp offers at each level, and bind.cpp calls.
+//
+// Packed weights, [outputs, width] codes of 1 to 8 bits, are one run of bytes that a product reads front to
+// back:
+//
+//   block   64 outputs                      blocks of outputs, the last one padded
+//     record   one group of inputs          `group` inputs, a multiple of 32, or all of them; the last may be
+//     shorter
+//       scales   64 x f16
+//       zeros    64 x u8                    only if the format has zero points; else every zero point is
+//       2^(bits-1) chunk    32 inputs                  the last one padded
+//         tile     16 outputs               64 * bits bytes: the code's planes, lowest bits first
+//
+//   quad   four inputs of one output, neighbours: one 32-bit lane of a dot product; a chunk has quads 0..7
+//   plane  of a tile: 8, 4, 2 or 1 bits of every code, in registers of 16 outputs x 4 inputs:
+//            8 bits   eight registers; register i holds quad i
+//            4 bits   four;            register i holds quad i in its low nibbles, quad i + 4 in the high
+//            ones 2 bits   two;             register i holds quad i + 2j in bits 2j, 2j + 1 1 bit    one; it
+//            holds quad j in bit j
+#pragma once
+
+#include <stdint.h>
+
+#include "headrace/level.h"
+
+namespace headrace {
+
+constexpr int64_t kBlock = 64;  // outputs
+constexpr int64_t kTile = 16;   // outputs
+constexpr int64_t kChunk = 32;  // inputs
+constexpr int64_t kQuads = 8;   // per chunk
+
+// Sizes of packed weights.
+struct IntShape {
+    int64_t width, outputs, group;
+    int bits;
+    bool zeros;
+
+    int64_t blocks() const { return (outputs + kBlock - 1) / kBlock; }
+    int64_t groups() const { return (width + group - 1) / group; }
+    int64_t chunks() const { return (width + kChunk - 1) / kChunk; }
+    int64_t padded() const { return chunks() * kChunk; }
+    int64_t group_chunks(int64_t g) const {
+        const int64_t first = g * group, rest = width - first < group ? width - first : group;
+        return (rest + kChunk - 1) / kChunk;
+    }
+    int64_t head_bytes() const { return kBlock * (zeros ? 3 : 2); }
+    int64_t chunk_bytes() const { return 4 * 64 * bits; }
+    int64_t block_bytes() const { return groups() * head_bytes() + chunks() * chunk_bytes(); }
+};
+
+// Rows of activations, quantised: value = scale * code, codes in [-127, 127].
+struct IntRows {
+    int8_t* codes;  // [rows, shape.padded()]; beyond the width they are 0
+    float* scales;  // [rows]
+    int32_t* sums;  // [rows, shape.groups()]: of the codes, group by group
+    int64_t rows;
+};
+
+// What happens to a row of x before it is quantised.
+enum class Before : int { nothing, rms_norm, silu_gate, gelu_gate };
+
+struct RowSource {
+    const float* x;  // [rows, width], or [rows, 2 * width] for a gate: act(first half) * second half
+    int64_t stride;  // between rows
+    Before before;
+    const float* weight;  // [width], of the norm
+    float eps, weight_offset;
+};
+
+struct IntLinear {
+    IntShape shape;
+    IntRows rows;
+    const uint8_t* packed;
+    const float* bias;  // [outputs] or null
+    const float* add;   // [rows, outputs] or null; added to the result, may be `out` itself
+    float* out;         // [rows, outputs]
+};
+
+// What is packed: value = scale * (code - zero).
+struct IntCodes {
+    const uint8_t* codes;    // [outputs, width], below 2^bits
+    const uint16_t* scales;  // [outputs, groups], f16
+    const uint8_t* zeros;    // [outputs, groups], or null
+};
+
+struct IntLinearTable {
+    void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
+    void (*multiply)(const IntLinear&);
+    void (*pack)(const IntShape&, const IntCodes&, uint8_t* packed);
+    void (*read_outputs)(const IntShape&, const uint8_t* packed, const int64_t* outputs, int64_t count,
+                         float* out);
+};
+
+#define X(level)                            \
+    namespace level {                       \
+    extern const IntLinearTable int_linear; \
+    }
+HR_FOR_EACH_LEVEL(X)
+#undef X
+
+}  // namespace headrace

@@ -1,0 +1,50 @@
+"""Slot `weights`: how a weight matrix is stored, and multiplied by.
+
+Add one: a file here with a frozen dataclass that has `card`, `head` and `start`, and a line in the index.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+
+from headrace.slots import Card, Slot
+from headrace.weight.matrix import Packing
+
+
+class Format(Protocol):
+    """How weights are stored."""
+
+    card: ClassVar[Card]
+
+    @property
+    def head(self) -> str:
+        """Spec of the format that embedding and head take; empty for this one."""
+        ...
+
+    def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
+        """Memory of a matrix of this size. Pure."""
+        ...
+
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Packing:
+        """Memory for a matrix. `dtype` is that of the model's other arithmetic."""
+        ...
+
+
+_INT = "headrace.weight.formats.int_grouped"
+SLOT = Slot(
+    name="weights",
+    asks="how weight matrices are stored and multiplied",
+    index={
+        "plain": "headrace.weight.formats.plain:Plain",
+        "int8": f"{_INT}:Int8",
+        "int7": f"{_INT}:Int7",
+        "int6": f"{_INT}:Int6",
+        "int5": f"{_INT}:Int5",
+        "int4": f"{_INT}:Int4",
+        "int3": f"{_INT}:Int3",
+        "int2": f"{_INT}:Int2",
+    },
+    default="plain",
+)

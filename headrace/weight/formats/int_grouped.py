@@ -1,0 +1,194 @@
+"""Integer codes of 2 to 8 bits with one scale per group of inputs, rounded to nearest; activations in 8 bits.
+
+Paper   https://arxiv.org/abs/2308.09723 (FineQuant), https://arxiv.org/abs/2306.00978 (AWQ) for the grouped format;
+        https://arxiv.org/abs/2211.10438 (SmoothQuant) for 8-bit activations per token
+Idea    A group of `group` neighbouring inputs of an output shares a scale, and a zero point if asymmetric. Products
+        of codes are integer dot products; one float multiply-add per group.
+Trades  Memory and bandwidth for rounding error: no calibration, so 2 and 3 bits lose much. Activations are rounded to
+        8 bits per token.
+Deviates  The symmetric scale is the signed extreme over -2^(bits-1), as in llama.cpp's Q4_0: all codes are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import int_linear
+from headrace.kernels.before import Before
+from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
+from headrace.slots import Card
+from headrace.weight.memory import huge
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntGrouped:
+    """What the widths share."""
+
+    bits: ClassVar[int]
+    card: ClassVar[Card] = Card(
+        slot="weights",
+        exact="lossy",
+        paper="https://arxiv.org/abs/2308.09723",
+        needs=(
+            ("float32", "activations are quantised from float32"),
+            ("cpu", "its kernels are for processors"),
+        ),
+    )
+    group: int = 128
+    """Inputs that share a scale: a multiple of 32; 0 is all of them (one scale per output)."""
+    asymmetric: bool = False
+    """Store a zero point per group, so that the codes span from its least to its largest weight."""
+    head: str = "int8"
+    """The format of embedding and head."""
+
+    def __post_init__(self) -> None:
+        if self.group < 0 or self.group % CHUNK:
+            raise ValueError(
+                f"group={self.group} must be a multiple of {CHUNK}, or 0 for one scale per output"
+            )
+
+    def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
+        return packed_bytes(outputs, inputs, self._group(inputs), self.bits, self.asymmetric)
+
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> IntPacking:
+        memory = huge(self.num_bytes(outputs, inputs, dtype))
+        return IntPacking(IntWeight(memory, outputs, inputs, self._group(inputs), self.bits, self.asymmetric))
+
+    def _group(self, inputs: int) -> int:
+        return min(self.group or inputs, inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(IntGrouped):
+    """8-bit codes, by default with one scale per output."""
+
+    bits: ClassVar[int] = 8
+    group: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int7(IntGrouped):
+    """7-bit codes."""
+
+    bits: ClassVar[int] = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int6(IntGrouped):
+    """6-bit codes."""
+
+    bits: ClassVar[int] = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int5(IntGrouped):
+    """5-bit codes."""
+
+    bits: ClassVar[int] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int4(IntGrouped):
+    """4-bit codes."""
+
+    bits: ClassVar[int] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int3(IntGrouped):
+    """3-bit codes."""
+
+    bits: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int2(IntGrouped):
+    """2-bit codes."""
+
+    bits: ClassVar[int] = 2
+
+
+class IntPacking:
+    """Rounds and packs blocks of 64 rows as soon as they are whole; the rest waits."""
+
+    def __init__(self, weight: IntWeight) -> None:
+        self._weight = weight
+        self._waiting: dict[int, tuple[Tensor, int]] = {}  # block -> its rows, and how many are there
+
+    def put(self, first: int, rows_RI: Tensor) -> None:
+        while len(rows_RI):
+            block, at = divmod(first, BLOCK)
+            whole = len(rows_RI) // BLOCK * BLOCK
+            if at == 0 and (whole or len(rows_RI) == self._height(block)):
+                count = whole or len(rows_RI)
+                self._pack(block, rows_RI[:count])
+            else:
+                count = min(len(rows_RI), self._height(block) - at)
+                self._wait(block, at, rows_RI[:count])
+            first, rows_RI = first + count, rows_RI[count:]
+
+    def finish(self) -> IntMatrix:
+        assert not self._waiting, f"rows of {len(self._waiting)} blocks are missing"
+        return IntMatrix(self._weight)
+
+    def _height(self, block: int) -> int:
+        return min(BLOCK, self._weight.outputs - block * BLOCK)
+
+    def _wait(self, block: int, at: int, rows_RI: Tensor) -> None:
+        height = self._height(block)
+        rows, there = self._waiting.pop(block, (torch.empty(height, self._weight.width), 0))
+        rows[at : at + len(rows_RI)] = rows_RI
+        if there + len(rows_RI) == height:
+            self._pack(block, rows)
+        else:
+            self._waiting[block] = rows, there + len(rows_RI)
+
+    def _pack(self, block: int, rows_RI: Tensor) -> None:
+        w = self._weight
+        size = block_bytes(w.width, w.group, w.bits, w.zeros)
+        into = w.packed[block * size : (block + -(-len(rows_RI) // BLOCK)) * size]
+        codes_OI, scales_OG, zeros_OG = round_to_nearest(rows_RI.float(), w.bits, w.group, w.zeros)
+        int_linear.pack(codes_OI, scales_OG, zeros_OG, group=w.group, bits=w.bits, into=into)
+
+
+class IntMatrix:
+    """Packed codes, and the kernel that multiplies by them."""
+
+    __slots__ = ("nbytes", "weight")
+
+    def __init__(self, weight: IntWeight) -> None:
+        self.weight = weight
+        self.nbytes = weight.nbytes
+
+    def multiply(
+        self, x: Tensor, bias_O: Tensor | None = None, *, before: Before = None, add_TO: Tensor | None = None
+    ) -> Tensor:
+        return int_linear.int_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=add_TO)
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        return int_linear.outputs(self.weight, ids_T)
+
+
+def round_to_nearest(
+    rows_OI: Tensor, bits: int, group: int, asymmetric: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """float32 [O, I] -> codes uint8 [O, I], scales float16 [O, G], zero points uint8 [O, G] or None."""
+    width, top = rows_OI.shape[1], (1 << bits) - 1
+    parts_OGI = pad(rows_OI, group).unflatten(1, (-1, group))
+    low_OG1, high_OG1 = (part.float() for part in torch.aminmax(parts_OGI, dim=-1, keepdim=True))
+    if asymmetric:
+        low_OG1, high_OG1 = low_OG1.clamp_max(0), high_OG1.clamp_min(0)
+        scale_OG1 = ((high_OG1 - low_OG1) / top).half().float()
+        zero_OG1 = (-low_OG1 / scale_OG1.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp_(0, top)
+    else:
+        extreme_OG1 = torch.where(high_OG1 > -low_OG1, high_OG1, low_OG1)
+        zero_OG1 = torch.full_like(extreme_OG1, 1 << (bits - 1))
+        scale_OG1 = (extreme_OG1 / -zero_OG1).half().float()
+    factor_OG1 = torch.where(scale_OG1 != 0, 1 / scale_OG1, 0)
+    codes = torch.addcmul(zero_OG1, parts_OGI, factor_OG1).round_().clamp_(0, top).to(torch.uint8)
+    zeros = zero_OG1.squeeze(-1).to(torch.uint8) if asymmetric else None
+    return codes.flatten(1)[:, :width].contiguous(), scale_OG1.squeeze(-1).half(), zeros
