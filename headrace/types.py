@@ -14,12 +14,14 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,17 +243,41 @@ class StepPlan:
         return sum(len(span) for span in self.spans)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Stored keys and values of positions [start, start + length), in consecutive pages. Part of a Batch.
+class Run(NamedTuple):
+    """Consecutive stored positions that some rows of a batch read. A hole (evicted pages) makes several."""
 
-    A plain sequence is one segment; a hole (evicted or out-of-window pages) makes several, attended apart and merged.
-    """
+    first_row: int
+    end_row: int
+    first_page: int
+    """Index into Reads.pages_B."""
+    start: int
+    """Position of the first token, which is the first of its page."""
+    length: int
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What the rows of a batch read from one cache group. Runs of the same rows follow each other, by position."""
 
     pages_B: Tensor
-    """Page numbers, int64; the first holds `start` at its first token."""
-    start: int
-    length: int
+    """Page numbers of every run, one run after the other; int64."""
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def runs_W5(self) -> Tensor:
+        """The runs as int64."""
+        from torch import int64, tensor  # here, so that importing this module loads nothing
+
+        return tensor(self.runs, dtype=int64).view(-1, 5)
+
+    def pages(self, run: Run, page_tokens: int) -> Tensor:
+        """The run's page numbers."""
+        return self.pages_B[run.first_page : run.first_page + -(-run.length // page_tokens)]
+
+    def by_rows(self) -> Iterator[tuple[slice, list[Run]]]:
+        """The runs of each span's rows."""
+        for (first, end), runs in itertools.groupby(self.runs, key=lambda run: run[:2]):
+            yield slice(first, end), list(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +305,8 @@ class Batch:
     """S + 1 row offsets."""
     slots: tuple[Tensor, ...]
     """Per cache group, int64 [T]: where each row's key and value are written: page * page_tokens + offset."""
-    segments: tuple[tuple[tuple[Segment, ...], ...], ...]
-    """Per cache group and span: the runs of stored positions that the span's queries may read."""
+    reads: tuple[Reads, ...]
+    """Per cache group: the stored positions that each span's rows may read."""
     rows_R: Tensor
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()

@@ -33,14 +33,14 @@ def build_batch(
         for row in range(end - 1 - len(span.draft), end)
     ]
     scored = (_scored(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False))
-    slots, segments = kv.place(spans)
+    slots, reads = kv.place(spans)
     return Batch(
         spans=spans,
         ids_T=torch.tensor(ids, dtype=torch.int64, device=device),
         positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
         starts=starts,
         slots=slots,
-        segments=segments,
+        reads=reads,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
     )

@@ -83,15 +83,22 @@ int64_t Array::size() const {
     return count;
 }
 
-bool Array::contiguous() const {
+bool Array::contiguous_from(int first) const {
     if (!tensor_.strides) return true;
     int64_t expected = 1;
-    for (int dim = dims() - 1; dim >= 0; --dim) {
+    for (int dim = dims() - 1; dim >= first; --dim) {
         if (size(dim) == 0) return true;
         if (size(dim) != 1 && tensor_.strides[dim] != expected) return false;
         expected *= size(dim);
     }
     return true;
+}
+
+int64_t Array::stride(int dim) const {
+    if (tensor_.strides) return tensor_.strides[dim];
+    int64_t step = 1;
+    for (int inner = dims() - 1; inner > dim; --inner) step *= size(inner);
+    return step;
 }
 
 int64_t Array::row_stride() const {

@@ -5,14 +5,13 @@ Inside a layer:  write -> attend (per segment) -> merge.      After a step, per 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
-from headrace.kernels import attention
 from headrace.kv.codecs import Codec
 from headrace.kv.groups import GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
@@ -20,7 +19,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
-from headrace.types import Batch, Segment, Sequence, Span, StepPlan
+from headrace.types import Batch, Reads, Run, Sequence, Span, StepPlan
 
 
 class KVCache:
@@ -104,16 +103,14 @@ class KVCache:
         for span in plan.spans:
             tables.reserve(span.seq, span.start, span.start + len(span))
 
-    def place(
-        self, spans: tuple[Span, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[tuple[tuple[Segment, ...], ...], ...]]:
-        """Where the spans' rows are written (slots, per group) and what they read (segments, per group and span)."""
-        slots, segments = [], []
+    def place(self, spans: tuple[Span, ...]) -> tuple[tuple[Tensor, ...], tuple[Reads, ...]]:
+        """Where the spans' rows are written (slots) and what they read, per group."""
+        slots, reads = [], []
         for group in range(len(self.tables.groups)):
             rows = [slot for span in spans for slot in self._slots(span, group)]
             slots.append(torch.tensor(rows, dtype=torch.int64, device=self._device))
-            segments.append(tuple(self._segments(span, group) for span in spans))
-        return tuple(slots), tuple(segments)
+            reads.append(self._reads(spans, group))
+        return tuple(slots), tuple(reads)
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves."""
@@ -125,51 +122,42 @@ class KVCache:
         self.tables.check()
 
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
-        outs = [
-            self._attend_span(part, layer, q_TNH[a:b], batch.positions_T[a:b], segments)
-            for a, b, segments in zip(
-                batch.starts, batch.starts[1:], batch.segments[part.group], strict=False
-            )
-        ]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-    def _attend_span(
-        self, part: _Part, layer: int, q_TNH: Tensor, positions_T: Tensor, segments: tuple[Segment, ...]
-    ) -> Tensor:
-        codec, arena = self._live[part.group], self.tables.pool.arena_PX
-        states = []
-        for segment in segments:
-            k_LGH, v_LGH = codec.read(arena, layer, segment.pages_B, segment.length)
-            states.append(
-                attention.attend(q_TNH, k_LGH, v_LGH, positions_T, segment.start, part.scale, part.window)
-            )
-        return attention.merge(states).out_TNH
+        codec, reads = self._live[part.group], batch.reads[part.group]
+        return codec.attend(
+            self.tables.pool.arena_PX, layer, q_TNH, reads, batch.positions_T, part.scale, part.window
+        ).out_TNH
 
     def _slots(self, span: Span, group: int) -> list[int]:
         size, pages = self.tables.sizes.tokens[group], self.tables.live_pages(span.seq, group)
         return [pages[p // size] * size + p % size for p in range(span.start, span.start + len(span))]
 
-    def _segments(self, span: Span, group: int) -> tuple[Segment, ...]:
-        """Runs of live pages, from the first that the span's first query can see."""
-        size, pages = self.tables.sizes.tokens[group], self.tables.live_pages(span.seq, group)
-        end = span.start + len(span)
-        window = self.tables.groups[group].window
-        first = 0 if window is None else max(0, span.start - window + 1) // size
-        runs: list[list[int]] = []  # [first page index, page, page, ...]
-        for index in range(first, -(-end // size)):
-            if pages[index] == FREED:
-                continue
-            if not runs or runs[-1][0] + len(runs[-1]) - 1 != index:
-                runs.append([index])
-            runs[-1].append(pages[index])
-        return tuple(
-            Segment(
-                torch.tensor(run[1:], dtype=torch.int64, device=self._device),
-                run[0] * size,
-                min(end, (run[0] + len(run) - 1) * size) - run[0] * size,
-            )
-            for run in runs
-        )
+    def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
+        """Runs of live pages, each span's from the first that its first query can see."""
+        size, window = self.tables.sizes.tokens[group], self.tables.groups[group].window
+        listed: list[int] = []
+        runs: list[Run] = []
+        row = 0
+        for span in spans:
+            pages, end = self.tables.live_pages(span.seq, group), span.start + len(span)
+            first = 0 if window is None else max(0, span.start - window + 1) // size
+            for start, stop in _live_runs(pages, first, -(-end // size)):
+                length = min(end, stop * size) - start * size
+                runs.append(Run(row, row + len(span), len(listed), start * size, length))
+                listed += pages[start:stop]
+            row += len(span)
+        return Reads(torch.tensor(listed, dtype=torch.int64, device=self._device), tuple(runs))
+
+
+def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of each stretch of pages in [first, last) that were not freed."""
+    start = first
+    for index in range(first, last):
+        if pages[index] == FREED:
+            if start < index:
+                yield start, index
+            start = index + 1
+    if start < last:
+        yield start, last
 
 
 def reuses_prefix(seq: Sequence) -> bool:

@@ -74,7 +74,7 @@ def test_a_batch_that_yields_no_token_has_no_rows_to_sample() -> None:
 
 @pytest.mark.parametrize("page_tokens", [1, 3, 4, 16])
 @pytest.mark.parametrize("model", models.WINDOWS)
-def test_slots_and_segments_are_the_block_tables(model: str, page_tokens: int) -> None:
+def test_slots_and_reads_are_the_block_tables(model: str, page_tokens: int) -> None:
     kv = cache(model, page_tokens)
     lengths = {1: (30, 29), 2: (22, 0), 3: (41, 25)}
     sequences = [sequence(kv, id, length, computed) for id, (length, computed) in lengths.items()]
@@ -84,17 +84,20 @@ def test_slots_and_segments_are_the_block_tables(model: str, page_tokens: int) -
         slots = batch.slots[group].tolist()
         assert len(set(slots)) == len(slots) == len(batch.ids_T), "two rows share a slot"
         rows = iter(slots)
-        for span, segments in zip(spans, batch.segments[group], strict=True):
+        reads = batch.reads[group]
+        for span, (where, runs) in zip(spans, reads.by_rows(), strict=True):
+            assert where == slice(*batch.starts[spans.index(span) :][:2])
             pages = kv.tables.live_pages(span.seq, group)
             end = span.start + len(span)
             for p in range(span.start, end):
                 assert next(rows) == pages[p // size] * size + p % size
             found: dict[int, int] = {}
-            for segment in segments:
-                assert segment.start % size == 0 and 0 < segment.length <= len(segment.pages_B) * size
-                for p in range(segment.start, segment.start + segment.length):
+            for run in runs:
+                listed = reads.pages(run, size)
+                assert run.start % size == 0 and 0 < run.length <= len(listed) * size
+                for p in range(run.start, run.start + run.length):
                     assert p not in found, "a position is read twice"
-                    found[p] = int(segment.pages_B[(p - segment.start) // size])
+                    found[p] = int(listed[(p - run.start) // size])
             assert list(found) == sorted(found)
             window = kv.tables.groups[group].window
             first = 0 if window is None else max(0, span.start - window + 1)

@@ -5,6 +5,7 @@ An operation `headrace/kernels/<name>/` that has more than its reference brings 
     cases() -> Case ...            inputs: no rows, one row, odd widths, every dtype the operation takes
     run(case), run_reference(case) call the operation, or its reference
     SAME_BITS_ON_EVERY_LEVEL       whether all native levels agree bit for bit
+    REFERENCE_ROWS_VARY (optional) whether PyTorch may round a row otherwise when other rows are beside it
     OF_LARGEST (optional)          error allowed beside a relative one, as a share of the largest element
 """
 
@@ -70,6 +71,8 @@ def test_equals_the_reference(operation: str, case: Case, level: str):
 
 
 def test_rows_have_the_same_bits_whatever_is_beside_them(operation: str, case: Case, level: str):
+    if level == kernels.REFERENCE and getattr(_cases(operation), "REFERENCE_ROWS_VARY", False):
+        pytest.skip("its matrix products are PyTorch's")
     with kernels.forced(level):
         whole = _cases(operation).run(case)
         count = whole.shape[0]

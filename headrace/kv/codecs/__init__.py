@@ -10,8 +10,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from headrace.kernels.attention import State
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card, Slot
+from headrace.types import Reads
 
 
 class LiveCodec(Protocol):
@@ -35,6 +37,22 @@ class LiveCodec(Protocol):
         """
         ...
 
+    def attend(
+        self,
+        arena_PX: Tensor,
+        layer: int,
+        q_TNH: Tensor,
+        reads: Reads,
+        positions_T: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> State:
+        """Attention of a whole batch's rows over their runs; kernels.paged_attention.reference says what it computes.
+
+        N are the query heads that share this group's kv heads. A codec without a kernel of its own calls that.
+        """
+        ...
+
 
 class Codec(Protocol):
     """How keys and values are stored."""
@@ -53,6 +71,6 @@ class Codec(Protocol):
 SLOT = Slot(
     name="kv-codec",
     asks="how keys and values are stored",
-    index={"plain": "headrace.kv.codecs.plain:Plain"},
+    index={"plain": "headrace.kv.codecs.plain:Plain", "bf16": "headrace.kv.codecs.plain:Bf16"},
     default="plain",
 )

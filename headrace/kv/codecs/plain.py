@@ -1,8 +1,10 @@
-"""Keys and values as they are, in the model's dtype.
+"""Keys and values as plain numbers: in the model's dtype, or in bfloat16.
 
 Paper   https://arxiv.org/abs/2309.06180 (PagedAttention)
-Idea    A page is [layer][key|value][token][kv head][head size]; a token's entry of one layer is one contiguous run.
-Trades  Nothing: reads give back the bytes that were written.
+Idea    A page is [layer][key|value][kv head]; keys lie transposed, so that a register holds one dimension of sixteen
+        tokens.
+Trades  Nothing in the model's dtype: reads give back what was written. bfloat16 takes half the memory and bandwidth of
+        float32, and rounds keys and values once.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from headrace.kernels import paged_attention
+from headrace.kernels.attention import State
+from headrace.kernels.paged_attention import PageStore
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card
+from headrace.types import Reads
 
 ALIGN = 64
 """Pages start on cache lines."""
@@ -22,44 +28,59 @@ ALIGN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """Uncompressed pages."""
+    """In the model's dtype."""
 
     card: ClassVar[Card] = Card(slot="kv-codec", exact="bits", paper="https://arxiv.org/abs/2309.06180")
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
-        return -(-group.elements_per_token * tokens * dtype.itemsize // ALIGN) * ALIGN
+        size = self._stored(dtype).itemsize
+        return -(-group.elements_per_token * tokens * size // ALIGN) * ALIGN
 
     def start(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype) -> LivePlain:
-        return LivePlain(group, page_tokens, dtype)
+        return LivePlain(group, page_tokens, dtype, self._stored(dtype))
+
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bf16(Plain):
+    """In bfloat16, whatever the model's dtype is."""
+
+    card: ClassVar[Card] = Card(slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2309.06180")
+
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.bfloat16
 
 
 class LivePlain:
-    """Views into the arena; offsets of each layer inside a page are computed once."""
+    """Knows where each layer's keys and values lie in a page."""
 
-    def __init__(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype, stored: torch.dtype) -> None:
         self._dtype = dtype
-        self._tokens = page_tokens
-        self._regions: dict[int, tuple[int, int, int]] = {}  # layer -> first element, G, H
-        element = 0
+        self._stores: dict[int, PageStore] = {}
+        at = 0
         for member in group.members:
             heads, size = len(member.kv_heads), member.head_size
-            self._regions[member.layer] = (element, heads, size)
-            element += 2 * page_tokens * heads * size
+            nbytes = page_tokens * heads * size * stored.itemsize
+            self._stores[member.layer] = PageStore(at, at + nbytes, page_tokens, heads, size, stored)
+            at += 2 * nbytes
 
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
-        kv_P2BGH = self._view(arena_PX, layer)
-        page_T, offset_T = slots_T // self._tokens, slots_T % self._tokens
-        kv_P2BGH[page_T, 0, offset_T] = k_TGH
-        kv_P2BGH[page_T, 1, offset_T] = v_TGH
+        paged_attention.write(arena_PX, self._stores[layer], k_TGH, v_TGH, slots_T)
 
     def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        kv_B2TGH = self._view(arena_PX, layer).index_select(0, pages_B)
-        k_LGH = kv_B2TGH[:, 0].flatten(0, 1)[:length]
-        v_LGH = kv_B2TGH[:, 1].flatten(0, 1)[:length]
-        return k_LGH, v_LGH
+        k_LGH, v_LGH = paged_attention.read(arena_PX, self._stores[layer], pages_B, length)
+        return k_LGH.to(self._dtype), v_LGH.to(self._dtype)
 
-    def _view(self, arena_PX: Tensor, layer: int) -> Tensor:
-        element, heads, size = self._regions[layer]
-        shape = (2, self._tokens, heads, size)
-        start, count = element * self._dtype.itemsize, 2 * self._tokens * heads * size * self._dtype.itemsize
-        return arena_PX[:, start : start + count].view(self._dtype).unflatten(1, shape)
+    def attend(
+        self,
+        arena_PX: Tensor,
+        layer: int,
+        q_TNH: Tensor,
+        reads: Reads,
+        positions_T: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> State:
+        return paged_attention.attend(q_TNH, arena_PX, self._stores[layer], reads, positions_T, scale, window)

@@ -215,4 +215,4 @@ def test_an_exact_codec_takes_odd_shapes_and_odd_numbers(name: str, dtype: torch
         store.live.write(store.arena, layer, k, v, store.slots([5], 0, 3))
     for layer, written in entries.items():
         for got, wanted in zip(store.read(layer, [5], 3), written, strict=True):
-            assert torch.equal(got.view(torch.uint8), wanted.contiguous().view(torch.uint8))
+            assert torch.equal(got.contiguous().view(torch.uint8), wanted.contiguous().view(torch.uint8))

@@ -27,7 +27,10 @@ class Array {
     int dims() const { return tensor_.ndim; }
     int64_t size(int dim) const { return tensor_.shape[dim]; }
     int64_t size() const;
-    bool contiguous() const;
+    bool contiguous() const { return contiguous_from(0); }
+    // The same but for the first axis: rows may lie apart.
+    bool inner_contiguous() const { return contiguous_from(1); }
+    int64_t stride(int dim) const;
     // Elements from one row to the next of a matrix whose rows are contiguous; -1 if they are not.
     int64_t row_stride() const;
 
@@ -37,6 +40,8 @@ class Array {
     }
 
   private:
+    bool contiguous_from(int first) const;
+
     const char* name_;
     nanobind::dlpack::dltensor tensor_;
     nanobind::ndarray<> owner_;  // set on the slow way only

@@ -1,0 +1,136 @@
+// paged_attention: checks the arguments and calls the kernels of one level.
+#include "paged_attention/kernel.h"
+
+#include <nanobind/nanobind.h>
+
+#include "headrace/array.h"
+#include "headrace/check.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+using Int = long long;  // for messages
+
+const PagedAttentionTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::paged_attention;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+PageStore check_store(const Array& arena, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t kv_heads,
+                      int64_t head_size, bool half) {
+    HR_CHECK(arena.dtype() == DType::u8 && arena.dims() == 2 && arena.contiguous(), "arena must be uint8 [P, X]");
+    HR_CHECK(page_tokens > 0 && page_tokens % 16 == 0, "pages of %lld tokens: a multiple of 16 is needed",
+             static_cast<Int>(page_tokens));
+    HR_CHECK(head_size > 0 && head_size % 16 == 0, "heads of %lld: a multiple of 16 is needed",
+             static_cast<Int>(head_size));
+    const int64_t size = page_tokens * kv_heads * head_size * (half ? 2 : 4);
+    HR_CHECK(kv_heads > 0 && k_at >= 0 && v_at >= 0 && k_at + size <= arena.size(1) && v_at + size <= arena.size(1),
+             "keys or values of %lld bytes do not fit in a page of %lld", static_cast<Int>(size),
+             static_cast<Int>(arena.size(1)));
+    return {arena.data<uint8_t>(), arena.size(1), k_at, v_at, page_tokens, kv_heads, head_size};
+}
+
+// A [T, heads, H] view whose rows are contiguous but need not follow each other.
+int64_t check_heads(const Array& x, int64_t heads, int64_t head_size) {
+    HR_CHECK(x.dtype() == DType::f32 && x.dims() == 3 && x.size(1) == heads && x.size(2) == head_size &&
+                 x.inner_contiguous(),
+             "%s must be float32 [T, %lld, %lld] with contiguous rows", x.name(), static_cast<Int>(heads),
+             static_cast<Int>(head_size));
+    return x.stride(0);
+}
+
+void check_i64(const Array& x, int64_t count) {
+    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count, "%s must be int64, with %lld values",
+             x.name(), static_cast<Int>(count));
+}
+
+void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages) {
+    for (int64_t i = 0; i < num_pages; ++i)
+        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld", static_cast<Int>(a.pages[i]),
+                 static_cast<Int>(arena_pages));
+    for (int64_t i = 0; i < a.num_runs; ++i) {
+        const Run& run = a.runs[i];
+        const int64_t pages = (run.length + a.store.page_tokens - 1) / a.store.page_tokens;
+        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows && run.length > 0 &&
+                     run.start % 16 == 0 && run.first_page >= 0 && run.first_page + pages <= num_pages,
+                 "run %lld does not fit", static_cast<Int>(i));
+    }
+}
+
+}  // namespace
+
+void bind_paged_attention(nb::module_& m, Level level) {
+    const PagedAttentionTable& table = table_of(level);
+    m.def(
+        "paged_attention",
+        [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens,
+                 int64_t kv_heads, bool half, nb::handle positions_object, nb::handle pages_object,
+                 nb::handle runs_object, float scale, int64_t window, nb::handle out_object, nb::handle lse_object) {
+            const Array q(q_object, "q"), arena(arena_object, "arena"), positions(positions_object, "positions"),
+                pages(pages_object, "pages"), runs(runs_object, "runs"), out(out_object, "out"),
+                lse(lse_object, "lse");
+            HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
+            const int64_t rows = q.size(0), heads = q.size(1), head_size = q.size(2);
+            const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
+            HR_CHECK(heads % kv_heads == 0, "%lld query heads for %lld kv heads", static_cast<Int>(heads),
+                     static_cast<Int>(kv_heads));
+            check_i64(positions, rows);
+            check_i64(pages, pages.size());
+            HR_CHECK(runs.dims() == 2 && runs.size(1) == 5, "runs must be [W, 5]");
+            check_i64(runs, runs.size());
+            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == q.size() &&
+                         lse.dtype() == DType::f32 && lse.contiguous() && lse.size() == rows * heads,
+                     "out or lse do not fit q");
+            const PagedAttention a{store,
+                                   q.data<const float>(),
+                                   check_heads(q, heads, head_size),
+                                   rows,
+                                   heads,
+                                   positions.data<const int64_t>(),
+                                   pages.data<const int64_t>(),
+                                   runs.data<const Run>(),
+                                   runs.size(0),
+                                   scale,
+                                   window,
+                                   out.data<float>(),
+                                   lse.data<float>()};
+            check_runs(a, pages.size(), arena.size(0));
+            (half ? table.attend_bf16 : table.attend_f32)(a);
+        },
+        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "half"_a, "positions"_a, "pages"_a,
+        "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
+    m.def(
+        "paged_attention_write",
+        [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, bool half,
+                 nb::handle k_object, nb::handle v_object, nb::handle slots_object) {
+            const Array arena(arena_object, "arena"), k(k_object, "k"), v(v_object, "v"), slots(slots_object, "slots");
+            HR_CHECK(k.dims() == 3, "k must be [T, G, H]");
+            const int64_t rows = k.size(0), kv_heads = k.size(1), head_size = k.size(2);
+            const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
+            HR_CHECK(v.dims() == 3 && v.size(0) == rows, "v must have the rows of k");
+            check_i64(slots, rows);
+            const PagedWrite a{store,
+                               k.data<const float>(),
+                               v.data<const float>(),
+                               check_heads(k, kv_heads, head_size),
+                               check_heads(v, kv_heads, head_size),
+                               rows,
+                               slots.data<const int64_t>()};
+            for (int64_t i = 0; i < rows; ++i)
+                HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena.size(0) * page_tokens, "slot %lld is outside the arena",
+                         static_cast<Int>(a.slots[i]));
+            (half ? table.write_bf16 : table.write_f32)(a);
+        },
+        "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "half"_a, "k"_a, "v"_a, "slots"_a);
+}
+
+}  // namespace headrace

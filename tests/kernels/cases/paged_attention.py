@@ -1,0 +1,124 @@
+"""Inputs for the contract suite: paged_attention."""
+
+from collections.abc import Iterator
+
+import torch
+
+from headrace.kernels.paged_attention import PageStore, attend, write
+from headrace.types import Reads, Run
+from tests.kernels.case import Case
+
+SAME_BITS_ON_EVERY_LEVEL = True
+REFERENCE_ROWS_VARY = True
+OF_LARGEST = 2e-6
+"""The reference sums in another order, and uses another exponential."""
+
+
+def run(case: Case) -> torch.Tensor:
+    """Out and lse side by side; rows that only the case's `rows` select are run alone."""
+    reads = _clip(case["reads"], case["row"])
+    state = attend(
+        case["q"], case["arena"], case["store"], reads, case["positions"], case["scale"], case["window"]
+    )
+    lse = state.lse_TN.clamp_min(-1e4)  # minus infinity, where a row reads nothing
+    return torch.cat([state.out_TNH.flatten(1), lse], dim=1)
+
+
+run_reference = run  # the suite forces the level
+
+
+def cases() -> Iterator[Case]:
+    yield _case("one-row", [(40, 1)])
+    yield _case("whole-prompt", [(0, 37)])
+    yield _case("chunk-and-decodes", [(300, 1), (16, 50), (0, 3), (511, 1)])
+    yield _case("long", [(590, 3)])
+    yield _case("window", [(300, 1), (16, 50), (0, 3)], window=20)
+    yield _case("holes", [(300, 2), (100, 3)], holes=True)
+    yield _case("holes-and-window", [(300, 2), (100, 3)], holes=True, window=150)
+    yield _case("bf16", [(300, 1), (16, 50)], stored=torch.bfloat16)
+    yield _case("one-head-each", [(70, 5)], heads=3, kv_heads=3)
+    yield _case("six-heads-share", [(70, 5)], heads=12, kv_heads=2)
+    yield _case("one-kv-head", [(70, 5)], heads=7, kv_heads=1)
+    yield _case("head-of-96", [(70, 5)], head_size=96)
+    yield _case("head-of-128", [(70, 5)], head_size=128)
+    yield _case("head-of-16", [(70, 5)], head_size=16)
+    yield _case("pages-of-64", [(300, 1), (16, 50)], page_tokens=64)
+    yield _case("odd-head", [(70, 5)], head_size=24)
+    yield _case("pages-of-5", [(70, 5)], page_tokens=5)
+    yield _case("float64", [(70, 5)], dtype=torch.float64)
+
+
+def _case(
+    name: str,
+    spans: list[tuple[int, int]],
+    *,
+    heads: int = 8,
+    kv_heads: int = 2,
+    head_size: int = 32,
+    page_tokens: int = 16,
+    window: int | None = None,
+    holes: bool = False,
+    stored: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """`spans`: (first position, rows) each, of sequences whose pages hold everything up to the last row."""
+    random = torch.Generator().manual_seed(len(name))
+    stored = dtype if dtype == torch.float64 else stored
+    half = page_tokens * kv_heads * head_size * stored.itemsize
+    store = PageStore(64, 64 + half, page_tokens, kv_heads, head_size, stored)
+    pages, runs, positions, row = [], [], [], 0
+    free = torch.randperm(1000 // page_tokens, generator=random).tolist()
+    arena = torch.full((len(free), 64 + 2 * half + 64), 0xFF, dtype=torch.uint8)  # NaN where nothing is written
+    for start, count in spans:
+        mine = [free.pop() for _ in range(-(-(start + count) // page_tokens))]
+        _fill(arena, store, mine, start + count, random, dtype)
+        for first, last in _kept(len(mine), holes):
+            length = min(start + count, last * page_tokens) - first * page_tokens
+            runs.append(Run(row, row + count, len(pages), first * page_tokens, length))
+            pages += mine[first:last]
+        positions += range(start, start + count)
+        row += count
+    q = torch.randn(row, heads + 2, head_size, generator=random, dtype=torch.float64).to(dtype) * 2
+    arguments = {
+        "q": q[:, 1:-1],  # rows lie apart
+        "arena": arena,
+        "store": store,
+        "reads": Reads(torch.tensor(pages), tuple(runs)),
+        "positions": torch.tensor(positions),
+        "scale": head_size**-0.5,
+        "window": window,
+        "row": torch.arange(row),
+    }
+    return Case(name, arguments, by_row=("q", "positions", "row"))
+
+
+def _fill(
+    arena: torch.Tensor,
+    store: PageStore,
+    pages: list[int],
+    length: int,
+    random: torch.Generator,
+    dtype: torch.dtype,
+) -> None:
+    shape = (length, store.kv_heads, store.head_size)
+    k, v = (torch.randn(shape, generator=random, dtype=torch.float64).to(dtype) for _ in range(2))
+    slots = [pages[p // store.page_tokens] * store.page_tokens + p % store.page_tokens for p in range(length)]
+    write(arena, store, k, v, torch.tensor(slots))
+
+
+def _kept(count: int, holes: bool) -> list[tuple[int, int]]:
+    """Page ranges that are still there."""
+    return [(0, 1), (2, 4), (count - 1, count)] if holes else [(0, count)]
+
+
+def _clip(reads: Reads, row: torch.Tensor) -> Reads:
+    """The reads of consecutive rows only, numbered from the first of them."""
+    if not len(row):
+        return Reads(reads.pages_B, ())
+    first, end = int(row[0]), int(row[-1]) + 1
+    runs = [
+        run._replace(first_row=max(run.first_row, first) - first, end_row=min(run.end_row, end) - first)
+        for run in reads.runs
+        if run.first_row < end and run.end_row > first
+    ]
+    return Reads(reads.pages_B, tuple(runs))
