@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from headrace.kernels.before import Before
@@ -13,7 +14,7 @@ from headrace.layer.norm import RmsNorm
 from headrace.types import Batch
 
 Turn = Callable[[Tensor], Tensor]
-"""The rotation of this step's rows, [T, N, H] -> [T, N, H]: what the slot `positions` makes."""
+"""The rotation of this step's rows, [T, N, H] -> [T, N, H], maybe in place: what the slot `positions` makes."""
 
 
 class KeysValues(Protocol):
@@ -61,8 +62,10 @@ class SelfAttention:
     ) -> Tensor:
         """attention(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
         qkv_TMH = self.qkv(x_TD, before).unflatten(1, (-1, self.head_size))  # M = N + 2 G
-        q_TNH, k_TGH, v_TGH = qkv_TMH.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        qk_TMH, v_TGH = qkv_TMH.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_TNH, k_TGH = self.q_norm(q_TNH), self.k_norm(k_TGH)
-        out_TNH = kv.attend(self.layer, turn(q_TNH), turn(k_TGH), v_TGH, batch)
+            q_TNH, k_TGH = qk_TMH.split((self.heads, self.kv_heads), dim=1)
+            qk_TMH = torch.cat((self.q_norm(q_TNH), self.k_norm(k_TGH)), dim=1)
+        q_TNH, k_TGH = turn(qk_TMH).split((self.heads, self.kv_heads), dim=1)
+        out_TNH = kv.attend(self.layer, q_TNH, k_TGH, v_TGH, batch)
         return self.out(out_TNH.flatten(1), None, add_TD)

@@ -6,8 +6,13 @@ Shape suffixes beside those of headrace/types.py: F frequencies (half the head s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from headrace.kernels import rope as kernel
 
 ONE_SCHEME = (
     "per_layer_positions",
@@ -15,23 +20,6 @@ ONE_SCHEME = (
 )
 """What a position scheme breaks when a user puts it in the place of the checkpoint's own."""
 _ROWS = 8192  # positions per slice while tables are made: bounds the float64 scratch
-
-
-class Rows:
-    """The rotation of T rows, ready to use: gathered once per step, used by every layer that shares the tables."""
-
-    __slots__ = ("cos_T1H", "sin_T1H")
-
-    def __init__(self, cos_T1H: Tensor, sin_T1H: Tensor) -> None:
-        self.cos_T1H = cos_T1H
-        self.sin_T1H = sin_T1H  # the first half is negated
-
-    def __call__(self, x_TNH: Tensor) -> Tensor:
-        """Rotates every head of row t; computed in the tables' dtype, returned in x's."""
-        swapped_TNH = x_TNH.roll(x_TNH.shape[-1] // 2, dims=-1)
-        # mul and add stay apart: a fused one may round vector lanes and loop tails differently
-        turned_TNH = (x_TNH * self.cos_T1H).add_(swapped_TNH * self.sin_T1H)
-        return turned_TNH.to(x_TNH.dtype)
 
 
 class Rotary:
@@ -45,15 +33,13 @@ class Rotary:
         self.scale = scale
         """Already in the tables: a rotated vector is this much longer (YaRN's attention factor)."""
 
-    def at(self, positions_T: Tensor) -> Rows:
+    def at(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
         """The rotation for rows at these positions, int64 [T], each below the context."""
-        cos_TF, sin_TF = self.cos_LF[positions_T], self.sin_LF[positions_T]
-        cos_TH, sin_TH = torch.cat((cos_TF, cos_TF), dim=-1), torch.cat((-sin_TF, sin_TF), dim=-1)
-        return Rows(cos_TH.unsqueeze(1), sin_TH.unsqueeze(1))
+        return partial(kernel.rotate, cos_LF=self.cos_LF, sin_LF=self.sin_LF, positions_T=positions_T)
 
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
-        """Rotates row t of [T, N, H] to its position."""
-        return self.at(positions_T)(x_TNH)
+        """Rotates row t of [T, N, H] to its position; x stays as it is."""
+        return self.at(positions_T)(x_TNH.clone())
 
 
 def frequencies(head_size: int, theta: float) -> Tensor:

@@ -1,10 +1,9 @@
 // paged_attention: checks the arguments and calls the kernels of one level.
-#include "paged_attention/kernel.h"
-
 #include <nanobind/nanobind.h>
 
 #include "headrace/array.h"
 #include "headrace/check.h"
+#include "paged_attention/kernel.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -27,13 +26,15 @@ const PagedAttentionTable& table_of(Level level) {
 
 PageStore check_store(const Array& arena, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t kv_heads,
                       int64_t head_size, bool half) {
-    HR_CHECK(arena.dtype() == DType::u8 && arena.dims() == 2 && arena.contiguous(), "arena must be uint8 [P, X]");
+    HR_CHECK(arena.dtype() == DType::u8 && arena.dims() == 2 && arena.contiguous(),
+             "arena must be uint8 [P, X]");
     HR_CHECK(page_tokens > 0 && page_tokens % 16 == 0, "pages of %lld tokens: a multiple of 16 is needed",
              static_cast<Int>(page_tokens));
     HR_CHECK(head_size > 0 && head_size % 16 == 0, "heads of %lld: a multiple of 16 is needed",
              static_cast<Int>(head_size));
     const int64_t size = page_tokens * kv_heads * head_size * (half ? 2 : 4);
-    HR_CHECK(kv_heads > 0 && k_at >= 0 && v_at >= 0 && k_at + size <= arena.size(1) && v_at + size <= arena.size(1),
+    HR_CHECK(kv_heads > 0 && k_at >= 0 && v_at >= 0 && k_at + size <= arena.size(1) &&
+                 v_at + size <= arena.size(1),
              "keys or values of %lld bytes do not fit in a page of %lld", static_cast<Int>(size),
              static_cast<Int>(arena.size(1)));
     return {arena.data<uint8_t>(), arena.size(1), k_at, v_at, page_tokens, kv_heads, head_size};
@@ -49,19 +50,20 @@ int64_t check_heads(const Array& x, int64_t heads, int64_t head_size) {
 }
 
 void check_i64(const Array& x, int64_t count) {
-    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count, "%s must be int64, with %lld values",
-             x.name(), static_cast<Int>(count));
+    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count,
+             "%s must be int64, with %lld values", x.name(), static_cast<Int>(count));
 }
 
 void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages) {
     for (int64_t i = 0; i < num_pages; ++i)
-        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld", static_cast<Int>(a.pages[i]),
-                 static_cast<Int>(arena_pages));
+        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld",
+                 static_cast<Int>(a.pages[i]), static_cast<Int>(arena_pages));
     for (int64_t i = 0; i < a.num_runs; ++i) {
         const Run& run = a.runs[i];
         const int64_t pages = (run.length + a.store.page_tokens - 1) / a.store.page_tokens;
-        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows && run.length > 0 &&
-                     run.start % 16 == 0 && run.first_page >= 0 && run.first_page + pages <= num_pages,
+        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows &&
+                     run.length > 0 && run.start % 16 == 0 && run.first_page >= 0 &&
+                     run.first_page + pages <= num_pages,
                  "run %lld does not fit", static_cast<Int>(i));
     }
 }
@@ -72,12 +74,13 @@ void bind_paged_attention(nb::module_& m, Level level) {
     const PagedAttentionTable& table = table_of(level);
     m.def(
         "paged_attention",
-        [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens,
-                 int64_t kv_heads, bool half, nb::handle positions_object, nb::handle pages_object,
-                 nb::handle runs_object, float scale, int64_t window, nb::handle out_object, nb::handle lse_object) {
-            const Array q(q_object, "q"), arena(arena_object, "arena"), positions(positions_object, "positions"),
-                pages(pages_object, "pages"), runs(runs_object, "runs"), out(out_object, "out"),
-                lse(lse_object, "lse");
+        [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
+                 int64_t page_tokens, int64_t kv_heads, bool half, nb::handle positions_object,
+                 nb::handle pages_object, nb::handle runs_object, float scale, int64_t window,
+                 nb::handle out_object, nb::handle lse_object) {
+            const Array q(q_object, "q"), arena(arena_object, "arena"),
+                positions(positions_object, "positions"), pages(pages_object, "pages"),
+                runs(runs_object, "runs"), out(out_object, "out"), lse(lse_object, "lse");
             HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
             const int64_t rows = q.size(0), heads = q.size(1), head_size = q.size(2);
             const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
@@ -106,13 +109,14 @@ void bind_paged_attention(nb::module_& m, Level level) {
             check_runs(a, pages.size(), arena.size(0));
             (half ? table.attend_bf16 : table.attend_f32)(a);
         },
-        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "half"_a, "positions"_a, "pages"_a,
-        "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
+        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "half"_a, "positions"_a,
+        "pages"_a, "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
     m.def(
         "paged_attention_write",
         [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, bool half,
                  nb::handle k_object, nb::handle v_object, nb::handle slots_object) {
-            const Array arena(arena_object, "arena"), k(k_object, "k"), v(v_object, "v"), slots(slots_object, "slots");
+            const Array arena(arena_object, "arena"), k(k_object, "k"), v(v_object, "v"),
+                slots(slots_object, "slots");
             HR_CHECK(k.dims() == 3, "k must be [T, G, H]");
             const int64_t rows = k.size(0), kv_heads = k.size(1), head_size = k.size(2);
             const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
@@ -126,8 +130,8 @@ void bind_paged_attention(nb::module_& m, Level level) {
                                rows,
                                slots.data<const int64_t>()};
             for (int64_t i = 0; i < rows; ++i)
-                HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena.size(0) * page_tokens, "slot %lld is outside the arena",
-                         static_cast<Int>(a.slots[i]));
+                HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena.size(0) * page_tokens,
+                         "slot %lld is outside the arena", static_cast<Int>(a.slots[i]));
             (half ? table.write_bf16 : table.write_f32)(a);
         },
         "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "half"_a, "k"_a, "v"_a, "slots"_a);

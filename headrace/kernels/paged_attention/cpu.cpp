@@ -1,15 +1,14 @@
 // paged_attention for processors. Compiled once per level. See kernel.h for the layout of pages.
 //
-// Blocks of sixteen tokens are walked by position in chunks of 256, whose borders are absolute positions: each chunk's
-// scores, then its maximum, exponentials and values. What a row computes depends on its own position and on which
-// pages exist, not on the rows beside it or on how its prompt was cut: a block that a row may not see changes nothing,
-// to the bit.
+// Blocks of sixteen tokens are walked by position in chunks of 256, whose borders are absolute positions:
+// each chunk's scores, then its maximum, exponentials and values. What a row computes depends on its own
+// position and on which pages exist, not on the rows beside it or on how its prompt was cut: a block that a
+// row may not see changes nothing, to the bit.
 //
 // Bounds, per token and kv head: 2 H items read; 2 M H multiply-adds for M rows that share the head.
-#include "paged_attention/kernel.h"
-
 #include "headrace/parallel.h"
 #include "headrace/simd_math.h"
+#include "paged_attention/kernel.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -77,7 +76,8 @@ void score_rows(const PageStore& s, Block<T>* blocks, int64_t count, const float
 // Tokens that the row at `position` may not see get minus infinity.
 template <class T>
 void hide(const Block<T>& block, int64_t position, int64_t window, float* scores) {
-    const int64_t low = window ? position - window - block.position : -1;  // offsets <= low and > high are hidden
+    const int64_t low =
+        window ? position - window - block.position : -1;  // offsets <= low and > high are hidden
     const int64_t high = position - block.position;
     if (low < 0 && high >= kBlockTokens - 1 && block.count == kBlockTokens) return;
     for (int64_t i = 0; i < kBlockTokens; ++i)
@@ -110,8 +110,8 @@ inline void weigh(Space& space, int64_t r, int64_t blocks, int64_t head_size) {
 }
 
 template <int kRows, int kVectors, class T>
-inline void add_values(const PageStore& s, const Block<T>* blocks, int64_t count, const float* weights, float* out,
-                       int64_t h) {
+inline void add_values(const PageStore& s, const Block<T>* blocks, int64_t count, const float* weights,
+                       float* out, int64_t h) {
     F32x16 total[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) total[r][v] = load(out + r * s.head_size + h + v * kLanes);
@@ -189,8 +189,8 @@ void walk(const PagedAttention& a, const Tile& tile, Space& space) {
             const uint8_t* page = s.arena + a.pages[run.first_page + offset / s.page_tokens] * s.page_bytes;
             const int64_t inside = offset % s.page_tokens, head = tile.kv_head * s.page_tokens * s.head_size;
             blocks[count++] = {reinterpret_cast<const T*>(page + s.k_at) + head + inside,
-                               reinterpret_cast<const T*>(page + s.v_at) + head + inside * s.head_size, position,
-                               rest < kBlockTokens ? rest : kBlockTokens};
+                               reinterpret_cast<const T*>(page + s.v_at) + head + inside * s.head_size,
+                               position, rest < kBlockTokens ? rest : kBlockTokens};
         }
     }
     if (count) walk_chunk(a, tile, space, blocks, count);
@@ -270,7 +270,8 @@ void write(const PagedWrite& a) {
         T* keys = reinterpret_cast<T*>(page + s.k_at) + inside;
         T* values = reinterpret_cast<T*>(page + s.v_at) + inside * s.head_size;
         for (int64_t g = 0; g < s.kv_heads; ++g) {
-            for (int64_t h = 0; h < s.head_size; ++h) put(keys + (g * s.head_size + h) * s.page_tokens, k[g * s.head_size + h]);
+            for (int64_t h = 0; h < s.head_size; ++h)
+                put(keys + (g * s.head_size + h) * s.page_tokens, k[g * s.head_size + h]);
             for (int64_t h = 0; h < s.head_size; h += kLanes)
                 store(values + g * s.page_tokens * s.head_size + h, load(v + g * s.head_size + h));
         }
@@ -279,6 +280,7 @@ void write(const PagedWrite& a) {
 
 }  // namespace
 
-constinit const PagedAttentionTable paged_attention = {attend<float>, attend<bf16>, write<float>, write<bf16>};
+constinit const PagedAttentionTable paged_attention = {attend<float>, attend<bf16>, write<float>,
+                                                       write<bf16>};
 
 }  // namespace headrace::HR_LEVEL

@@ -1,8 +1,8 @@
 // paged_attention: what cpu.cpp offers at each level, and bind.cpp calls.
 //
 //   page    page_bytes; this layer's keys begin at k_at, its values at v_at
-//     keys    [G][H][page_tokens]      a vector load is one dimension of sixteen tokens: scores need no reduction
-//     values  [G][page_tokens][H]      a vector load is sixteen dimensions of one token
+//     keys    [G][H][page_tokens]      a vector load is one dimension of sixteen tokens: scores need no
+//     reduction values  [G][page_tokens][H]      a vector load is sixteen dimensions of one token
 #pragma once
 
 #include <stdint.h>
@@ -25,22 +25,22 @@ struct Run {
 
 struct PagedAttention {
     PageStore store;
-    const float* q;      // [T, N, H], rows q_stride apart
+    const float* q;  // [T, N, H], rows q_stride apart
     int64_t q_stride;
     int64_t rows, heads;
     const int64_t* positions;  // [T]
     const int64_t* pages;
-    const Run* runs;     // runs of the same rows follow each other, by position
+    const Run* runs;  // runs of the same rows follow each other, by position
     int64_t num_runs;
     float scale;
-    int64_t window;      // 0: none
-    float* out;          // [T, N, H]
-    float* lse;          // [T, N]
+    int64_t window;  // 0: none
+    float* out;      // [T, N, H]
+    float* lse;      // [T, N]
 };
 
 struct PagedWrite {
     PageStore store;
-    const float* k;      // [T, G, H], rows k_stride apart
+    const float* k;  // [T, G, H], rows k_stride apart
     const float* v;
     int64_t k_stride, v_stride, rows;
     const int64_t* slots;  // [T]: page * page_tokens + offset
@@ -53,9 +53,9 @@ struct PagedAttentionTable {
     void (*write_bf16)(const PagedWrite&);
 };
 
-#define X(level)                                       \
-    namespace level {                                  \
-    extern const PagedAttentionTable paged_attention;  \
+#define X(level)                                      \
+    namespace level {                                 \
+    extern const PagedAttentionTable paged_attention; \
     }
 HR_FOR_EACH_LEVEL(X)
 #undef X

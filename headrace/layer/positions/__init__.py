@@ -23,12 +23,13 @@ class LivePositions(Protocol):
     def at(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
         """The rotation of rows at these positions, int64 [T], each below the context; made once per step.
 
-        It takes queries or keys, [T, N, H], rotates every head of row t, keeps shape and dtype and does not mutate.
+        It takes queries and keys, [T, N, H], rotates every head of row t and keeps shape and dtype. It may overwrite
+        its argument, whose rows may lie apart.
         """
         ...
 
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
-        """at(positions_T)(x_TNH)."""
+        """at(positions_T) of a copy of x."""
         ...
 
 

@@ -68,7 +68,9 @@ def _case(
     store = PageStore(64, 64 + half, page_tokens, kv_heads, head_size, stored)
     pages, runs, positions, row = [], [], [], 0
     free = torch.randperm(1000 // page_tokens, generator=random).tolist()
-    arena = torch.full((len(free), 64 + 2 * half + 64), 0xFF, dtype=torch.uint8)  # NaN where nothing is written
+    arena = torch.full(
+        (len(free), 64 + 2 * half + 64), 0xFF, dtype=torch.uint8
+    )  # NaN where nothing is written
     for start, count in spans:
         mine = [free.pop() for _ in range(-(-(start + count) // page_tokens))]
         _fill(arena, store, mine, start + count, random, dtype)

@@ -1,0 +1,29 @@
+// rope: what cpu.cpp offers at each level, and bind.cpp calls.
+#pragma once
+
+#include <stdint.h>
+
+#include "headrace/level.h"
+
+namespace headrace {
+
+struct Rope {
+    float* x;  // [rows, heads, 2 * pairs], rows `stride` apart; rotated in place
+    int64_t rows, heads, pairs, stride;
+    const float* cos;  // [positions, pairs]
+    const float* sin;
+    const int64_t* positions;  // [rows]
+};
+
+struct RopeTable {
+    void (*rotate)(const Rope&);
+};
+
+#define X(level)                 \
+    namespace level {            \
+    extern const RopeTable rope; \
+    }
+HR_FOR_EACH_LEVEL(X)
+#undef X
+
+}  // namespace headrace
