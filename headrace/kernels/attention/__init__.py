@@ -31,6 +31,18 @@ class State(NamedTuple):
     """Log of the sum of exponentials; float32, float64 for float64 queries."""
 
 
+class Queries(NamedTuple):
+    """Rotated queries and what they may see: positions in (own - window, own]."""
+
+    q_TNH: Tensor
+    positions_T: Tensor
+    """int64."""
+    scale: float
+    """Multiplies q . k."""
+    window: int | None
+    """None sees all."""
+
+
 def attend(
     q_TNH: Tensor,
     k_LGH: Tensor,

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from headrace.kernels.attention import State
+from headrace.kernels.attention import Queries, State
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card, Slot
 from headrace.types import Reads
@@ -37,16 +37,7 @@ class LiveCodec(Protocol):
         """
         ...
 
-    def attend(
-        self,
-        arena_PX: Tensor,
-        layer: int,
-        q_TNH: Tensor,
-        reads: Reads,
-        positions_T: Tensor,
-        scale: float,
-        window: int | None,
-    ) -> State:
+    def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         """Attention of a whole batch's rows over their runs; kernels.paged_attention.reference says what it computes.
 
         N are the query heads that share this group's kv heads. A codec without a kernel of its own calls that.
