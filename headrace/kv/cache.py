@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
+from headrace.kernels.attention import Queries
 from headrace.kv.codecs import Codec
 from headrace.kv.groups import GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
@@ -122,10 +123,9 @@ class KVCache:
         self.tables.check()
 
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
-        codec, reads = self._live[part.group], batch.reads[part.group]
-        return codec.attend(
-            self.tables.pool.arena_PX, layer, q_TNH, reads, batch.positions_T, part.scale, part.window
-        ).out_TNH
+        codec, arena = self._live[part.group], self.tables.pool.arena_PX
+        queries = Queries(q_TNH, batch.positions_T, part.scale, part.window)
+        return codec.attend(arena, layer, queries, batch.reads[part.group]).out_TNH
 
     def _slots(self, span: Span, group: int) -> list[int]:
         size, pages = self.tables.sizes.tokens[group], self.tables.live_pages(span.seq, group)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
-from headrace.kernels.attention import State
+from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import reference
 from headrace.kernels.paged_attention.store import PageStore
 from headrace.types import Reads
@@ -44,25 +44,14 @@ def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tu
     return reference.read(arena_PX, store, pages_B, length)
 
 
-def attend(
-    q_TNH: Tensor,
-    arena_PX: Tensor,
-    store: PageStore,
-    reads: Reads,
-    positions_T: Tensor,
-    scale: float,
-    window: int | None,
-) -> State:
+def attend(queries: Queries, arena_PX: Tensor, store: PageStore, reads: Reads) -> State:
     """The state of every row over what it reads: out in q's dtype, lse in float32 (float64 for float64)."""
+    q_TNH, positions_T, scale, window = queries
     native = kernels.native("paged_attention") if _fits(store, q_TNH) else None
     if native is None:
+        size = store.page_tokens
         return reference.attend(
-            q_TNH,
-            lambda run: read(arena_PX, store, reads.pages(run, store.page_tokens), run.length),
-            reads,
-            positions_T,
-            scale,
-            window,
+            queries, lambda run: read(arena_PX, store, reads.pages(run, size), run.length), reads
         )
     out_TNH, lse_TN = torch.empty(q_TNH.shape), torch.empty(q_TNH.shape[:2])
     native(

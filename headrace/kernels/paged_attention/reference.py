@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import attention
-from headrace.kernels.attention import State
+from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention.store import PageStore
 from headrace.types import Reads, Run
 
@@ -29,19 +29,12 @@ def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tu
     return k_LGH, v_LGH
 
 
-def attend(
-    q_TNH: Tensor,
-    gather: Callable[[Run], tuple[Tensor, Tensor]],
-    reads: Reads,
-    positions_T: Tensor,
-    scale: float,
-    window: int | None,
-) -> State:
+def attend(queries: Queries, gather: Callable[[Run], tuple[Tensor, Tensor]], reads: Reads) -> State:
     """Attention of every row over its runs; `gather` gives a run's keys and values, [length, G, H]."""
+    q_TNH, positions_T, scale, window = queries
     out_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
-    lse_TN = torch.empty(
-        q_TNH.shape[:2], dtype=torch.promote_types(q_TNH.dtype, torch.float32), device=q_TNH.device
-    )
+    wide = torch.promote_types(q_TNH.dtype, torch.float32)
+    lse_TN = torch.empty(q_TNH.shape[:2], dtype=wide, device=q_TNH.device)
     for rows, runs in reads.by_rows():
         states = []
         for run in runs:

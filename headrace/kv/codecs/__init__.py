@@ -25,24 +25,20 @@ class LiveCodec(Protocol):
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
         """Stores one entry per row at its slot. Mutates arena_PX only at those slots (and their page's metadata).
 
-        G are the kv heads of `layer` that belong to this group. Pages written here are not shared: the pool has copied
-        them before.
+        G are the kv heads of `layer` in this group. Pages written here are not shared: the pool has copied them.
         """
-        ...
 
     def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [length, G, H] of the first `length` tokens in these pages, in order, in the model's dtype.
 
         Slots that were never written may hold anything: the caller passes the number that were.
         """
-        ...
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         """Attention of a whole batch's rows over their runs; kernels.paged_attention.reference says what it computes.
 
         N are the query heads that share this group's kv heads. A codec without a kernel of its own calls that.
         """
-        ...
 
 
 class Codec(Protocol):
@@ -52,11 +48,9 @@ class Codec(Protocol):
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of a page that holds `tokens` tokens of every member of the group. Pure; a multiple of 64."""
-        ...
 
     def start(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype) -> LiveCodec:
         """The live codec of one group."""
-        ...
 
 
 SLOT = Slot(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import paged_attention
-from headrace.kernels.attention import State
+from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import PageStore
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card
@@ -73,14 +73,5 @@ class LivePlain:
         k_LGH, v_LGH = paged_attention.read(arena_PX, self._stores[layer], pages_B, length)
         return k_LGH.to(self._dtype), v_LGH.to(self._dtype)
 
-    def attend(
-        self,
-        arena_PX: Tensor,
-        layer: int,
-        q_TNH: Tensor,
-        reads: Reads,
-        positions_T: Tensor,
-        scale: float,
-        window: int | None,
-    ) -> State:
-        return paged_attention.attend(q_TNH, arena_PX, self._stores[layer], reads, positions_T, scale, window)
+    def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
+        return paged_attention.attend(queries, arena_PX, self._stores[layer], reads)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from headrace.kernels.attention import Queries
 from headrace.kernels.paged_attention import PageStore, attend, write
 from headrace.types import Reads, Run
 from tests.kernels.case import Case
@@ -17,9 +18,8 @@ OF_LARGEST = 2e-6
 def run(case: Case) -> torch.Tensor:
     """Out and lse side by side; rows that only the case's `rows` select are run alone."""
     reads = _clip(case["reads"], case["row"])
-    state = attend(
-        case["q"], case["arena"], case["store"], reads, case["positions"], case["scale"], case["window"]
-    )
+    queries = Queries(case["q"], case["positions"], case["scale"], case["window"])
+    state = attend(queries, case["arena"], case["store"], reads)
     lse = state.lse_TN.clamp_min(-1e4)  # minus infinity, where a row reads nothing
     return torch.cat([state.out_TNH.flatten(1), lse], dim=1)
 
