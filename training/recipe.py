@@ -200,7 +200,7 @@ RECIPES = {
     "tiny-draft": Recipe(
         "tiny-draft",
         TINY_DRAFT,
-        decay=330_000,
+        decay=1_600_000,
         teacher="tiny",
         batch=4096,
         warm=50,
@@ -209,6 +209,8 @@ RECIPES = {
         stages=(
             Stage(512, 3_026_944, GUESS),
             Stage(2048, 3_356_944, GUESS, turn=(512, GUESS)),
+            Stage(512, 7_600_000, GUESS),
+            Stage(2048, 8_400_000, GUESS, turn=(512, GUESS)),
         ),
     ),
 }
