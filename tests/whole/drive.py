@@ -64,7 +64,10 @@ def alone_forked(model: str, request: Request, generated: int, seed: int) -> lis
 
 def plain(model: str) -> Engine:
     config = EngineConfig(
-        stack={"policy": "orca", "kv-layout": "single"}, prefix_cache=False, page_tokens=8, threads=1
+        stack={"policy": "orca", "kv-layout": "single", **models.stack(model)},
+        prefix_cache=False,
+        page_tokens=models.page_tokens(model)[-1],
+        threads=1,
     )
     return Engine(config, decoder=models.decoder(model))
 

@@ -1,4 +1,5 @@
-"""Tiny random models in float64, where equal logits mean equal tokens and ties do not happen by chance."""
+"""Tiny random models in float64, where equal logits mean equal tokens and ties do not happen by chance; and some in
+float32 with packed weights, whose kernels promise the same bits whatever runs beside them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import random
 from headrace.layer.positions import SLOT
+from headrace.weight.assemble import make
 
 VOCAB = 61
 CONTEXT = 96
@@ -19,27 +21,48 @@ WINDOWS: dict[str, tuple[int | None, ...]] = {
     "two_windows": (5, 12),
 }
 """Attention window of each layer, per model."""
+NATIVE: dict[str, tuple[tuple[int | None, ...], str]] = {
+    "int4": ((None, None), "int4:group=32"),
+    "int8_windows": ((7, None), "int8"),
+    "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4"),
+}
+"""Windows and weights of the models that run on native kernels, with keys and values in bfloat16."""
+
+
+def stack(name: str) -> dict[str, str]:
+    """What this model's engines have in common."""
+    return {"weights": NATIVE[name][1], "kv-codec": "bf16"} if name in NATIVE else {}
+
+
+def page_tokens(name: str) -> tuple[int, ...]:
+    """Page sizes that its kernels take."""
+    return (16,) if name in NATIVE else (1, 1, 2, 3, 4, 8)
 
 
 @functools.cache
 def decoder(name: str) -> Decoder:
     """The model called `name`; end token 0."""
+    native = name in NATIVE
+    windows = NATIVE[name][0] if native else WINDOWS[name]
     blocks = tuple(
         Block(
             attention=Attention(
                 heads=4,
                 kv_heads=2,
-                head_size=4,
-                scale=0.5,
+                head_size=16 if native else 4,
+                scale=0.25 if native else 0.5,
                 positions=SLOT.make("rope"),
                 theta=10_000.0,
                 window=window,
             ),
             mlp=Mlp(width=24),
         )
-        for window in WINDOWS[name]
+        for window in windows
     )
     architecture = Architecture(
         family="llama", vocab=VOCAB, width=16, context=CONTEXT, blocks=blocks, norm_eps=1e-5, eos=(0,)
     )
-    return random(architecture, seed=sum(map(ord, name)), dtype=torch.float64)
+    seed = sum(map(ord, name))
+    if native:
+        return random(architecture, seed, torch.float32, form=make(NATIVE[name][1]))
+    return random(architecture, seed, torch.float64)
