@@ -7,6 +7,14 @@
 //   instruction
 #include <nanobind/nanobind.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdarg>
 #include <cstdio>
 #include <stdexcept>
@@ -25,6 +33,22 @@ HR_FOR_EACH_OPERATION(X)
 
 namespace {
 
+#if defined(__x86_64__)
+// AMX for integers and bfloat16, and the kernel's leave to use it. The leave is asked for here, once and for
+// all threads: eight kilobytes more to save per thread is why a process must ask.
+bool has_tiles() {
+#if defined(__linux__)
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned kWanted = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, 8-bit integers
+    constexpr int kRequest = 0x1023, kTileData = 18;
+    return (d & kWanted) == kWanted && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 bool supported(Level level) {
     switch (level) {
         case Level::generic:
@@ -35,12 +59,14 @@ bool supported(Level level) {
         case Level::avx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                    __builtin_cpu_supports("bmi2");
-        default:
+        case Level::avx512:
             return supported(Level::avx2) && __builtin_cpu_supports("avx512f") &&
                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
                    __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+        default:
+            return supported(Level::avx512) && has_tiles();
 #endif
     }
     return false;

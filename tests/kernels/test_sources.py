@@ -7,7 +7,18 @@ import pytest
 
 KERNELS = Path(__file__).parents[2] / "headrace" / "kernels"
 PER_LEVEL = sorted(KERNELS.glob("*/cpu.cpp")) + [
-    KERNELS / "include" / "headrace" / name for name in ("simd.h", "bf16.h", "parallel.h", "check.h")
+    KERNELS / "include" / "headrace" / name
+    for name in (
+        "simd.h",
+        "simd_int.h",
+        "simd_math.h",
+        "norm.h",
+        "amx.h",
+        "bf16.h",
+        "pool.h",
+        "parallel.h",
+        "check.h",
+    )
 ]
 C_HEADERS = {"stddef.h", "stdint.h", "string.h", "math.h", "float.h", "limits.h", "immintrin.h"}
 

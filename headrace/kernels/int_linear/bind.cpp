@@ -67,8 +67,12 @@ RowSource check_rows(const Array& x, const IntShape& shape, int before, nb::hand
     return {x.data<const float>(), x.row_stride(), what, weight, eps, offset};
 }
 
+// Room for whole tiles of rows, and for a step beyond the last row: what is there is computed with and
+// dropped.
 IntRows rows_in_scratch(const IntShape& shape, int64_t rows) {
-    const int64_t codes = (rows * shape.padded() + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
+    constexpr int64_t kTileRows = 32, kStep = 64;
+    const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t codes = (tiled * shape.padded() + kStep + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
     char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
     return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + codes),
             reinterpret_cast<int32_t*>(memory + codes + scales), rows};

@@ -10,6 +10,9 @@
 #include "headrace/simd_int.h"
 #include "headrace/simd_math.h"
 #include "int_linear/kernel.h"
+#if defined(HR_LEVEL_AMX)
+#include "headrace/amx.h"
+#endif
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -290,8 +293,12 @@ void few_rows(const IntLinear& a, int64_t block, int64_t first_row) {
 }
 
 // Many rows: a group's codes are unpacked once, quad after quad of all four tiles, and stay in the cache.
+// After an odd number of chunks comes one of zeros: a step of tiles takes two.
 template <int kBits>
 void unpack_panel(const Record& record, uint8_t* panel) {
+#if defined(HR_LEVEL_AMX)
+    if (record.count % 2) memset(panel + record.count * kChunk * kBlock, 0, kChunk * kBlock);
+#endif
     for (int64_t c = 0; c < record.count; ++c) {
         for (int64_t t = 0; t < kTiles; ++t) {
             const uint8_t* tile = record.chunks + (c * kTiles + t) * 64 * kBits;
@@ -329,11 +336,94 @@ inline void panel_rows(const Record& record, const uint8_t* panel, const int8_t*
     }
 }
 
+// Rows [first, first + count) of one group: totals += scale * (integer product). `codes` and `row_sums` point
+// at the group's part of the first row.
+#if defined(HR_LEVEL_AMX)
+
+constexpr int64_t kTileRows = 16;
+
+// Two tiles of outputs: sums of `rows` rows to totals. sums: [rows][32].
+template <int kBits>
+inline void add_tiles(const Record& record, int64_t t, const int32_t* sums, int64_t rows,
+                      const int32_t* row_sums, int64_t groups, float* totals) {
+    const F32x16 scale[2] = {load_f16(record.scales + t * kTile), load_f16(record.scales + (t + 1) * kTile)};
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int u = 0; u < 2; ++u) {
+            const I32x16 sum = load_i32(sums + r * 2 * kTile + u * kTile) +
+                               start<kBits>(record, t + u, row_sums[r * groups]);
+            float* total = totals + r * kBlock + (t + u) * kTile;
+            store(total, fma(to_float(sum), scale[u], load(total)));
+        }
+    }
+}
+
+template <int kBits>
+void group_rows(const IntShape& shape, const Record& record, const uint8_t* panel, const int8_t* codes,
+                const int32_t* row_sums, int64_t count, float* totals) {
+    const int64_t steps = (record.count + 1) / 2, stride = shape.padded(), panel_stride = kTiles * 64;
+    alignas(64) int32_t sums[2 * kTileRows * 2 * kTile];
+    constexpr int64_t kSumStride = 2 * kTile * 4;
+    for (int64_t row = 0; row < count; row += 2 * kTileRows) {
+        const int8_t* a = codes + row * stride;
+        const bool both = count - row > kTileRows;
+        for (int64_t t = 0; t < kTiles; t += 2) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t s = 0; s < steps; ++s) {
+                const uint8_t* b = panel + s * 16 * panel_stride + t * 64;
+                _tile_loadd(4, a + s * 64, stride);
+                _tile_loadd(6, b, panel_stride);
+                _tile_loadd(7, b + 64, panel_stride);
+                _tile_dpbsud(0, 4, 6);
+                _tile_dpbsud(1, 4, 7);
+                if (both) {
+                    _tile_loadd(5, a + kTileRows * stride + s * 64, stride);
+                    _tile_dpbsud(2, 5, 6);
+                    _tile_dpbsud(3, 5, 7);
+                }
+            }
+            _tile_stored(0, sums, kSumStride);
+            _tile_stored(1, sums + kTile, kSumStride);
+            if (both) {
+                _tile_stored(2, sums + kTileRows * 2 * kTile, kSumStride);
+                _tile_stored(3, sums + kTileRows * 2 * kTile + kTile, kSumStride);
+            }
+            const int64_t rows = count - row < 2 * kTileRows ? count - row : 2 * kTileRows;
+            add_tiles<kBits>(record, t, sums, rows, row_sums + row * shape.groups(), shape.groups(),
+                             totals + row * kBlock);
+        }
+    }
+}
+
+#else
+
+template <int kBits>
+void group_rows(const IntShape& shape, const Record& record, const uint8_t* panel, const int8_t* codes,
+                const int32_t* row_sums, int64_t count, float* totals) {
+    for (int64_t row = 0; row < count; row += kPanelRows) {
+        const int8_t* a[kPanelRows];
+        int32_t sums[kPanelRows];
+        for (int64_t r = 0; r < kPanelRows; ++r) {  // rows beyond the last one repeat it, and are dropped
+            const int64_t from = row + r < count ? row + r : count - 1;
+            a[r] = codes + from * shape.padded();
+            sums[r] = row_sums[from * shape.groups()];
+        }
+        panel_rows<kBits>(record, panel, a, sums, totals + row * kBlock);
+    }
+}
+
+#endif
+
 template <int kBits>
 void many_rows(const IntLinear& a, int64_t block, int64_t first_row, int64_t count) {
     const IntShape& shape = a.shape;
     const int64_t padded_rows = (count + kPanelRows - 1) / kPanelRows * kPanelRows;
-    const int64_t panel_bytes = shape.group_chunks(0) * kChunk * kBlock;
+    const int64_t panel_bytes = (shape.group_chunks(0) + 1) * kChunk * kBlock;
+#if defined(HR_LEVEL_AMX)
+    const Tiles tiles(count < kTileRows ? count : kTileRows);
+#endif
     uint8_t* panel = static_cast<uint8_t*>(scratch(Scratch::piece, panel_bytes + padded_rows * kBlock * 4));
     float* totals = reinterpret_cast<float*>(panel + panel_bytes);
     memset(totals, 0, static_cast<size_t>(padded_rows * kBlock * 4));
@@ -341,16 +431,8 @@ void many_rows(const IntLinear& a, int64_t block, int64_t first_row, int64_t cou
     for (int64_t g = 0, input = 0; g < shape.groups(); ++g) {
         const Record record(shape, at, g);
         unpack_panel<kBits>(record, panel);
-        for (int64_t row = 0; row < count; row += kPanelRows) {
-            const int8_t* codes[kPanelRows];
-            int32_t row_sums[kPanelRows];
-            for (int64_t r = 0; r < kPanelRows; ++r) {
-                const int64_t from = first_row + (row + r < count ? row + r : count - 1);
-                codes[r] = a.rows.codes + from * shape.padded() + input;
-                row_sums[r] = a.rows.sums[from * shape.groups() + g];
-            }
-            panel_rows<kBits>(record, panel, codes, row_sums, totals + row * kBlock);
-        }
+        group_rows<kBits>(shape, record, panel, a.rows.codes + first_row * shape.padded() + input,
+                          a.rows.sums + first_row * shape.groups() + g, count, totals);
         input += record.count * kChunk;
         at = record.end(shape);
     }

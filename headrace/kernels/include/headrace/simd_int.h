@@ -39,6 +39,9 @@ inline Bytes operator|(Bytes a, Bytes b) {
 inline I32x16 all_lanes(int32_t x) {
     return {_mm512_set1_epi32(x)};
 }
+inline I32x16 load_i32(const int32_t* p) {
+    return {_mm512_loadu_si512(p)};
+}
 inline I32x16 load_u8(const uint8_t* p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }

@@ -1,0 +1,39 @@
+// Matrix tiles (AMX): sixteen rows of 64 bytes each, eight of them per core.
+#pragma once
+
+#ifndef HR_LEVEL_AMX
+#error "amx.h is for the level amx"
+#endif
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace headrace::HR_LEVEL {
+
+// While it lives, this thread's tiles 0-3 are sums of `rows` x 16, 4-5 hold `rows` rows of one factor, 6-7
+// sixteen rows of the other. Released afterwards, so that the system need not save eight kilobytes when it
+// switches threads.
+class Tiles {
+  public:
+    explicit Tiles(int64_t rows) {
+        Config config = {};
+        config.palette = 1;
+        for (int tile = 0; tile < 8; ++tile) {
+            config.row_bytes[tile] = 64;
+            config.rows[tile] = tile < 6 ? static_cast<uint8_t>(rows) : 16;
+        }
+        _tile_loadconfig(&config);
+    }
+    ~Tiles() { _tile_release(); }
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+
+  private:
+    struct alignas(64) Config {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    };
+};
+
+}  // namespace headrace::HR_LEVEL
