@@ -67,15 +67,19 @@ RowSource check_rows(const Array& x, const IntShape& shape, int before, nb::hand
     return {x.data<const float>(), x.row_stride(), what, weight, eps, offset};
 }
 
-// Room for whole tiles of rows, and for a step beyond the last row: what is there is computed with and
-// dropped.
-IntRows rows_in_scratch(const IntShape& shape, int64_t rows) {
-    constexpr int64_t kTileRows = 32, kStep = 64;
-    const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows;
-    const int64_t codes = (tiled * shape.padded() + kStep + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
+// Room for whole tiles of rows: what lies in the last ones beyond the rows is computed with and dropped.
+IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows) {
+    constexpr int64_t kTileRows = 32;
+    const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows, step = shape.step();
+    const bool stepwise = rows >= table.stepwise_from;
+    const int64_t codes = tiled * shape.steps() * step + 63, scales = rows * 4 + 63;
     char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
-    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + codes),
-            reinterpret_cast<int32_t*>(memory + codes + scales), rows};
+    return {reinterpret_cast<int8_t*>(memory),
+            reinterpret_cast<float*>(memory + codes / 64 * 64),
+            reinterpret_cast<int32_t*>(memory + codes / 64 * 64 + scales / 64 * 64),
+            rows,
+            stepwise ? step : shape.steps() * step,
+            stepwise ? tiled * step : step};
 }
 
 }  // namespace
@@ -94,7 +98,7 @@ void bind_int_linear(nb::module_& m, Level level) {
             HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == rows * outputs,
                      "out must be float32 [%lld, %lld]", static_cast<Int>(rows), static_cast<Int>(outputs));
             const IntLinear product{shape,
-                                    rows_in_scratch(shape, rows),
+                                    rows_in_scratch(table, shape, rows),
                                     check_packed(packed, shape),
                                     optional<float>(bias, "bias", DType::f32, outputs),
                                     optional<float>(add, "add", DType::f32, rows * outputs),
@@ -122,7 +126,8 @@ void bind_int_linear(nb::module_& m, Level level) {
                          sums.contiguous() && sums.size() == rows * shape.groups(),
                      "codes, scales or sums do not fit x");
             table.quantise(shape, source,
-                           {codes.data<int8_t>(), scales.data<float>(), sums.data<int32_t>(), rows});
+                           {codes.data<int8_t>(), scales.data<float>(), sums.data<int32_t>(), rows,
+                            shape.padded(), shape.step()});
         },
         "x"_a, "group"_a, "codes"_a, "scales"_a, "sums"_a, "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     m.def(

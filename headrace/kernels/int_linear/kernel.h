@@ -44,6 +44,9 @@ struct IntShape {
         const int64_t first = g * group, rest = width - first < group ? width - first : group;
         return (rest + kChunk - 1) / kChunk;
     }
+    // Inputs that a tile of rows covers; no step crosses a group.
+    int64_t step() const { return group % 64 == 0 || group >= width ? 64 : kChunk; }
+    int64_t steps() const { return (padded() + step() - 1) / step(); }
     int64_t head_bytes() const { return kBlock * (zeros ? 3 : 2); }
     int64_t chunk_bytes() const { return 4 * 64 * bits; }
     int64_t block_bytes() const { return groups() * head_bytes() + chunks() * chunk_bytes(); }
@@ -51,10 +54,12 @@ struct IntShape {
 
 // Rows of activations, quantised: value = scale * code, codes in [-127, 127].
 struct IntRows {
-    int8_t* codes;  // [rows, shape.padded()]; beyond the width they are 0
+    // Input i of a row lies at row * stride + i / shape.step() * step_bytes + i % shape.step(); beyond the
+    // width codes are 0. Either rows are contiguous, or steps are: [inputs / step][rows][step].
+    int8_t* codes;
     float* scales;  // [rows]
     int32_t* sums;  // [rows, shape.groups()]: of the codes, group by group
-    int64_t rows;
+    int64_t rows, stride, step_bytes;
 };
 
 // What happens to a row of x before it is quantised.
@@ -85,6 +90,7 @@ struct IntCodes {
 };
 
 struct IntLinearTable {
+    int64_t stepwise_from;  // with so many rows or more, their codes lie step by step
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const IntLinear&);
     void (*pack)(const IntShape&, const IntCodes&, uint8_t* packed);

@@ -15,12 +15,12 @@ namespace headrace::HR_LEVEL {
 // switches threads.
 class Tiles {
   public:
-    explicit Tiles(int64_t rows) {
+    Tiles(int64_t rows, int64_t step) {
         Config config = {};
         config.palette = 1;
         for (int tile = 0; tile < 8; ++tile) {
-            config.row_bytes[tile] = 64;
-            config.rows[tile] = tile < 6 ? static_cast<uint8_t>(rows) : 16;
+            config.row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? step : 64);
+            config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : step / 4);
         }
         _tile_loadconfig(&config);
     }

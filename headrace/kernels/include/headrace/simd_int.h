@@ -36,8 +36,18 @@ inline Bytes raised(Bytes x) {
 inline Bytes operator|(Bytes a, Bytes b) {
     return {_mm512_or_si512(a.v, b.v)};
 }
+inline Bytes operator-(Bytes a, Bytes b) {
+    return {_mm512_sub_epi8(a.v, b.v)};
+}
+inline Bytes all_bytes(int x) {
+    return {_mm512_set1_epi8(static_cast<char>(x))};
+}
 inline I32x16 all_lanes(int32_t x) {
     return {_mm512_set1_epi32(x)};
+}
+// Lanes below 256, each four times as a byte.
+inline Bytes four_times(I32x16 x) {
+    return {_mm512_mullo_epi32(x.v, _mm512_set1_epi32(0x01010101))};
 }
 inline I32x16 load_i32(const int32_t* p) {
     return {_mm512_loadu_si512(p)};

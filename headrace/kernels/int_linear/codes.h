@@ -1,0 +1,91 @@
+// Packed codes back in registers. Compiled once per level.
+#pragma once
+
+#include "headrace/simd_int.h"
+#include "headrace/simd_math.h"
+#include "int_linear/kernel.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+constexpr int64_t kTiles = kBlock / kTile;
+constexpr int64_t kAhead = 4096;  // bytes from what is unpacked to what is fetched
+
+// `kWidth` bits of every byte, moved from bit kFrom to bit kTo.
+template <int kFrom, int kTo, int kWidth>
+inline Bytes moved(Bytes x) {
+    constexpr int kMask = ((1 << kWidth) - 1) << kTo;
+    if constexpr (kFrom >= kTo) return field<kFrom - kTo, kMask>(x);
+    if constexpr (kFrom < kTo) return raised<kTo - kFrom, kMask>(x);
+}
+
+// One quad of a tile, put together from its planes.
+template <int kBits, int kQuad>
+inline Bytes quad_of(const uint8_t* p) {
+    if constexpr (kBits == 8) return load_bytes(p + 64 * kQuad);
+    constexpr int kHas4 = kBits & 4, kHas2 = kBits & 2;
+    const uint8_t* p2 = p + 64 * kHas4;
+    const uint8_t* p1 = p2 + 64 * kHas2;
+    Bytes out{};
+    if constexpr (kHas4) out = moved<kQuad / 4 * 4, 0, 4>(load_bytes(p + kQuad % 4 * 64));
+    if constexpr (kHas2) out = out | moved<kQuad / 2 * 2, kHas4, 2>(load_bytes(p2 + kQuad % 2 * 64));
+    if constexpr (kBits & 1) out = out | moved<kQuad, kHas4 + kHas2, 1>(load_bytes(p1));
+    return out;
+}
+
+// The eight quads of one tile of one chunk.
+template <int kBits>
+inline void unpack(const uint8_t* p, Bytes (&quad)[kQuads]) {
+    quad[0] = quad_of<kBits, 0>(p);
+    quad[1] = quad_of<kBits, 1>(p);
+    quad[2] = quad_of<kBits, 2>(p);
+    quad[3] = quad_of<kBits, 3>(p);
+    quad[4] = quad_of<kBits, 4>(p);
+    quad[5] = quad_of<kBits, 5>(p);
+    quad[6] = quad_of<kBits, 6>(p);
+    quad[7] = quad_of<kBits, 7>(p);
+}
+
+// One group of one block: where its parts lie, and what its sums start from.
+struct Record {
+    const uint16_t* scales;
+    const uint8_t* zeros;  // null: every zero point is 2^(bits-1)
+    const uint8_t* chunks;
+    int64_t count;  // of chunks
+
+    Record(const IntShape& shape, const uint8_t* at, int64_t group)
+        : scales(reinterpret_cast<const uint16_t*>(at)),
+          zeros(shape.zeros ? at + 2 * kBlock : nullptr),
+          chunks(at + shape.head_bytes()),
+          count(shape.group_chunks(group)) {}
+
+    const uint8_t* end(const IntShape& shape) const { return chunks + count * shape.chunk_bytes(); }
+};
+
+// sum (code - zero) * a = sum code * a - zero * sum a: the second part is where the sum starts.
+template <int kBits>
+inline I32x16 start(const Record& record, int64_t tile, int32_t row_sum) {
+    if (!record.zeros) return all_lanes(-(1 << (kBits - 1)) * row_sum);
+    return load_u8(record.zeros + tile * kTile) * all_lanes(-row_sum);
+}
+
+inline F32x16 add_group(F32x16 total, I32x16 group, const Record& record, int64_t tile) {
+    return fma(to_float(group), load_f16(record.scales + tile * kTile), total);
+}
+
+void finish(const IntLinear& a, int64_t block, int64_t row, const float* totals) {
+    const F32x16 scale = broadcast(a.rows.scales[row]);
+    for (int64_t t = 0; t < kTiles; ++t) {
+        const int64_t first = block * kBlock + t * kTile, at = row * a.shape.outputs + first;
+        const int64_t n = a.shape.outputs - first < kTile ? a.shape.outputs - first : kTile;
+        if (n <= 0) return;
+        const bool whole = n == kTile;
+        F32x16 y = load(totals + t * kTile) * scale;
+        if (a.bias) y = y + (whole ? load(a.bias + first) : load_first(a.bias + first, n));
+        if (a.add) y = y + (whole ? load(a.add + at) : load_first(a.add + at, n));
+        whole ? store(a.out + at, y) : store_first(a.out + at, y, n);
+    }
+}
+
+}  // namespace
+}  // namespace headrace::HR_LEVEL

@@ -1,0 +1,160 @@
+// Many rows by matrix tiles (AMX): one instruction multiplies 16 rows by 16 outputs over 64 inputs.
+//
+// Codes are centred when they are unpacked (code - zero, a signed byte), so that a product needs no
+// correction. The rows' codes lie step by step, [inputs / step][rows][step]: a tile of them is one kilobyte
+// in a row.
+#pragma once
+
+#include "headrace/amx.h"
+#include "headrace/parallel.h"
+#include "int_linear/codes.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kPassRows = 128;  // rows per pass over a block: their sums stay in the first-level cache
+
+// 8-bit codes with a zero point do not fit in a signed byte once centred.
+template <int kBits>
+inline bool centred(const IntShape& shape) {
+    return kBits < 8 || !shape.zeros;
+}
+
+// A group's codes, tile by tile of outputs: [4][inputs / 4][16][4]. Whole steps: what is missing is 0.
+template <int kBits>
+void unpack_tiles(const IntShape& shape, const Record& record, int64_t tile_bytes, uint8_t* panel) {
+    for (int64_t t = 0; t < kTiles; ++t) {
+        Bytes zero = {};
+        if (centred<kBits>(shape))
+            zero = record.zeros ? four_times(load_u8(record.zeros + t * kTile)) : all_bytes(1 << (kBits - 1));
+        uint8_t* out = panel + t * tile_bytes;
+        for (int64_t c = 0; c < record.count; ++c) {
+            const uint8_t* tile = record.chunks + (c * kTiles + t) * 64 * kBits;
+            for (int line = 0; line < kBits; ++line) prefetch(tile + 64 * line + kAhead);
+            Bytes quad[kQuads];
+            unpack<kBits>(tile, quad);
+            for (int k = 0; k < kQuads; ++k, out += 64) store_bytes(out, quad[k] - zero);
+        }
+        if (out < panel + (t + 1) * tile_bytes)
+            memset(out, 0, static_cast<size_t>(panel + (t + 1) * tile_bytes - out));
+    }
+}
+
+// Where the products of 32 rows (or fewer) and 32 outputs are left until their turn comes.
+struct Products {
+    alignas(64) int32_t sums[2 * kTileRows * 2 * kTile];
+};
+
+template <bool kSigned>
+inline void multiply_tiles(const int8_t* a, int64_t step, int64_t step_bytes, const uint8_t* b,
+                           int64_t tile_bytes, int64_t steps, bool both, Products& out) {
+    constexpr int64_t kStride = 2 * kTile * 4;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = 0; s < steps; ++s, a += step_bytes, b += step * kTile) {
+        _tile_loadd(4, a, step);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(7, b + tile_bytes, 64);
+        if constexpr (kSigned) {
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+        } else {
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+        }
+        if (both) {
+            _tile_loadd(5, a + kTileRows * step, step);
+            if constexpr (kSigned) {
+                _tile_dpbssd(2, 5, 6);
+                _tile_dpbssd(3, 5, 7);
+            } else {
+                _tile_dpbsud(2, 5, 6);
+                _tile_dpbsud(3, 5, 7);
+            }
+        }
+    }
+    _tile_stored(0, out.sums, kStride);
+    _tile_stored(1, out.sums + kTile, kStride);
+    if (both) {
+        _tile_stored(2, out.sums + kTileRows * 2 * kTile, kStride);
+        _tile_stored(3, out.sums + kTileRows * 2 * kTile + kTile, kStride);
+    }
+}
+
+// totals += scale * products, for outputs t * 16 .. + 32.
+template <int kBits, bool kSigned>
+inline void add_products(const Record& record, int64_t t, const Products& products, int64_t rows,
+                         const int32_t* row_sums, int64_t groups, float* totals) {
+    const F32x16 scale[2] = {load_f16(record.scales + t * kTile), load_f16(record.scales + (t + 1) * kTile)};
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int u = 0; u < 2; ++u) {
+            I32x16 sum = load_i32(products.sums + r * 2 * kTile + u * kTile);
+            if constexpr (!kSigned) sum = sum + start<kBits>(record, t + u, row_sums[r * groups]);
+            float* total = totals + r * kBlock + (t + u) * kTile;
+            store(total, fma(to_float(sum), scale[u], load(total)));
+        }
+    }
+}
+
+// One group of some rows. A product is added up while the next one is under way.
+template <int kBits, bool kSigned>
+void group_rows(const IntLinear& a, const Record& record, const uint8_t* panel, int64_t tile_bytes,
+                int64_t first_row, int64_t count, int64_t g, int64_t input, float* totals) {
+    const IntShape& shape = a.shape;
+    const int64_t step = shape.step(), steps = (record.count * kChunk + step - 1) / step;
+    const int8_t* codes = a.rows.codes + input / step * a.rows.step_bytes + first_row * step;
+    const int32_t* row_sums = a.rows.sums + first_row * shape.groups() + g;
+    Products products[2];
+    const int64_t tasks = (count + 2 * kTileRows - 1) / (2 * kTileRows) * 2;
+    auto add = [&](int64_t task) {
+        const int64_t row = task / 2 * 2 * kTileRows, rest = count - row;
+        add_products<kBits, kSigned>(record, task % 2 * 2, products[task % 2],
+                                     rest < 2 * kTileRows ? rest : 2 * kTileRows,
+                                     row_sums + row * shape.groups(), shape.groups(), totals + row * kBlock);
+    };
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t row = task / 2 * 2 * kTileRows;
+        multiply_tiles<kSigned>(codes + row * step, step, a.rows.step_bytes,
+                                panel + task % 2 * 2 * tile_bytes, tile_bytes, steps, count - row > kTileRows,
+                                products[task % 2]);
+        if (task) add(task - 1);
+    }
+    add(tasks - 1);
+}
+
+template <int kBits>
+void many_rows(const IntLinear& a, int64_t block) {
+    const IntShape& shape = a.shape;
+    const int64_t rows = a.rows.rows, pass = rows < kPassRows ? rows : kPassRows;
+    const bool keep = rows > kPassRows;  // a later pass needs the panels again
+    const int64_t tile_bytes =
+        (shape.group_chunks(0) * kChunk + shape.step() - 1) / shape.step() * shape.step() * kTile;
+    const int64_t panel_bytes = kTiles * tile_bytes;
+    uint8_t* panels = static_cast<uint8_t*>(
+        scratch(Scratch::piece, panel_bytes * (keep ? shape.groups() : 2) + pass * kBlock * 4));
+    float* totals = reinterpret_cast<float*>(panels + panel_bytes * (keep ? shape.groups() : 2));
+    const Tiles tiles(rows < kTileRows ? rows : kTileRows, shape.step());
+    for (int64_t first = 0; first < rows; first += pass) {
+        const int64_t count = rows - first < pass ? rows - first : pass;
+        memset(totals, 0, static_cast<size_t>(count * kBlock * 4));
+        const uint8_t* at = a.packed + block * shape.block_bytes();
+        for (int64_t g = 0, input = 0; g < shape.groups(); ++g) {
+            const Record record(shape, at, g);
+            uint8_t* panel = panels + (keep ? g : g % 2) * panel_bytes;
+            if (first == 0) unpack_tiles<kBits>(shape, record, tile_bytes, panel);
+            if (centred<kBits>(shape))
+                group_rows<kBits, true>(a, record, panel, tile_bytes, first, count, g, input, totals);
+            else
+                group_rows<kBits, false>(a, record, panel, tile_bytes, first, count, g, input, totals);
+            input += record.count * kChunk;
+            at = record.end(shape);
+        }
+        for (int64_t row = 0; row < count; ++row) finish(a, block, first + row, totals + row * kBlock);
+    }
+}
+
+}  // namespace
+}  // namespace headrace::HR_LEVEL
