@@ -103,7 +103,7 @@ class Engine:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
         self.architecture: Architecture = adapt(architecture, self.stack.one("positions"), config.context)
-        set_threads(config.threads)
+        set_threads(config.threads, self.stack.one("weights"))
         guard_bfloat16(device, dtype)
         if decoder is None:
             assert self.path is not None

@@ -122,10 +122,10 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
             raise ConfigError(
                 f"--shape {shape} and --model {config.model} both name a model: give one of them"
             )
-        set_threads(config.threads)
         model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
         config = dataclasses.replace(config, model=shape)
         form = compose(config, model.facts()).one("weights")
+        set_threads(config.threads, form)
         decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device), form=form)
     with ProgressBar(None, "loading") as bar:
         engine = Engine(config, decoder=decoder, progress=bar.update)
@@ -225,14 +225,13 @@ def bytes_per_step(engine: Engine, case: Case) -> float | None:
 
 
 def _setting(engine: Engine) -> dict[str, Any]:
-    import torch
 
     from headrace import kernels
 
     return {
         "model": engine.config.model,
         "peak_rss_bytes": peak_rss_bytes(),
-        "threads": torch.get_num_threads(),
+        "threads": kernels.threads(),
         "isa": kernels.isa(),
         "dtype": str(engine.decoder.dtype).removeprefix("torch."),
         "stack": engine.stack.describe(),

@@ -23,13 +23,12 @@ def start(config: EngineConfig, quiet: bool) -> LLM:
 
 def describe(engine: Engine) -> str:
     """Model, arithmetic and stack in one line."""
-    import torch
 
     from headrace import kernels
 
     dtype = str(engine.decoder.dtype).removeprefix("torch.")
     where = (
-        f"{torch.get_num_threads()} threads, {kernels.isa()}"
+        f"{kernels.threads()} threads, {kernels.isa()}"
         if engine.device.type == "cpu"
         else str(engine.device)
     )

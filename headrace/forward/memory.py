@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from headrace import kernels
 from headrace.architecture import Architecture
 from headrace.compose import Stack
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.kv.groups import GroupSpec, PageSizes, size_pages
 from headrace.weight import memory
+from headrace.weight.formats import Format
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +55,15 @@ def torch_dtype(config: EngineConfig) -> torch.dtype:
     return dtype
 
 
-def set_threads(threads: int | None) -> None:
-    """Tells PyTorch's pool its size: `threads`, or every core this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+def set_threads(threads: int | None, form: Format) -> None:
+    """Tells the thread pools their sizes: `threads`, or every core this process may use.
+
+    PyTorch's gets one thread where products are native: its threads spin for a while after each operation, and would
+    take the cores from the native ones.
+    """
+    count = threads or len(os.sched_getaffinity(0))
+    kernels.set_threads(count)
+    torch.set_num_threads(count if form.torch_products else 1)
 
 
 def plan_memory(

@@ -86,9 +86,14 @@ def set_threads(count: int) -> None:
 
 
 def threads() -> int:
-    """The size of the native thread pool; 1 without the native module."""
+    """The size of the native thread pool; of PyTorch's without the native module."""
     module, _ = _load()
-    return module.threads() if module is not None else 1
+    if module is None:
+        from torch import get_num_threads
+
+        return get_num_threads()
+    count: int = module.threads()
+    return count
 
 
 @contextmanager

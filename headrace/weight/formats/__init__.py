@@ -17,6 +17,8 @@ class Format(Protocol):
     """How weights are stored."""
 
     card: ClassVar[Card]
+    torch_products: ClassVar[bool]
+    """Whether PyTorch multiplies, and needs its threads."""
 
     @property
     def head(self) -> str:

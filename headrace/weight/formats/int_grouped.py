@@ -38,6 +38,7 @@ class IntGrouped:
             ("cpu", "its kernels are for processors"),
         ),
     )
+    torch_products: ClassVar[bool] = False
     group: int = 128
     """Inputs that share a scale: a multiple of 32; 0 is all of them (one scale per output)."""
     asymmetric: bool = False

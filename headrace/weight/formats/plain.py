@@ -23,6 +23,7 @@ class Plain:
     """Unpacked weights."""
 
     card: ClassVar[Card] = Card(slot="weights", exact="bits", paper="what a checkpoint holds")
+    torch_products: ClassVar[bool] = True
 
     @property
     def head(self) -> str:
