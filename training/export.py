@@ -13,7 +13,11 @@ from safetensors.torch import save_file
 from training.model import Llama, Shape
 from training.tokens import END, END_OF_TEXT, SPECIALS
 
-TEMPERATURE, TOP_P = 0.6, 0.9  # a small model wanders off at 1.0
+SAMPLING = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "repetition_penalty": 1.1,
+}  # a small model wanders off, or repeats itself
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n"
     "{{ message['content'] | trim }}<|end|>\n{% endfor %}"
@@ -88,8 +92,7 @@ def write(model: Llama, tokenizer: Path, folder: Path) -> None:
         "eos_token_id": [END_OF_TEXT, END],
         "pad_token_id": END_OF_TEXT,
         "do_sample": True,
-        "temperature": TEMPERATURE,
-        "top_p": TOP_P,
+        **SAMPLING,
     }
     for name, value in (
         ("config", config(model.shape)),
