@@ -28,8 +28,6 @@ def describe(engine: Engine) -> str:
 
     dtype = str(engine.decoder.dtype).removeprefix("torch.")
     where = (
-        f"{kernels.threads()} threads, {kernels.isa()}"
-        if engine.device.type == "cpu"
-        else str(engine.device)
+        f"{kernels.threads()} threads, {kernels.isa()}" if engine.device.type == "cpu" else str(engine.device)
     )
     return f"{engine.config.model}, {dtype}, {where}, context {engine.context}: {engine.stack.describe()}"

@@ -32,3 +32,14 @@ def apply(before: Before, x: Tensor) -> Tensor:
         return rms_norm(x, before.weight_D, before.eps, weight_offset=before.offset)
     gate, up = x.chunk(2, dim=-1)
     return (F.silu(gate) if before == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
+
+
+_KINDS = {None: 0, "silu": 2, "gelu_tanh": 3}
+_RMS_NORM = 1
+
+
+def native_before(before: Before) -> tuple[int, Tensor | None, float, float]:
+    """As native products take it: kind (headrace/product.h), the norm's weight, its eps and its offset."""
+    if isinstance(before, Norm):
+        return _RMS_NORM, before.weight_D, before.eps, before.offset
+    return _KINDS[before], None, 0.0, 0.0

@@ -21,14 +21,11 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
-from headrace.kernels.before import Before, Norm, apply
+from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.int_linear import layout, reference
 from headrace.kernels.int_linear.layout import IntWeight, Rows
 
 __all__ = ["IntWeight", "Rows", "int_linear", "outputs", "pack", "quantise"]
-
-_BEFORE = {None: 0, "silu": 2, "gelu_tanh": 3}
-_RMS_NORM = 1
 
 
 def int_linear(
@@ -63,7 +60,7 @@ def int_linear(
         out,
         bias_O,
         add_TO,
-        *_native_before(before),
+        *native_before(before),
     )
     return out
 
@@ -80,7 +77,7 @@ def quantise(x_TI: Tensor, group: int, before: Before = None) -> Rows:
         torch.empty(count),
         torch.empty(count, -(-width // group), dtype=torch.int32),
     )
-    native(x_TI, group, rows.codes_TI, rows.scales_T, rows.sums_TG, *_native_before(before))
+    native(x_TI, group, rows.codes_TI, rows.scales_T, rows.sums_TG, *native_before(before))
     return rows
 
 
@@ -117,9 +114,3 @@ def outputs(weight: IntWeight, ids_T: Tensor) -> Tensor:
     w = weight
     native(w.packed, w.outputs, w.width, w.group, w.bits, w.zeros, ids_T, out_TI)
     return out_TI
-
-
-def _native_before(before: Before) -> tuple[int, Tensor | None, float, float]:
-    if isinstance(before, Norm):
-        return _RMS_NORM, before.weight_D, before.eps, before.offset
-    return _BEFORE[before], None, 0.0, 0.0

@@ -4,6 +4,7 @@
 #include "headrace/array.h"
 #include "headrace/check.h"
 #include "headrace/pool.h"
+#include "headrace/product_check.h"
 #include "int_linear/kernel.h"
 
 namespace nb = nanobind;
@@ -25,16 +26,6 @@ const IntLinearTable& table_of(Level level) {
     fail_internal("no such level: %d", static_cast<int>(level));
 }
 
-// Optional arguments come as None.
-template <class T>
-const T* optional(nb::handle object, const char* name, DType dtype, int64_t count) {
-    if (object.is_none()) return nullptr;
-    const Array array(object, name);
-    HR_CHECK(array.dtype() == dtype && array.contiguous() && array.size() == count,
-             "%s must be contiguous, with %lld values of the right dtype", name, static_cast<Int>(count));
-    return array.data<const T>();
-}
-
 IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits, bool zeros) {
     HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
              static_cast<Int>(width));
@@ -51,20 +42,6 @@ const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
              "packed has %lld bytes, this shape needs %lld", static_cast<Int>(packed.size()),
              static_cast<Int>(wanted));
     return packed.data<const uint8_t>();
-}
-
-RowSource check_rows(const Array& x, const IntShape& shape, int before, nb::handle norm, float eps,
-                     float offset) {
-    HR_CHECK(before >= 0 && before <= static_cast<int>(Before::gelu_gate), "before=%d is unknown", before);
-    const Before what{before};
-    const bool gate = what == Before::silu_gate || what == Before::gelu_gate;
-    HR_CHECK(x.dtype() == DType::f32 && x.dims() == 2 && x.row_stride() >= 0,
-             "x must be float32 with contiguous rows");
-    HR_CHECK(x.size(1) == shape.width * (gate ? 2 : 1), "rows of x have %lld values, the weight takes %lld",
-             static_cast<Int>(x.size(1)), static_cast<Int>(shape.width * (gate ? 2 : 1)));
-    const float* weight = optional<float>(norm, "norm", DType::f32, shape.width);
-    HR_CHECK((weight != nullptr) == (what == Before::rms_norm), "a norm's weight belongs to before=rms_norm");
-    return {x.data<const float>(), x.row_stride(), what, weight, eps, offset};
 }
 
 // Room for whole tiles of rows: what lies in the last ones beyond the rows is computed with and dropped.
@@ -92,17 +69,11 @@ void bind_int_linear(nb::module_& m, Level level) {
                  int bits, bool zeros, nb::handle out_object, nb::handle bias, nb::handle add, int before,
                  nb::handle norm, float eps, float offset) {
             const IntShape shape = check_shape(outputs, width, group, bits, zeros);
-            const Array x(x_object, "x"), packed(packed_object, "packed"), out(out_object, "out");
-            const RowSource source = check_rows(x, shape, before, norm, eps, offset);
+            const Array x(x_object, "x"), packed(packed_object, "packed");
+            const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
-            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == rows * outputs,
-                     "out must be float32 [%lld, %lld]", static_cast<Int>(rows), static_cast<Int>(outputs));
-            const IntLinear product{shape,
-                                    rows_in_scratch(table, shape, rows),
-                                    check_packed(packed, shape),
-                                    optional<float>(bias, "bias", DType::f32, outputs),
-                                    optional<float>(add, "add", DType::f32, rows * outputs),
-                                    out.data<float>()};
+            const IntLinear product{shape, rows_in_scratch(table, shape, rows), check_packed(packed, shape),
+                                    check_end(out_object, bias, add, rows, outputs)};
             if (rows == 0) return;
             table.quantise(shape, source, product.rows);
             table.multiply(product);
@@ -118,7 +89,7 @@ void bind_int_linear(nb::module_& m, Level level) {
             HR_CHECK(x.dims() == 2, "x must have two dimensions");
             const bool gate = before >= static_cast<int>(Before::silu_gate);
             const IntShape shape = check_shape(1, x.size(1) / (gate ? 2 : 1), group, 8, false);
-            const RowSource source = check_rows(x, shape, before, norm, eps, offset);
+            const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
             HR_CHECK(codes.dtype() == DType::i8 && codes.contiguous() &&
                          codes.size() == rows * shape.padded() && scales.dtype() == DType::f32 &&

@@ -73,18 +73,10 @@ inline F32x16 add_group(F32x16 total, I32x16 group, const Record& record, int64_
     return fma(to_float(group), load_f16(record.scales + tile * kTile), total);
 }
 
-void finish(const IntLinear& a, int64_t block, int64_t row, const float* totals) {
+inline void finish(const IntLinear& a, int64_t block, int64_t row, const float* totals) {
     const F32x16 scale = broadcast(a.rows.scales[row]);
-    for (int64_t t = 0; t < kTiles; ++t) {
-        const int64_t first = block * kBlock + t * kTile, at = row * a.shape.outputs + first;
-        const int64_t n = a.shape.outputs - first < kTile ? a.shape.outputs - first : kTile;
-        if (n <= 0) return;
-        const bool whole = n == kTile;
-        F32x16 y = load(totals + t * kTile) * scale;
-        if (a.bias) y = y + (whole ? load(a.bias + first) : load_first(a.bias + first, n));
-        if (a.add) y = y + (whole ? load(a.add + at) : load_first(a.add + at, n));
-        whole ? store(a.out + at, y) : store_first(a.out + at, y, n);
-    }
+    for (int64_t t = 0; t < kTiles; ++t)
+        write_outputs(a.end, row, block * kBlock + t * kTile, load(totals + t * kTile) * scale);
 }
 
 }  // namespace

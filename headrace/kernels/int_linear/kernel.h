@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "headrace/level.h"
+#include "headrace/product.h"
 
 namespace headrace {
 
@@ -62,24 +63,11 @@ struct IntRows {
     int64_t rows, stride, step_bytes;
 };
 
-// What happens to a row of x before it is quantised.
-enum class Before : int { nothing, rms_norm, silu_gate, gelu_gate };
-
-struct RowSource {
-    const float* x;  // [rows, width], or [rows, 2 * width] for a gate: act(first half) * second half
-    int64_t stride;  // between rows
-    Before before;
-    const float* weight;  // [width], of the norm
-    float eps, weight_offset;
-};
-
 struct IntLinear {
     IntShape shape;
     IntRows rows;
     const uint8_t* packed;
-    const float* bias;  // [outputs] or null
-    const float* add;   // [rows, outputs] or null; added to the result, may be `out` itself
-    float* out;         // [rows, outputs]
+    ProductEnd end;
 };
 
 // What is packed: value = scale * (code - zero).

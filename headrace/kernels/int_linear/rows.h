@@ -1,31 +1,11 @@
 // Rows of activations to 8-bit codes. Compiled once per level.
 #pragma once
 
-#include "headrace/norm.h"
 #include "headrace/parallel.h"
-#include "headrace/simd_math.h"
 #include "int_linear/kernel.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
-
-void read_row(const RowSource& source, int64_t row, int64_t width, float* out) {
-    const float* x = source.x + row * source.stride;
-    const float scale = source.before == Before::rms_norm ? norm_scale(x, width, source.eps) : 1.0f;
-    for (int64_t i = 0; i < width; i += kLanes) {
-        const int64_t n = width - i < kLanes ? width - i : kLanes;
-        F32x16 v = n == kLanes ? load(x + i) : load_first(x + i, n);
-        if (source.before == Before::rms_norm) {
-            const float* w = source.weight + i;
-            const F32x16 weight = n == kLanes ? load(w) : load_first(w, n);
-            v = v * broadcast(scale) * (weight + broadcast(source.weight_offset));
-        } else if (source.before != Before::nothing) {
-            const F32x16 up = n == kLanes ? load(x + width + i) : load_first(x + width + i, n);
-            v = (source.before == Before::silu_gate ? silu(v) : gelu_tanh(v)) * up;
-        }
-        store(out + i, v);  // the buffer is padded
-    }
-}
 
 float largest_magnitude(const float* x, int64_t padded) {
     F32x16 most = broadcast(0);

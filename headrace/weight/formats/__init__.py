@@ -40,6 +40,7 @@ SLOT = Slot(
     asks="how weight matrices are stored and multiplied",
     index={
         "plain": "headrace.weight.formats.plain:Plain",
+        "bf16": "headrace.weight.formats.bf16:Bf16",
         "int8": f"{_INT}:Int8",
         "int7": f"{_INT}:Int7",
         "int6": f"{_INT}:Int6",

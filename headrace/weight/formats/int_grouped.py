@@ -21,6 +21,7 @@ from headrace.kernels import int_linear
 from headrace.kernels.before import Before
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
 from headrace.slots import Card
+from headrace.weight.blocks import Blocks
 from headrace.weight.memory import huge
 
 
@@ -114,44 +115,24 @@ class Int2(IntGrouped):
 
 
 class IntPacking:
-    """Rounds and packs blocks of 64 rows as soon as they are whole; the rest waits."""
+    """Rounds and packs blocks of 64 rows as soon as they are whole."""
 
     def __init__(self, weight: IntWeight) -> None:
         self._weight = weight
-        self._waiting: dict[int, tuple[Tensor, int]] = {}  # block -> its rows, and how many are there
+        self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
 
     def put(self, first: int, rows_RI: Tensor) -> None:
-        while len(rows_RI):
-            block, at = divmod(first, BLOCK)
-            whole = len(rows_RI) // BLOCK * BLOCK
-            if at == 0 and (whole or len(rows_RI) == self._height(block)):
-                count = whole or len(rows_RI)
-                self._pack(block, rows_RI[:count])
-            else:
-                count = min(len(rows_RI), self._height(block) - at)
-                self._wait(block, at, rows_RI[:count])
-            first, rows_RI = first + count, rows_RI[count:]
+        self._blocks.put(first, rows_RI)
 
     def finish(self) -> IntMatrix:
-        assert not self._waiting, f"rows of {len(self._waiting)} blocks are missing"
+        self._blocks.finish()
         return IntMatrix(self._weight)
 
-    def _height(self, block: int) -> int:
-        return min(BLOCK, self._weight.outputs - block * BLOCK)
-
-    def _wait(self, block: int, at: int, rows_RI: Tensor) -> None:
-        height = self._height(block)
-        rows, there = self._waiting.pop(block, (torch.empty(height, self._weight.width), 0))
-        rows[at : at + len(rows_RI)] = rows_RI
-        if there + len(rows_RI) == height:
-            self._pack(block, rows)
-        else:
-            self._waiting[block] = rows, there + len(rows_RI)
-
-    def _pack(self, block: int, rows_RI: Tensor) -> None:
+    def _pack(self, first: int, rows_RI: Tensor) -> None:
         w = self._weight
         size = block_bytes(w.width, w.group, w.bits, w.zeros)
-        into = w.packed[block * size : (block + -(-len(rows_RI) // BLOCK)) * size]
+        start = first // BLOCK * size
+        into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
         codes_OI, scales_OG, zeros_OG = round_to_nearest(rows_RI.float(), w.bits, w.group, w.zeros)
         int_linear.pack(codes_OI, scales_OG, zeros_OG, group=w.group, bits=w.bits, into=into)
 

@@ -1,0 +1,91 @@
+// bf16_linear: checks the arguments and calls the kernels of one level.
+#include <nanobind/nanobind.h>
+
+#include "bf16_linear/kernel.h"
+#include "headrace/array.h"
+#include "headrace/check.h"
+#include "headrace/pool.h"
+#include "headrace/product_check.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+using Int = long long;  // for messages
+
+const Bf16LinearTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::bf16_linear;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+Bf16Shape check_shape(int64_t outputs, int64_t width) {
+    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
+             static_cast<Int>(width));
+    return {width, outputs};
+}
+
+bf16* check_packed(const Array& packed, const Bf16Shape& shape) {
+    const int64_t wanted = shape.blocks() * shape.block_items();
+    HR_CHECK(packed.dtype() == DType::bf16 && packed.contiguous() && packed.size() == wanted,
+             "packed has %lld numbers, this shape needs %lld of bfloat16", static_cast<Int>(packed.size()),
+             static_cast<Int>(wanted));
+    return packed.data<bf16>();
+}
+
+}  // namespace
+
+void bind_bf16_linear(nb::module_& m, Level level) {
+    const Bf16LinearTable& table = table_of(level);
+    m.def(
+        "bf16_linear",
+        [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width,
+                 nb::handle out, nb::handle bias, nb::handle add, int before, nb::handle norm, float eps,
+                 float offset) {
+            const Bf16Shape shape = check_shape(outputs, width);
+            const Array x(x_object, "x"), packed(packed_object, "packed");
+            const RowSource source = check_rows(x, width, before, norm, eps, offset);
+            const int64_t rows = x.size(0), tiled = (rows + 31) / 32 * 32;
+            void* memory = scratch(Scratch::call, tiled * shape.chunks() * Bf16Shape::kChunk * 2);
+            const Bf16Linear product{shape,
+                                     source,
+                                     check_packed(packed, shape),
+                                     static_cast<bf16*>(memory),
+                                     rows,
+                                     Bf16Shape::kChunk,
+                                     tiled * Bf16Shape::kChunk,
+                                     check_end(out, bias, add, rows, outputs)};
+            if (rows) table.multiply(product);
+        },
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "out"_a, "bias"_a.none(), "add"_a.none(), "before"_a,
+        "norm"_a.none(), "eps"_a, "offset"_a);
+    m.def("bf16_linear_pack", [&table](nb::handle weight_object, nb::handle packed_object) {
+        const Array weight(weight_object, "weight"), packed(packed_object, "packed");
+        HR_CHECK(weight.dtype() == DType::bf16 && weight.dims() == 2 && weight.contiguous(),
+                 "weight must be bfloat16 [O, I]");
+        const Bf16Shape shape = check_shape(weight.size(0), weight.size(1));
+        table.pack(shape, weight.data<const bf16>(), check_packed(packed, shape));
+    });
+    m.def("bf16_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
+                                          nb::handle ids_object, nb::handle out_object) {
+        const Bf16Shape shape = check_shape(outputs, width);
+        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
+        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                 "out must be float32 [T, %lld]", static_cast<Int>(width));
+        const int64_t* id = ids.data<const int64_t>();
+        for (int64_t i = 0; i < ids.size(); ++i)
+            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
+                     static_cast<Int>(outputs));
+        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
+    });
+}
+
+}  // namespace headrace

@@ -1,0 +1,47 @@
+// Arguments of a product, as Python hands them over. Raises ValueError where they do not fit.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "headrace/array.h"
+#include "headrace/check.h"
+#include "headrace/product.h"
+
+namespace headrace {
+
+// None, or a contiguous array of `count` values.
+template <class T>
+const T* optional(nanobind::handle object, const char* name, DType dtype, int64_t count) {
+    if (object.is_none()) return nullptr;
+    const Array array(object, name);
+    HR_CHECK(array.dtype() == dtype && array.contiguous() && array.size() == count,
+             "%s must be contiguous, with %lld values of the right dtype", name,
+             static_cast<long long>(count));
+    return array.data<const T>();
+}
+
+inline RowSource check_rows(const Array& x, int64_t width, int before, nanobind::handle norm, float eps,
+                            float offset) {
+    HR_CHECK(before >= 0 && before <= static_cast<int>(Before::gelu_gate), "before=%d is unknown", before);
+    const Before what{before};
+    const bool gate = what == Before::silu_gate || what == Before::gelu_gate;
+    HR_CHECK(x.dtype() == DType::f32 && x.dims() == 2 && x.row_stride() >= 0,
+             "x must be float32 with contiguous rows");
+    HR_CHECK(x.size(1) == width * (gate ? 2 : 1), "rows of x have %lld values, the weight takes %lld",
+             static_cast<long long>(x.size(1)), static_cast<long long>(width * (gate ? 2 : 1)));
+    const float* weight = optional<float>(norm, "norm", DType::f32, width);
+    HR_CHECK((weight != nullptr) == (what == Before::rms_norm), "a norm's weight belongs to before=rms_norm");
+    return {x.data<const float>(), x.row_stride(), what, weight, eps, offset};
+}
+
+inline ProductEnd check_end(nanobind::handle out_object, nanobind::handle bias, nanobind::handle add,
+                            int64_t rows, int64_t outputs) {
+    const Array out(out_object, "out");
+    HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == rows * outputs,
+             "out must be float32 [%lld, %lld]", static_cast<long long>(rows),
+             static_cast<long long>(outputs));
+    return {outputs, optional<float>(bias, "bias", DType::f32, outputs),
+            optional<float>(add, "add", DType::f32, rows * outputs), out.data<float>()};
+}
+
+}  // namespace headrace

@@ -1,0 +1,50 @@
+"""Rows of a matrix that come in any order, handed on as whole blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Blocks:
+    """Calls `take(first, rows)` once for every block, with one block or several that follow each other.
+
+    What does not fill a block waits in float32. The last block has the rows that are left.
+    """
+
+    def __init__(self, height: int, outputs: int, inputs: int, take: Callable[[int, Tensor], None]) -> None:
+        self._height, self._outputs, self._inputs, self._take = height, outputs, inputs, take
+        self._waiting: dict[
+            int, tuple[Tensor, int]
+        ] = {}  # first row -> the block's rows, and how many are there
+
+    def put(self, first: int, rows_RI: Tensor) -> None:
+        """Rows first, first + 1, ..."""
+        while len(rows_RI):
+            at = first % self._height
+            whole = len(rows_RI) // self._height * self._height
+            if at == 0 and (whole or first + len(rows_RI) == self._outputs):
+                count = whole or len(rows_RI)
+                self._take(first, rows_RI[:count])
+            else:
+                count = min(len(rows_RI), self._rows_of(first - at) - at)
+                self._wait(first - at, at, rows_RI[:count])
+            first, rows_RI = first + count, rows_RI[count:]
+
+    def finish(self) -> None:
+        """Every row has been put."""
+        assert not self._waiting, f"rows of {len(self._waiting)} blocks are missing"
+
+    def _rows_of(self, first: int) -> int:
+        return min(self._height, self._outputs - first)
+
+    def _wait(self, first: int, at: int, rows_RI: Tensor) -> None:
+        height = self._rows_of(first)
+        rows, there = self._waiting.pop(first, (torch.empty(height, self._inputs), 0))
+        rows[at : at + len(rows_RI)] = rows_RI
+        if there + len(rows_RI) == height:
+            self._take(first, rows)
+        else:
+            self._waiting[first] = rows, there + len(rows_RI)
