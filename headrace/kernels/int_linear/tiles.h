@@ -99,6 +99,53 @@ inline void add_products(const Record& record, int64_t t, const Products& produc
     }
 }
 
+// One group of two steps, for sixteen rows or more: the weights of 32 outputs stay in tiles while all rows
+// pass, which halves the loads, and loads are what tiles wait for.
+template <int kBits, bool kSigned>
+void group_rows_resident(const IntLinear& a, const Record& record, const uint8_t* panel, int64_t tile_bytes,
+                         const int8_t* codes, const int32_t* row_sums, int64_t count, float* totals) {
+    constexpr int64_t kStep = 64, kStride = 2 * kTile * 4;
+    const int64_t groups = a.shape.groups();
+    Products products[2];
+    for (int64_t t = 0; t < kTiles; t += 2) {
+        const uint8_t* b = panel + t * tile_bytes;
+        _tile_loadd(4, b, kStep);
+        _tile_loadd(5, b + tile_bytes, kStep);
+        _tile_loadd(6, b + kStep * kTile, kStep);
+        _tile_loadd(7, b + tile_bytes + kStep * kTile, kStep);
+        auto add = [&](int64_t row) {
+            const int64_t rest = count - row;
+            add_products<kBits, kSigned>(record, t, products[row / kTileRows % 2],
+                                         rest < kTileRows ? rest : kTileRows, row_sums + row * groups, groups,
+                                         totals + row * kBlock);
+        };
+        for (int64_t row = 0; row < count; row += kTileRows) {
+            const int8_t* x = codes + row * kStep;
+            int32_t* sums = products[row / kTileRows % 2].sums;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_loadd(2, x, kStep);
+            if constexpr (kSigned) {
+                _tile_dpbssd(0, 2, 4);
+                _tile_dpbssd(1, 2, 5);
+                _tile_loadd(3, x + a.rows.step_bytes, kStep);
+                _tile_dpbssd(0, 3, 6);
+                _tile_dpbssd(1, 3, 7);
+            } else {
+                _tile_dpbsud(0, 2, 4);
+                _tile_dpbsud(1, 2, 5);
+                _tile_loadd(3, x + a.rows.step_bytes, kStep);
+                _tile_dpbsud(0, 3, 6);
+                _tile_dpbsud(1, 3, 7);
+            }
+            _tile_stored(0, sums, kStride);
+            _tile_stored(1, sums + kTile, kStride);
+            if (row) add(row - kTileRows);
+        }
+        add((count - 1) / kTileRows * kTileRows);
+    }
+}
+
 // One group of some rows. A product is added up while the next one is under way.
 template <int kBits, bool kSigned>
 void group_rows(const IntLinear& a, const Record& record, const uint8_t* panel, int64_t tile_bytes,
@@ -107,6 +154,9 @@ void group_rows(const IntLinear& a, const Record& record, const uint8_t* panel, 
     const int64_t step = shape.step(), steps = (record.count * kChunk + step - 1) / step;
     const int8_t* codes = a.rows.codes + input / step * a.rows.step_bytes + first_row * step;
     const int32_t* row_sums = a.rows.sums + first_row * shape.groups() + g;
+    if (steps == 2 && step == 64 && a.rows.rows >= kTileRows)
+        return group_rows_resident<kBits, kSigned>(a, record, panel, tile_bytes, codes, row_sums, count,
+                                                   totals);
     Products products[2];
     const int64_t tasks = (count + 2 * kTileRows - 1) / (2 * kTileRows) * 2;
     auto add = [&](int64_t task) {
