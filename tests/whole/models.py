@@ -24,6 +24,7 @@ WINDOWS: dict[str, tuple[int | None, ...]] = {
 NATIVE: dict[str, tuple[tuple[int | None, ...], str]] = {
     "int4": ((None, None), "int4:group=32"),
     "int8_windows": ((7, None), "int8"),
+    "bf16": ((None, 9), "bf16"),
     "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4"),
 }
 """Windows and weights of the models that run on native kernels, with keys and values in bfloat16."""
