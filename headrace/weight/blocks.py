@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+AT_ONCE = 1 << 17
+"""Numbers that are handed on together: what packing works on in float32 stays small."""
+
 
 class Blocks:
     """Calls `take(first, rows)` once for every block, with one block or several that follow each other.
@@ -16,6 +19,7 @@ class Blocks:
 
     def __init__(self, height: int, outputs: int, inputs: int, take: Callable[[int, Tensor], None]) -> None:
         self._height, self._outputs, self._inputs, self._take = height, outputs, inputs, take
+        self._most = max(1, AT_ONCE // (height * inputs))
         self._waiting: dict[
             int, tuple[Tensor, int]
         ] = {}  # first row -> the block's rows, and how many are there
@@ -24,7 +28,7 @@ class Blocks:
         """Rows first, first + 1, ..."""
         while len(rows_RI):
             at = first % self._height
-            whole = len(rows_RI) // self._height * self._height
+            whole = min(len(rows_RI) // self._height, self._most) * self._height
             if at == 0 and (whole or first + len(rows_RI) == self._outputs):
                 count = whole or len(rows_RI)
                 self._take(first, rows_RI[:count])

@@ -13,6 +13,8 @@ from headrace.errors import ModelError
 
 HUGE = 2 << 20
 """Bytes of a huge page."""
+_ANONYMOUS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Python maps shared memory unless told otherwise, which huge pages do not back."""
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -78,7 +80,7 @@ def huge(num_bytes: int) -> Tensor:
     Freed with the tensor. Raises ModelError if the memory is not there.
     """
     try:
-        area = mmap.mmap(-1, num_bytes + HUGE)  # anonymous; pages exist once they are written
+        area = mmap.mmap(-1, num_bytes + HUGE, **_ANONYMOUS)  # pages exist once they are written
     except (OSError, OverflowError) as error:
         raise ModelError(f"{num_bytes / 2**30:.1f} GiB of memory cannot be had: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):

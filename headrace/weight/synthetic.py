@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from headrace.weight.load import check_dtype
 from headrace.weight.names import Shape, shapes
 
 _POOL = 1_000_003  # draws per tensor; prime, so that a longer tensor repeats them at a different column in every row
+SLAB = 1 << 18
+"""Numbers that are drawn at a time."""
 _SPREAD = 3.0  # standard deviation of the logits
 
 
@@ -34,21 +38,49 @@ def random_weights(
     check_dtype(dtype)
     assembly = Assembly(architecture, form or make(), dtype, device)
     memory.require(assembly.num_bytes(), device, f"a random {architecture.family} as {dtype}")
-    for name, tensor in random_tensors(architecture, seed, dtype):
-        assembly.put(name, 0, tensor)
+    for draw in _draws(architecture, seed):
+        rows = max(1, SLAB // math.prod(draw.shape[1:]))
+        for first in range(0, draw.shape[0], rows):
+            assembly.put(draw.name, first, draw.rows(first, min(first + rows, draw.shape[0]), dtype))
     return assembly.finish()
 
 
 def random_tensors(architecture: Architecture, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The same, tensor after tensor as a checkpoint has them."""
+    for draw in _draws(architecture, seed):
+        yield draw.name, draw.rows(0, draw.shape[0], dtype)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One tensor: its values are `pool`, over and over."""
+
+    name: str
+    shape: Shape
+    pool: Tensor
+
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        out = torch.empty((last - first, *self.shape[1:]), dtype=dtype)
+        flat, at = out.view(-1), first * math.prod(self.shape[1:]) % len(self.pool)
+        done = 0
+        while done < len(flat):
+            count = min(len(flat) - done, len(self.pool) - at)
+            flat[done : done + count].copy_(self.pool[at : at + count])
+            done, at = done + count, 0
+        return out
+
+
+def _draws(architecture: Architecture, seed: int) -> Iterator[_Draw]:
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes(architecture).items():
-        yield name, _draw(name, shape, architecture, generator, dtype)
+        mean, deviation = _law(name, shape, architecture)
+        count = min(math.prod(shape), _POOL)
+        pool = torch.randn(count, generator=generator, dtype=torch.float64) * deviation + mean
+        yield _Draw(name, shape, pool)
 
 
-def _draw(
-    name: str, shape: Shape, architecture: Architecture, generator: torch.Generator, dtype: torch.dtype
-) -> Tensor:
+def _law(name: str, shape: Shape, architecture: Architecture) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor's values."""
     mean, deviation = 0.0, shape[-1] ** -0.5
     if name == "head.weight" or (name == "embed.weight" and architecture.tied_head):
         deviation *= _SPREAD
@@ -58,10 +90,4 @@ def _draw(
         mean, deviation = 1.0 - architecture.norm_offset, 0.1
     elif name.endswith(".bias"):
         deviation = 0.1
-    out = torch.empty(shape, dtype=dtype)
-    flat = out.view(-1)
-    pool = torch.randn(min(flat.numel(), _POOL), generator=generator, dtype=torch.float64) * deviation + mean
-    for start in range(0, flat.numel(), _POOL):
-        piece = flat[start : start + _POOL]
-        piece.copy_(pool[: piece.numel()])
-    return out
+    return mean, deviation
