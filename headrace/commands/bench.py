@@ -18,7 +18,8 @@ from headrace.commands.output import note, write_json, write_table
 from headrace.commands.start import describe
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
-from headrace.meter import ProgressBar, Spread, peak_rss_bytes, percentile, read_bandwidth
+from headrace.limits import read_bandwidth
+from headrace.meter import ProgressBar, Spread, peak_rss_bytes, percentile
 
 if TYPE_CHECKING:
     from headrace.engine import Engine

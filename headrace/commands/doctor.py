@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from headrace import kernels
-    from headrace.meter import read_bandwidth
+    from headrace.limits import read_bandwidth
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts: dict[str, Any] = {

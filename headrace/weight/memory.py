@@ -78,7 +78,10 @@ def huge(num_bytes: int) -> Tensor:
     Freed with the tensor. Raises ModelError if the memory is not there.
     """
     try:
-        area = mmap.mmap(-1, num_bytes + HUGE)  # anonymous; pages exist once they are written
+        # Anonymous; pages exist once they are written. Private: memory that is shared, Python's default, has a
+        # setting of its own for huge pages, which most systems leave off.
+        private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
+        area = mmap.mmap(-1, num_bytes + HUGE, **private)
     except (OSError, OverflowError) as error:
         raise ModelError(f"{num_bytes / 2**30:.1f} GiB of memory cannot be had: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
