@@ -452,22 +452,22 @@ def test_bench_kernels_as_a_table(headrace, model: str) -> None:
     assert code == 2 and "--contexts=1000000 does not fit in a working set of 1 MiB" in err
 
 
-def test_kernel_cases_rotate_their_operands() -> None:
-    """A copy shares no memory with another, and multiplies alike."""
+@pytest.mark.parametrize("spec", ["plain", "int4", "bf16"])
+def test_kernels_are_timed_on_copies_that_share_nothing(spec: str) -> None:
     import torch
 
-    from headrace.commands.kernel_cases import _duplicate
+    from headrace.commands.kernel_cases import _copies
     from headrace.weight.assemble import make
 
-    for spec in ("plain", "int4", "bf16"):
-        packing = make(spec).start(64, 64, torch.float32, torch.device("cpu"))
-        packing.put(0, torch.randn(64, 64))
-        matrix, x = packing.finish(), torch.randn(2, 64)
-        twin = _duplicate(matrix, spec == "plain")
-        expected = matrix.multiply(x)
+    form = make(spec)
+    packing = form.start(64, 64, torch.float32, torch.device("cpu"))
+    packing.put(0, torch.randn(64, 64))
+    copies, x = _copies(packing.finish(), 3, form.torch_products), torch.randn(2, 64)
+    expected = copies[0].multiply(x)
+    for matrix in copies:  # wiped one after the other, which the later ones must not notice
+        assert torch.equal(matrix.multiply(x), expected)
         weight = getattr(matrix, "weight", matrix)
-        next(v for v in (getattr(weight, n, None) for n in ("packed", "weight_OI")) if v is not None).zero_()
-        assert torch.equal(twin.multiply(x), expected)
+        (weight.weight_OI if spec == "plain" else weight.packed).zero_()
 
 
 def test_bench_decodes_all_requests_together(model: str) -> None:

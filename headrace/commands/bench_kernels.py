@@ -46,11 +46,11 @@ def kernels(
     from headrace.commands.kernel_cases import cases, count
 
     note(_describe(config, shape, setting), quiet)
-    limits, timed, last = measure(), [], ""
+    limits, timed, last = Limits(0.0, None, None, 0.0), [], ""
     with ProgressBar(count(setting), "kernels") as bar:
         for case, call in cases(setting):
             if case.kernel != last:  # neighbours come and go: the limits are the best of many measurements
-                limits, last = limits.best(measure(seconds=0.1)), case.kernel
+                limits, last = limits.best(measure()), case.kernel
             timed.append((case, time_calls(call, case.copies, seconds)))
             bar.advance()
     limits = limits.best(measure())

@@ -139,7 +139,7 @@ def _products(setting: Setting, member: _Member) -> Iterator[tuple[Case, Call]]:
     name, outputs, inputs, form, before = member
     first = _packed(setting, member)
     number = max(1, -(-setting.working // first.nbytes))
-    matrices = [first, *(_duplicate(first, form.torch_products) for _ in range(number - 1))]
+    matrices = _copies(first, number, form.torch_products)
     wide = 2 * inputs if isinstance(before, str) else inputs
     for rows in setting.rows:
         x_TI = torch.randn(rows, wide, dtype=setting.dtype)
@@ -171,18 +171,35 @@ def _packed(setting: Setting, member: _Member) -> Matrix:
     return packing.finish()
 
 
-def _duplicate(value: Any, small_pages: bool) -> Any:
+def _copies(matrix: Matrix, number: int, torch_products: bool) -> list[Matrix]:
+    """The matrix and copies of it, in the kind of pages that its format uses, side by side."""
+    each = matrix.nbytes + 4096
+    area, used = huge(0 if torch_products else (number - 1) * each), 0
+
+    def place(tensor: Tensor) -> Tensor:
+        nonlocal used
+        if torch_products:
+            return tensor.clone()
+        room = area[used : used + tensor.nbytes]
+        used += -(-tensor.nbytes // 64) * 64
+        return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    return [matrix, *(_duplicate(matrix, place) for _ in range(number - 1))]
+
+
+def _duplicate(value: Any, place: Callable[[Tensor], Tensor]) -> Any:
     """A copy that shares no tensor: packing a matrix again would take a hundred times as long."""
     if isinstance(value, Tensor):
-        if small_pages:
-            return value.clone()
-        return huge(value.nbytes).view(value.dtype).view(value.shape).copy_(value)
+        return place(value)
+    if isinstance(value, tuple):
+        parts = [_duplicate(part, place) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     names = [*getattr(value, "__slots__", ()), *getattr(value, "__dict__", ())]
     if not names:
         return value
     twin = copy.copy(value)
     for name in names:
-        object.__setattr__(twin, name, _duplicate(getattr(value, name), small_pages))
+        object.__setattr__(twin, name, _duplicate(getattr(value, name), place))
     return twin
 
 
