@@ -24,6 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("headrace.commands.chat:chat", "Talk in the terminal."),
     "eval": ("headrace.commands.evaluate:evaluate", "Score a model on tasks with exact answers."),
     "bench latency": ("headrace.commands.bench:latency", "Time prompts and decoding, batch by batch."),
+    "bench kernels": (
+        "headrace.commands.bench_kernels:kernels",
+        "Time each kernel against the machine's limits.",
+    ),
     "techniques": ("headrace.commands.techniques:techniques", "List every technique, or explain one."),
     "doctor": ("headrace.commands.doctor:doctor", "Say what this machine has, and what costs speed."),
 }

@@ -1,4 +1,4 @@
-"""Measuring: how long, how much memory, how fast this machine reads it, and how far a run has come."""
+"""Measuring: how long, how much memory, and how far a run has come."""
 
 from __future__ import annotations
 
@@ -47,23 +47,6 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def read_bandwidth(*, size: int = 256 << 20, seconds: float = 0.5) -> float:
-    """Bytes per second that torch's threads read from memory, at least: the best of repeated sums over `size` bytes.
-
-    `size` must exceed every cache; half a second finds the best of ten or more on most machines.
-    """
-    import torch
-
-    # sums of integers are the cheapest: arithmetic must not bound it
-    data = torch.ones(size // 8, dtype=torch.int64)
-    best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end or best == math.inf:
-        begin = time.perf_counter()
-        data.sum()
-        best = min(best, time.perf_counter() - begin)
-    return data.nbytes / best
 
 
 class ProgressBar:

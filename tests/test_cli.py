@@ -106,6 +106,20 @@ BAD = {
         "--shape llama-3.2-1b and --model x both name a model: give one of them",
     ),
     "beyond the context": (["bench", "latency", "--prompt-len", "300"], "do not fit in the context of 256"),
+    "no list of rows": (["bench", "kernels", "--rows", "1,0"], "--rows='1,0' is not a list of whole numbers"),
+    "too many rows": (["bench", "kernels", "--rows", "100000"], "--rows=100000 is beyond 8192"),
+    "kernels of an unknown shape": (["bench", "kernels", "--shape", "lama-3.2-1b"], "did you mean"),
+    "kernels of shape and model": (
+        ["bench", "kernels", "--shape", "llama-3.2-1b", "--model", "x"],
+        "--shape llama-3.2-1b and --model x both name a model: give one of them",
+    ),
+    "kernels of no folder": (["bench", "kernels", "--model", "no/such"], "no/such does not exist"),
+    "kernels in no format": (["bench", "kernels", "--weights", "int44"], "did you mean 'int4'?"),
+    "kernels that need another dtype": (
+        ["bench", "kernels", "--weights", "int4", "--dtype", "float64"],
+        "--weights int4 needs float32",
+    ),
+    "kernels of a GPU": (["bench", "kernels", "--device", "cuda"], "use --device cpu"),
     "several answers in a chat": (["chat", "--n", "2"], "chat gives one answer per turn"),
 }
 
@@ -345,6 +359,115 @@ def test_bench_latency(headrace, model: str) -> None:
     assert low <= rows[3]["decode_tok_s"] <= high
     code, out, _ = headrace(*argv, "--gen-len", "2")
     assert code == 0 and "prefill tok/s" in out and len(out.splitlines()) == 2
+
+
+KERNEL_ROW = {
+    *(
+        "kernel",
+        "size",
+        "rows",
+        "us",
+        "read_bytes",
+        "operations",
+        "gb_s",
+        "gop_s",
+        "fraction",
+        "limit",
+        "copies",
+    ),
+    *("spread", "model", "weights", "kv_codec", "threads", "isa", "dtype", "limits"),
+}
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures in milliseconds, and not much memory."""
+    from headrace import limits
+    from headrace.commands import kernel_cases
+
+    monkeypatch.setattr(limits.measure, "__kwdefaults__", {"size": 16 << 20, "seconds": 0.01})
+    monkeypatch.setattr(limits.read_bandwidth, "__kwdefaults__", {"size": 16 << 20, "seconds": 0.01})
+    monkeypatch.setattr(kernel_cases, "working_bytes", lambda: 1 << 20)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("weights", ["plain", "int4:group=32", "bf16"])
+def test_bench_kernels(headrace, model: str, weights: str) -> None:
+    argv = [
+        "bench",
+        "kernels",
+        "--model",
+        model,
+        "--weights",
+        weights,
+        "--rows",
+        "1,3",
+        "--contexts",
+        "20,40",
+    ]
+    code, out, err = headrace(*argv, "--seconds", "0.001", "--threads", "1", "--json")
+    assert code == 0 and "random weights" in err
+    rows = json.loads(out)
+    assert all(set(row) == KERNEL_ROW for row in rows)
+    names = {row["kernel"] for row in rows}
+    assert names >= {"qkv", "out", "gate_up", "down", "head", "rms_norm", "rope", "attention, one sequence"}
+    for row in rows:
+        assert row["rows"] in (1, 3) and row["weights"] == weights and row["threads"] == 1
+        assert row["us"] > 0 and row["gb_s"] > 0 and row["fraction"] > 0 and row["copies"] >= 1
+        assert row["limit"] in ("read", "int8", "bf16", "float32")
+        low, high = row["spread"]["us"]
+        assert low <= row["us"] <= high
+    (head,) = [row for row in rows if row["kernel"] == "head" and row["rows"] == 3]
+    assert head["operations"] == 2 * 3 * 401 * 32
+    attention = [row for row in rows if row["kernel"].startswith("attention")]
+    assert [(row["size"], row["rows"]) for row in attention] == [
+        (f"{context} tokens", n) for context in (20, 40) for n in (1, 3, 3)
+    ]
+    assert attention[0]["operations"] == 4 * 8 * 4 * 20  # head size, heads, tokens
+    assert attention[1]["operations"] == 3 * attention[0]["operations"]
+    assert attention[2]["operations"] == 4 * 8 * 4 * (18 + 19 + 20)
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_bench_kernels_as_a_table(headrace, model: str) -> None:
+    argv = [
+        "bench",
+        "kernels",
+        "--model",
+        model,
+        "--rows",
+        "2",
+        "--contexts",
+        "16",
+        "--seconds",
+        "0.001",
+        "-q",
+    ]
+    code, out, err = headrace(*argv, "--weights", "int8", "--kv-codec", "bf16")
+    lines = out.splitlines()
+    assert code == 0 and err == ""
+    assert lines[0].split()[:3] == ["kernel", "size", "rows"] and lines[-1].startswith("limits: read ")
+    assert len(lines) == 2 + 5 + 2 + 2  # head and foot, matrices, attention, norm and rotation
+    code, _, err = headrace(*argv[:-1], "--quiet", "--contexts", "1000000")
+    assert code == 2 and "--contexts=1000000 does not fit in a working set of 1 MiB" in err
+
+
+@pytest.mark.parametrize("spec", ["plain", "int4", "bf16"])
+def test_kernels_are_timed_on_copies_that_share_nothing(spec: str) -> None:
+    import torch
+
+    from headrace.commands.kernel_cases import _copies
+    from headrace.weight.assemble import make
+
+    form = make(spec)
+    packing = form.start(64, 64, torch.float32, torch.device("cpu"))
+    packing.put(0, torch.randn(64, 64))
+    copies, x = _copies(packing.finish(), 3, form.torch_products), torch.randn(2, 64)
+    expected = copies[0].multiply(x)
+    for matrix in copies:  # wiped one after the other, which the later ones must not notice
+        assert torch.equal(matrix.multiply(x), expected)
+        weight = getattr(matrix, "weight", matrix)
+        (weight.weight_OI if spec == "plain" else weight.packed).zero_()
 
 
 def test_bench_decodes_all_requests_together(model: str) -> None:

@@ -28,7 +28,7 @@ RANKS = (
     ("layer", "weight", "kv"),
     ("models",),
     ("forward", "schedule", "sample"),
-    ("engine", "meter"),
+    ("engine", "limits", "meter"),
     ("llm",),
     ("box.evaluate",),
     ("commands", "cli", "__main__", "__init__"),

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.flags import AsJson, Quiet, parse_counts
 from headrace.commands.output import note, write_json, write_table
 from headrace.commands.start import describe
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
-from headrace.meter import ProgressBar, Spread, peak_rss_bytes, percentile, read_bandwidth
+from headrace.limits import read_bandwidth
+from headrace.meter import ProgressBar, Spread, peak_rss_bytes, percentile
 
 if TYPE_CHECKING:
     from headrace.engine import Engine
@@ -59,7 +60,11 @@ def latency(
     same prompts, which finds most of their keys and values in the cache: so all requests decode together.
     """
     cases = list(
-        itertools.product(_list("batch", batch), _list("prompt-len", prompt_len), _list("gen-len", gen_len))
+        itertools.product(
+            parse_counts("batch", batch),
+            parse_counts("prompt-len", prompt_len),
+            parse_counts("gen-len", gen_len),
+        )
     )
     engine = start(config, shape, cases)
     note(describe(engine) + (" (random weights)" if shape else ""), quiet)
@@ -236,16 +241,6 @@ def _setting(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.decoder.dtype).removeprefix("torch."),
         "stack": engine.stack.describe(),
     }
-
-
-def _list(flag: str, text: str) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise ConfigError(f"--{flag}={text!r} is not a list of whole numbers of 1 or more, such as 1,4,16")
-    return values
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

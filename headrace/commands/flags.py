@@ -189,6 +189,17 @@ def parse_size(where: str, text: str) -> int:
     return int(float(match[1]) * (_DECIMAL[match[2]] if decimal else 1 << _UNITS[match[2]]))
 
 
+def parse_counts(flag: str, text: str) -> list[int]:
+    """The numbers of a list such as "1,4,16", each 1 or more. Raises ConfigError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise ConfigError(f"--{flag}={text!r} is not a list of whole numbers of 1 or more, such as 1,4,16")
+    return values
+
+
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given: typer says None, False or [] for the others, and 0 is a value."""
     return {

@@ -5,6 +5,8 @@
                         cpu.cpp        the native loops, compiled once per instruction-set level
                         kernel.h       what cpu.cpp offers; bind.cpp checks arguments and calls it
 
+`limits/` is no operation: native loops that measure the machine (headrace/limits.py), with nothing to refer to.
+
 A *level* is "reference" (PyTorch) or a set of instructions the native module is compiled for: "generic", "avx2",
 "avx512". The highest one that the processor has is used. The environment can lower it, and is read at first use:
 

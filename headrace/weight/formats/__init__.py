@@ -19,6 +19,8 @@ class Format(Protocol):
     card: ClassVar[Card]
     torch_products: ClassVar[bool]
     """Whether PyTorch multiplies, and needs its threads."""
+    arithmetic: ClassVar[str]
+    """What bounds its products, one of headrace.limits.ARITHMETIC; empty: that of the model's dtype."""
 
     @property
     def head(self) -> str:

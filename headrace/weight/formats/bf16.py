@@ -37,6 +37,7 @@ class Bf16:
         ),
     )
     torch_products: ClassVar[bool] = False
+    arithmetic: ClassVar[str] = "bf16"
 
     @property
     def head(self) -> str:

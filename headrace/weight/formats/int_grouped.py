@@ -40,6 +40,7 @@ class IntGrouped:
         ),
     )
     torch_products: ClassVar[bool] = False
+    arithmetic: ClassVar[str] = "int8"
     group: int = 128
     """Inputs that share a scale: a multiple of 32; 0 is all of them (one scale per output)."""
     asymmetric: bool = False

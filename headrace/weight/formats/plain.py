@@ -24,6 +24,7 @@ class Plain:
 
     card: ClassVar[Card] = Card(slot="weights", exact="bits", paper="what a checkpoint holds")
     torch_products: ClassVar[bool] = True
+    arithmetic: ClassVar[str] = ""
 
     @property
     def head(self) -> str:

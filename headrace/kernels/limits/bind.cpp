@@ -1,0 +1,57 @@
+// limits: checks the arguments and calls the loops of one level.
+#include <nanobind/nanobind.h>
+
+#include "headrace/array.h"
+#include "headrace/check.h"
+#include "limits/kernel.h"
+
+namespace nb = nanobind;
+
+namespace headrace {
+namespace {
+
+const LimitsTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::limits;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+Array bytes_of(nb::handle object) {
+    Array data(object, "data");
+    HR_CHECK(data.dtype() == DType::u8 && data.contiguous(), "data must be contiguous uint8");
+    return data;
+}
+
+void bind_arithmetic(nb::module_& m, const char* name, Arithmetic run) {
+    if (!run) return;
+    m.def(name, [run](int64_t pieces, int64_t rounds) {
+        constexpr int64_t kMost = 1 << 30;
+        HR_CHECK(pieces > 0 && pieces <= kMost && rounds > 0 && rounds <= kMost / pieces,
+                 "pieces and rounds must be positive, and their product at most 2^30");
+        return run(pieces, rounds);
+    });
+}
+
+}  // namespace
+
+void bind_limits(nb::module_& m, Level level) {
+    const LimitsTable& table = table_of(level);
+    m.def("limits_fill", [&table](nb::handle object, int byte) {
+        const Array data = bytes_of(object);
+        table.fill(data.data<uint8_t>(), data.size(), byte);
+    });
+    m.def("limits_read", [&table](nb::handle object) {
+        const Array data = bytes_of(object);
+        table.read(data.data<const uint8_t>(), data.size());
+    });
+    bind_arithmetic(m, "limits_int8", table.int8);
+    bind_arithmetic(m, "limits_float32", table.float32);
+    bind_arithmetic(m, "limits_bf16", table.bf16);
+}
+
+}  // namespace headrace
