@@ -85,7 +85,9 @@ def huge(num_bytes: int) -> Tensor:
         raise ModelError(f"{num_bytes / 2**30:.1f} GiB of memory cannot be had: {error}") from None
     whole = torch.frombuffer(area, dtype=torch.uint8)
     start, full = -whole.data_ptr() % HUGE, num_bytes // HUGE * HUGE
-    if full and hasattr(mmap, "MADV_HUGEPAGE"):  # the rest in small pages: a little matrix must not take 2 MiB
+    if full and hasattr(
+        mmap, "MADV_HUGEPAGE"
+    ):  # the rest in small pages: a little matrix must not take 2 MiB
         with contextlib.suppress(OSError):  # a kernel without them
             area.madvise(mmap.MADV_HUGEPAGE, start, full)
     return whole[start : start + num_bytes]
