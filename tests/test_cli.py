@@ -332,13 +332,63 @@ def test_doctor(headrace) -> None:
     code, out, err = headrace("doctor", "--json")
     facts = json.loads(out)
     assert (code, err) == (0, "")
-    assert (
-        facts["read_gb_s"] > 0
-        and facts["cores"] >= 1
-        and facts["kernels"]["isa"] in facts["kernels"]["available"]
+    assert facts["kernels"]["isa"] in facts["kernels"]["available"] and facts["isa_reason"]
+    assert facts["read_gb_s"] > 0 and facts["float32_gop_s"] > 0
+    assert facts["cores"] >= 1 and facts["threads"] >= 1
+    assert ("int8_gop_s" in facts) == (facts["kernels"]["isa"] != "reference")
+    assert 0 <= facts.get("steal", 0) <= 1 and 0 <= facts.get("busy_cores", 0) <= facts.get(
+        "machine_cores", 0
     )
     code, out, _ = headrace("doctor")
-    assert code == 0 and "kernels" in out and "read speed" in out
+    assert code == 0
+    assert all(name in out for name in ("kernels", "threads", "huge pages", "read speed", "arithmetic"))
+
+
+HEALTHY = {
+    "kernels": {"operations": {"rope": "avx512"}, "available": ["reference", "avx2", "avx512"], "asked": {}},
+    "huge_pages": "madvise",
+    "cores": 4,
+    "machine_cores": 4,
+    "threads": 4,
+    "busy_cores": 0.1,
+    "steal": 0.0,
+    "memory": {"total": 32 << 30, "available": 16 << 30},
+}
+ILLS = {
+    "huge_pages": ("never", "huge pages are off"),
+    "cpu_quota": (1.5, "may use 1.5 of 4 cores"),
+    "machine_cores": (8, "may use 4 of 8 cores"),
+    "threads": (2, "2 threads for 4 cores"),
+    "busy_cores": (2.0, "other processes keep 2.0 of 4 cores busy"),
+    "steal": (0.1, "gives 10% of this virtual machine's time to others"),
+    "memory": ({"total": 32 << 30, "available": 1 << 30}, "only 1.0 GiB of memory are free"),
+    "kernels": (
+        {**HEALTHY["kernels"], "available": ["reference", "avx2"]},
+        "takes three instructions instead of one",
+    ),
+}
+
+
+@pytest.mark.parametrize("fact", ILLS)
+def test_doctor_says_what_costs_speed(fact: str) -> None:
+    from headrace.commands.doctor import advise
+
+    value, line = ILLS[fact]
+    assert advise(HEALTHY) == []
+    (found,) = advise({**HEALTHY, fact: value})
+    assert line in found
+
+
+def test_doctor_watches_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headrace.commands import doctor
+
+    ticks = iter([[100, 0, 0, 500, 0, 0, 0, 0], [130, 0, 10, 550, 0, 0, 0, 10]])
+    monkeypatch.setattr(doctor, "_ticks", lambda: next(ticks))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 4)
+    found = doctor._busy()
+    assert found == {"busy_cores": pytest.approx(1.6), "steal": pytest.approx(0.1), "machine_cores": 4}
+    monkeypatch.setattr(doctor, "_ticks", list)  # a system without /proc/stat
+    assert doctor._busy() == {}
 
 
 ROW = {

@@ -87,13 +87,13 @@ def advise(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"the container may use {facts['cpu_quota']:g} of {facts['cores']} cores: set --threads to it"
         )
+    if facts["cores"] < facts.get("machine_cores", 0):
+        lines.append(
+            f"this process may use {facts['cores']} of {facts['machine_cores']} cores: check taskset or the container"
+        )
     if facts["threads"] < facts["cores"]:
         lines.append(
-            f"the native pool has {facts['threads']} threads for {facts['cores']} cores: set --threads"
-        )
-    if facts["torch_threads"] != facts["cores"]:
-        lines.append(
-            f"PyTorch starts {facts['torch_threads']} threads on {facts['cores']} cores: check OMP_NUM_THREADS"
+            f"the native pool has {facts['threads']} threads for {facts['cores']} cores: raise --threads"
         )
     if facts.get("busy_cores", 0) > BUSY:
         lines.append(
