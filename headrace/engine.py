@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import adapt, describe, load
-from headrace.forward.memory import plan_memory, set_threads, torch_device, torch_dtype
+from headrace.forward.memory import keep_freed_memory, plan_memory, set_threads, torch_device, torch_dtype
 from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
 from headrace.kv.cache import KVCache
@@ -110,6 +110,7 @@ class Engine:
             form = self.stack.one("weights")
             loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
             decoder, self.defaults = loaded.decoder, loaded.generation
+        keep_freed_memory()  # from here on: what loading needs goes back to the system
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
         self.context = memory.context
