@@ -86,12 +86,18 @@ class Pool {
 
   private:
     static constexpr uint32_t kOpen = 1u << 31;
+    static constexpr int64_t kShares = 4;  // a piece is at most this part of a thread's share of what is left
 
+    // Long pieces first, short ones last: what lies side by side in memory is mostly read by one thread,
+    // which its prefetching needs, and nobody waits long for the last piece.
     void take_pieces() {
-        for (;;) {
-            const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-            if (begin >= count_) return;
-            body_(context_, begin, std::min(begin + grain_, count_));
+        const int64_t shares = kShares * size();
+        int64_t begin = next_.load(std::memory_order_relaxed);
+        while (begin < count_) {
+            const int64_t end = std::min(begin + std::max(grain_, (count_ - begin) / shares), count_);
+            if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+            body_(context_, begin, end);
+            begin = next_.load(std::memory_order_relaxed);
         }
     }
 

@@ -48,7 +48,7 @@ const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
 IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows) {
     constexpr int64_t kTileRows = 32;
     const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows, step = shape.step();
-    const bool stepwise = rows >= table.stepwise_from;
+    const bool stepwise = table.stepwise(shape, rows);
     const int64_t codes = tiled * shape.steps() * step + 63, scales = rows * 4 + 63;
     char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
     return {reinterpret_cast<int8_t*>(memory),

@@ -17,10 +17,22 @@ namespace headrace::HR_LEVEL {
 namespace {
 
 constexpr int64_t kFewRows = 8;  // up to here codes are unpacked in registers, for each row count anew
+
 #if defined(HR_LEVEL_AMX)
-constexpr int64_t kStepwiseFrom = kFewRows + 1;
+constexpr int64_t kDirectRows = 64;
+
+// Eight-bit codes need no unpacking, and then tiles are ahead from the second row on; with many rows, a block
+// is read too often.
+bool direct(const IntShape& shape, int64_t rows) {
+    return shape.bits == 8 && rows > 1 && rows <= kDirectRows;
+}
+bool stepwise(const IntShape& shape, int64_t rows) {
+    return rows > kFewRows || direct(shape, rows);
+}
 #else
-constexpr int64_t kStepwiseFrom = INT64_MAX;
+bool stepwise(const IntShape&, int64_t) {
+    return false;
+}
 #endif
 
 uint8_t* tile_bytes(const IntShape& shape, uint8_t* block, int64_t group, int64_t chunk, int64_t tile) {
@@ -107,6 +119,9 @@ void read_output(const IntShape& shape, const uint8_t* packed, int64_t output, f
 template <int kBits>
 void multiply_block(const IntLinear& a, int64_t block) {
     const int64_t rows = a.rows.rows;
+#if defined(HR_LEVEL_AMX)
+    if (direct(a.shape, rows)) return direct_rows(a, block);
+#endif
     if (rows > kFewRows) {
         many_rows<kBits>(a, block);
     } else if (rows == 1) {
@@ -161,6 +176,6 @@ void read_outputs(const IntShape& shape, const uint8_t* packed, const int64_t* o
 }
 }  // namespace
 
-constinit const IntLinearTable int_linear = {kStepwiseFrom, quantise, multiply, pack, read_outputs};
+constinit const IntLinearTable int_linear = {stepwise, quantise, multiply, pack, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

@@ -29,8 +29,10 @@ void few_rows(const IntLinear& a, int64_t block) {
             for (int64_t c = 0; c < record.count; ++c) {
                 const uint8_t* chunk = record.chunks + c * 4 * 64 * kBits + t * 64 * kBits;
                 for (int u = 0; u < kAtOnce; ++u) {
-                    for (int line = 0; line < kBits; ++line)
-                        prefetch(chunk + 64 * (u * kBits + line) + kAhead);
+                    // in the order of memory, which is not that of reading: the processor follows nothing
+                    // else
+                    const uint8_t* next = record.chunks + (t * record.count + c * kAtOnce + u) * 64 * kBits;
+                    for (int line = 0; line < kBits; ++line) prefetch(next + 64 * line + kAhead);
                     Bytes quad[kQuads];
                     unpack<kBits>(chunk + u * 64 * kBits, quad);
                     for (int k = 0; k < kQuads; ++k)

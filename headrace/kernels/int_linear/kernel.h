@@ -78,7 +78,7 @@ struct IntCodes {
 };
 
 struct IntLinearTable {
-    int64_t stepwise_from;  // with so many rows or more, their codes lie step by step
+    bool (*stepwise)(const IntShape&, int64_t rows);  // whether the rows' codes are wanted step by step
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const IntLinear&);
     void (*pack)(const IntShape&, const IntCodes&, uint8_t* packed);
