@@ -169,7 +169,11 @@ inline void read_inputs(const T* weight, int64_t count, bf16* out) {
     }
 }
 inline void read_inputs(const bf16* weight, int64_t count, bf16* out) {
-    memcpy(out, weight, static_cast<size_t>(count < Shape::kChunk ? count : Shape::kChunk) * sizeof(bf16));
+    if (count >= Shape::kChunk) {
+        memcpy(out, weight, Shape::kChunk * sizeof(bf16));
+    } else {
+        memcpy(out, weight, static_cast<size_t>(count) * sizeof(bf16));
+    }
 }
 
 template <class T>
