@@ -65,16 +65,18 @@ def test_bytes_are_those_of_the_reference(dtype: torch.dtype, asymmetric: bool, 
             assert torch.equal(got.packed, want.packed), f"{level}: {outputs} x {inputs}, groups of {group}"
 
 
-@pytest.mark.parametrize("level", NATIVE)
-def test_scales_are_rounded_as_pytorch_does(level: str) -> None:
+@each_level
+@each_kind
+def test_scales_are_rounded_as_pytorch_does(asymmetric: bool, level: str) -> None:
     """Every float16 as a scale, what lies half-way between two of them, and its neighbours in float32."""
     halves = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).double()
     ties = ((halves[1:] + halves[:-1]) / 2).float()
     scales = torch.cat([halves.float(), ties, ties.nextafter(torch.tensor(0.0)), ties.nextafter(ties * 2)])
-    weight_OI = torch.cat([scales, -scales])[:, None] * 128
-    got = rounded(level, weight_OI, 1, 8, False).unpack()
-    want = weight_OI.squeeze(1).div(-128).half()
-    assert torch.equal(got[1].squeeze(1), torch.where(want == 0, 0, want))
+    divisor = torch.full((1, 1), 15.0 if asymmetric else -8.0)
+    weight_OI = torch.cat([scales, -scales])[:, None] * divisor
+    want = (weight_OI.abs() if asymmetric else weight_OI).div(divisor).half()
+    got = rounded(level, weight_OI, 1, 4, asymmetric).unpack()
+    assert torch.equal(got[1], torch.where(want == 0, 0, want))
 
 
 @each_level
