@@ -122,17 +122,18 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
     most = max(batch for batch, _, _ in cases)
     config = dataclasses.replace(config, context=context, max_seqs=max(config.max_seqs, most))
     decoder = None
-    if shape is not None:
-        if config.model != EngineConfig().model:
-            raise ConfigError(
-                f"--shape {shape} and --model {config.model} both name a model: give one of them"
-            )
-        model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
-        config = dataclasses.replace(config, model=shape)
-        form = compose(config, model.facts()).one("weights")
-        set_threads(config.threads, form)
-        decoder = random_decoder(model, 0, torch_dtype(config), torch_device(config.device), form=form)
     with ProgressBar(None, "loading") as bar:
+        if shape is not None:
+            if config.model != EngineConfig().model:
+                raise ConfigError(
+                    f"--shape {shape} and --model {config.model} both name a model: give one of them"
+                )
+            model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
+            config = dataclasses.replace(config, model=shape)
+            form = compose(config, model.facts()).one("weights")
+            set_threads(config.threads, form)
+            dtype, device = torch_dtype(config), torch_device(config.device)
+            decoder = random_decoder(model, 0, dtype, device, bar.update, form=form)
         engine = Engine(config, decoder=decoder, progress=bar.update)
     if longest > engine.context:
         raise ConfigError(

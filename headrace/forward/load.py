@@ -112,8 +112,9 @@ def random(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    progress: Progress | None = None,
     *,
     form: Format | None = None,
 ) -> Decoder:
     """A decoder with random weights: logits well spread, so that greedy choices do not tie. Raises ModelError."""
-    return Decoder(architecture, random_weights(architecture, seed, dtype, device, form=form))
+    return Decoder(architecture, random_weights(architecture, seed, dtype, device, progress, form=form))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace.architecture import Architecture
+from headrace.errors import ModelError
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix, Packing
 from headrace.weight.names import Shape, shapes
@@ -88,7 +89,10 @@ class Assembly:
         )
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
-        """Rows first, first + 1, ... of the architecture's tensor `name`: floats of any dtype. Copies them."""
+        """Rows first, first + 1, ... of the architecture's tensor `name`: floats of any dtype. Copies them.
+
+        Raises ModelError for values that the format cannot hold.
+        """
         place = self._places[name]
         shape = self._shapes[place.name]
         if len(shape) == 1:
@@ -99,7 +103,10 @@ class Assembly:
         if place.name not in self._packings:
             form = self._format(place.name)
             self._packings[place.name] = form.start(shape[0], shape[1], self._dtype, self._device)
-        self._packings[place.name].put(place.first + first, rows)
+        try:
+            self._packings[place.name].put(place.first + first, rows)
+        except ValueError as error:
+            raise ModelError(f"{place.name}: {error}") from None
 
     def finish(self) -> Weights:
         """Every tensor has been put."""

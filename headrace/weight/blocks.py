@@ -7,28 +7,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-AT_ONCE = 1 << 17
-"""Numbers that are handed on together: what packing works on in float32 stays small."""
-
 
 class Blocks:
     """Calls `take(first, rows)` once for every block, with one block or several that follow each other.
 
-    What does not fill a block waits in float32. The last block has the rows that are left.
+    What does not fill a block waits, in the dtype that it came in. Rows are handed on contiguous, in float32, bfloat16
+    or float16. The last block has the rows that are left.
     """
 
     def __init__(self, height: int, outputs: int, inputs: int, take: Callable[[int, Tensor], None]) -> None:
         self._height, self._outputs, self._inputs, self._take = height, outputs, inputs, take
-        self._most = max(1, AT_ONCE // (height * inputs))
-        self._waiting: dict[
-            int, tuple[Tensor, int]
-        ] = {}  # first row -> the block's rows, and how many are there
+        self._waiting: dict[int, tuple[Tensor, int]] = {}
+        """First row -> the block's rows, and how many are there."""
 
     def put(self, first: int, rows_RI: Tensor) -> None:
         """Rows first, first + 1, ..."""
+        rows_RI = rows_RI.contiguous().to(torch.float32 if rows_RI.dtype is torch.float64 else rows_RI.dtype)
         while len(rows_RI):
             at = first % self._height
-            whole = min(len(rows_RI) // self._height, self._most) * self._height
+            whole = len(rows_RI) // self._height * self._height
             if at == 0 and (whole or first + len(rows_RI) == self._outputs):
                 count = whole or len(rows_RI)
                 self._take(first, rows_RI[:count])
@@ -46,7 +43,9 @@ class Blocks:
 
     def _wait(self, first: int, at: int, rows_RI: Tensor) -> None:
         height = self._rows_of(first)
-        rows, there = self._waiting.pop(first, (torch.empty(height, self._inputs), 0))
+        new = torch.empty(height, self._inputs, dtype=rows_RI.dtype)
+        rows, there = self._waiting.pop(first, (new, 0))
+        rows = rows.to(torch.promote_types(rows.dtype, rows_RI.dtype))
         rows[at : at + len(rows_RI)] = rows_RI
         if there + len(rows_RI) == height:
             self._take(first, rows)

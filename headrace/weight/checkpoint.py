@@ -24,7 +24,7 @@ MAX_HEADER = 100_000_000
 """Largest header, bytes: the format's own limit."""
 MAX_AXES = 8
 MAX_NAME = 256
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 """Bytes read at a time (one row if that is more): all that loading needs beside the weights themselves."""
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -55,14 +55,15 @@ class Entry:
     size: int
     """Bytes."""
 
-    def chunks(self, first_row: int, rows: int) -> Iterator[Tensor]:
+    def chunks(self, first_row: int, rows: int, room: bytearray | None = None) -> Iterator[Tensor]:
         """These rows (of the first axis), some at a time: about CHUNK bytes, gone once the next are asked for.
 
-        Raises ModelError if the file is shorter than its header says or cannot be read.
+        room: CHUNK bytes to read into, one buffer for tensor after tensor. Raises ModelError if the file is shorter
+        than its header says or cannot be read.
         """
         row_size = self.size // self.shape[0] if self.shape else self.size
         at_once = max(1, min(rows, CHUNK // max(row_size, 1)))
-        scratch = bytearray(at_once * row_size)
+        scratch = room if room and len(room) >= at_once * row_size else bytearray(at_once * row_size)
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.start + first_row * row_size)

@@ -17,7 +17,7 @@ from headrace.weight.formats import Format
 from headrace.weight.names import Names, Shape
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, bytes in all) as loading goes on."""
+"""Called with (bytes read and packed, bytes in all) as loading goes on."""
 Plan = Mapping[str, list[tuple[str, Shape]]]
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -46,13 +46,13 @@ def read_weights(
     _check_extra(folder, plan, found, names, architecture.tied_head)
     assembly = Assembly(architecture, form or make(), dtype, device)
     memory.require(assembly.num_bytes() + CHUNK, device, f"{folder} as {dtype}")
-    total, done = sum(found[source].size for source in plan), 0
+    total, done, room = sum(found[source].size for source in plan), 0, bytearray(CHUNK)
     # in the order of the files, so that a disk reads forward
     for source in sorted(plan, key=lambda source: (found[source].file.name, found[source].start)):
         first_row = 0
         for name, shape in plan[source]:
             row = 0
-            for rows in found[source].chunks(first_row, shape[0]):
+            for rows in found[source].chunks(first_row, shape[0], room):
                 assembly.put(name, row, rows)
                 row, done = row + len(rows), done + rows.nbytes
                 if progress is not None:

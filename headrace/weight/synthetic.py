@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,12 +12,14 @@ from headrace.architecture import Architecture
 from headrace.weight import memory
 from headrace.weight.assemble import Assembly, Weights, make
 from headrace.weight.formats import Format
-from headrace.weight.load import check_dtype
+from headrace.weight.load import Progress, check_dtype
 from headrace.weight.names import Shape, shapes
 
-_POOL = 1_000_003  # draws per tensor; prime, so that a longer tensor repeats them at a different column in every row
-SLAB = 1 << 18
-"""Numbers that are drawn at a time."""
+_POOL = 262_147
+"""Draws per tensor; prime, so that a longer tensor repeats them at a different column in every row."""
+SLAB = 1 << 19
+"""Numbers that are packed at a time, more or less."""
+_WHOLE = 64  # rows in a slab are a multiple of this, as packed formats like it
 _SPREAD = 3.0  # standard deviation of the logits
 
 
@@ -27,6 +28,7 @@ def random_weights(
     seed: int,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    progress: Progress | None = None,
     *,
     form: Format | None = None,
 ) -> Weights:
@@ -38,45 +40,49 @@ def random_weights(
     check_dtype(dtype)
     assembly = Assembly(architecture, form or make(), dtype, device)
     memory.require(assembly.num_bytes(), device, f"a random {architecture.family} as {dtype}")
-    for draw in _draws(architecture, seed):
-        rows = max(1, SLAB // math.prod(draw.shape[1:]))
-        for first in range(0, draw.shape[0], rows):
-            assembly.put(draw.name, first, draw.rows(first, min(first + rows, draw.shape[0]), dtype))
+    total, done = sum(math.prod(shape) for shape in shapes(architecture).values()) * dtype.itemsize, 0
+    slabs = {name: _slab(shape) for name, shape in shapes(architecture).items()}
+    room = torch.empty(_POOL + max(rows * inputs for rows, inputs in slabs.values()), dtype=dtype)
+    for name, shape, pool in _draws(architecture, seed):
+        most, inputs = slabs[name]
+        values = _repeat(pool, room[: len(pool) + most * inputs])
+        for first in range(0, shape[0], most):
+            count, at = min(most, shape[0] - first), first * inputs % len(pool)
+            rows = values[at : at + count * inputs].view(count, *shape[1:])
+            assembly.put(name, first, rows)
+            done += rows.nbytes
+            if progress is not None:
+                progress(done, total)
     return assembly.finish()
 
 
 def random_tensors(architecture: Architecture, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The same, tensor after tensor as a checkpoint has them."""
-    for draw in _draws(architecture, seed):
-        yield draw.name, draw.rows(0, draw.shape[0], dtype)
+    for name, shape, pool in _draws(architecture, seed):
+        yield name, _repeat(pool, torch.empty(math.prod(shape), dtype=dtype)).view(shape)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """One tensor: its values are `pool`, over and over."""
-
-    name: str
-    shape: Shape
-    pool: Tensor
-
-    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        out = torch.empty((last - first, *self.shape[1:]), dtype=dtype)
-        flat, at = out.view(-1), first * math.prod(self.shape[1:]) % len(self.pool)
-        done = 0
-        while done < len(flat):
-            count = min(len(flat) - done, len(self.pool) - at)
-            flat[done : done + count].copy_(self.pool[at : at + count])
-            done, at = done + count, 0
-        return out
+def _slab(shape: Shape) -> tuple[int, int]:
+    """Rows at a time, and their width."""
+    inputs = math.prod(shape[1:])
+    return min(shape[0], max(1, SLAB // inputs // _WHOLE) * _WHOLE), inputs
 
 
-def _draws(architecture: Architecture, seed: int) -> Iterator[_Draw]:
+def _repeat(pool: Tensor, out: Tensor) -> Tensor:
+    """Fills `out` with the values of the pool, over and over."""
+    for first in range(0, len(out), len(pool)):
+        part = out[first : first + len(pool)]
+        part.copy_(pool[: len(part)])
+    return out
+
+
+def _draws(architecture: Architecture, seed: int) -> Iterator[tuple[str, Shape, Tensor]]:
+    """Name, shape, and the values that the tensor repeats: they last until the next are asked for."""
     generator = torch.Generator().manual_seed(seed)
+    room = torch.empty(_POOL, dtype=torch.float64)
     for name, shape in shapes(architecture).items():
         mean, deviation = _law(name, shape, architecture)
-        count = min(math.prod(shape), _POOL)
-        pool = torch.randn(count, generator=generator, dtype=torch.float64) * deviation + mean
-        yield _Draw(name, shape, pool)
+        yield name, shape, room[: math.prod(shape)].normal_(mean, deviation, generator=generator)
 
 
 def _law(name: str, shape: Shape, architecture: Architecture) -> tuple[float, float]:

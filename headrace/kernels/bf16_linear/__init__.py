@@ -56,13 +56,13 @@ def bf16_linear(
 
 
 def pack(weight_OI: Tensor, into: Tensor | None = None) -> Bf16Weight:
-    """A bfloat16 matrix as a weight; its numbers are `into` if given."""
+    """A matrix (bfloat16; float32 and float16 are rounded to it) as a weight; its numbers are `into` if given."""
     outputs, width = weight_OI.shape
     if into is None:
         into = torch.empty(reference.packed_items(outputs, width), dtype=torch.bfloat16)
     native = kernels.native("bf16_linear_pack")
     if native is None:
-        into.copy_(reference.pack(weight_OI))
+        into.copy_(reference.pack(weight_OI.bfloat16()))
     else:
         native(weight_OI, into)
     return Bf16Weight(into, outputs, width)

@@ -68,10 +68,9 @@ void bind_bf16_linear(nb::module_& m, Level level) {
         "norm"_a.none(), "eps"_a, "offset"_a);
     m.def("bf16_linear_pack", [&table](nb::handle weight_object, nb::handle packed_object) {
         const Array weight(weight_object, "weight"), packed(packed_object, "packed");
-        HR_CHECK(weight.dtype() == DType::bf16 && weight.dims() == 2 && weight.contiguous(),
-                 "weight must be bfloat16 [O, I]");
+        const Floats from = check_floats(weight);
         const Bf16Shape shape = check_shape(weight.size(0), weight.size(1));
-        table.pack(shape, weight.data<const bf16>(), check_packed(packed, shape));
+        table.pack(shape, from, check_packed(packed, shape));
     });
     m.def("bf16_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
                                           nb::handle ids_object, nb::handle out_object) {

@@ -7,6 +7,7 @@
 #include "bf16_linear/kernel.h"
 #include "headrace/parallel.h"
 #include "headrace/simd_int.h"
+#include "headrace/transpose.h"
 #if defined(HR_LEVEL_AMX)
 #include "headrace/amx.h"
 #endif
@@ -159,17 +160,41 @@ void multiply(const Bf16Linear& a) {
     });
 }
 
-void pack(const Bf16Shape& shape, const bf16* weight, bf16* packed) {
-    in_pieces(shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin * shape.block_items(); item < end * shape.block_items(); ++item) {
-            const int64_t block = item / shape.block_items(), inside = item % shape.block_items();
-            const int64_t tile = inside / Shape::kTileItems, at = inside % Shape::kTileItems;
-            const int64_t output = block * Shape::kBlock + tile % Shape::kTiles * Shape::kTile + at % 32 / 2;
-            const int64_t input = tile / Shape::kTiles * Shape::kChunk + at / 32 * 2 + at % 2;
-            packed[item] = output < shape.outputs && input < shape.width
-                               ? weight[output * shape.width + input]
-                               : bf16{0};
-        }
+// The next 32 inputs of one output, of which `count` exist.
+template <class T>
+inline void read_inputs(const T* weight, int64_t count, bf16* out) {
+    for (int64_t i = 0; i < Shape::kChunk && i < count; i += kLanes) {
+        const int64_t n = count - i;
+        store(out + i, n >= kLanes ? load(weight + i) : load_first(weight + i, n));
+    }
+}
+inline void read_inputs(const bf16* weight, int64_t count, bf16* out) {
+    if (count >= Shape::kChunk) {
+        memcpy(out, weight, Shape::kChunk * sizeof(bf16));
+    } else {
+        memcpy(out, weight, static_cast<size_t>(count) * sizeof(bf16));
+    }
+}
+
+template <class T>
+void pack_tile(const Shape& shape, const T* weight, int64_t tile, bf16* packed) {
+    bf16* to = packed + tile / Shape::kTiles * shape.block_items() + tile % Shape::kTiles * Shape::kTileItems;
+    const int64_t first = tile * Shape::kTile, rest = shape.outputs - first;
+    for (int64_t i = 0; i < shape.width; i += Shape::kChunk, to += Shape::kTiles * Shape::kTileItems) {
+        bf16 rows[Shape::kTile][Shape::kChunk] = {};
+        for (int64_t o = 0; o < Shape::kTile && o < rest; ++o)
+            read_inputs(weight + (first + o) * shape.width + i, shape.width - i, rows[o]);
+        uint32_t pairs[kPairs][Shape::kTile];
+        transpose(rows, sizeof rows[0], pairs);
+        memcpy(to, pairs, sizeof pairs);
+    }
+}
+
+void pack(const Shape& shape, const Floats& weight, bf16* packed) {
+    with_type(weight, [&](const auto* rows) {
+        in_pieces(shape.blocks() * Shape::kTiles, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t tile = begin; tile < end; ++tile) pack_tile(shape, rows, tile, packed);
+        });
     });
 }
 

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#include "headrace/bf16.h"
+#include "headrace/floats.h"
 #include "headrace/level.h"
 #include "headrace/product.h"
 
@@ -40,7 +40,7 @@ struct Bf16Linear {
 
 struct Bf16LinearTable {
     void (*multiply)(const Bf16Linear&);
-    void (*pack)(const Bf16Shape&, const bf16* weight, bf16* packed);
+    void (*pack)(const Bf16Shape&, const Floats& weight, bf16* packed);
     void (*read_outputs)(const Bf16Shape&, const bf16* packed, const int64_t* outputs, int64_t count,
                          float* out);
 };

@@ -25,7 +25,7 @@ from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.int_linear import layout, reference
 from headrace.kernels.int_linear.layout import IntWeight, Rows
 
-__all__ = ["IntWeight", "Rows", "int_linear", "outputs", "pack", "quantise"]
+__all__ = ["IntWeight", "Rows", "int_linear", "outputs", "pack", "quantise", "round_and_pack"]
 
 
 def int_linear(
@@ -103,6 +103,35 @@ def pack(
     else:
         native(codes_OI, scales_OG, zeros_OG, group, bits, into)
     return IntWeight(into, count, width, group, bits, zeros_OG is not None)
+
+
+def round_and_pack(
+    rows_OI: Tensor, *, group: int, bits: int, asymmetric: bool, into: Tensor | None = None
+) -> IntWeight:
+    """Weights (float32, bfloat16 or float16, contiguous) rounded to nearest; the bytes are `into` if given.
+
+    In float32, one rounding per operation, halves to the even neighbour, for each output and group of inputs:
+
+        low, high = min(0, least weight), max(0, greatest weight);   top, middle = 2^bits - 1, 2^(bits-1)
+        symmetric     scale = float16((high if high > -low else low) / -middle)
+        asymmetric    scale = float16((high - low) / top)
+        factor    = 1 / scale, or 0 where the scale is: then every weight of the group becomes 0
+        zero      = middle, or if asymmetric min(round(-low * factor), top)
+        code      = clamp(round(weight * factor) + zero, 0, top)
+
+    All levels and the reference give the same bytes. Raises ValueError for weights that are infinite or not a number,
+    and for scales beyond float16.
+    """
+    count, width = rows_OI.shape
+    group = min(group, width)
+    if into is None:
+        into = torch.empty(layout.packed_bytes(count, width, group, bits, asymmetric), dtype=torch.uint8)
+    native = kernels.native("int_linear_round_and_pack")
+    if native is None:
+        into.copy_(layout.pack(*reference.round_to_nearest(rows_OI, group, bits, asymmetric), group, bits))
+    else:
+        native(rows_OI, group, bits, asymmetric, into)
+    return IntWeight(into, count, width, group, bits, asymmetric)
 
 
 def outputs(weight: IntWeight, ids_T: Tensor) -> Tensor:

@@ -44,6 +44,12 @@ const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
     return packed.data<const uint8_t>();
 }
 
+// As reference.py says it.
+constexpr const char kNotFinite[] =
+    "some weights are infinite or not a number: the checkpoint is damaged, download it again";
+constexpr const char kTooLarge[] =
+    "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16";
+
 // Room for whole tiles of rows: what lies in the last ones beyond the rows is computed with and dropped.
 IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows) {
     constexpr int64_t kTileRows = 32;
@@ -120,6 +126,17 @@ void bind_int_linear(nb::module_& m, Level level) {
                        target);
         },
         "codes"_a, "scales"_a, "zeros"_a.none(), "group"_a, "bits"_a, "packed"_a);
+    m.def(
+        "int_linear_round_and_pack",
+        [&table](nb::handle rows_object, int64_t group, int bits, bool zeros, nb::handle packed_object) {
+            const Array rows(rows_object, "rows"), packed(packed_object, "packed");
+            const Floats from = check_floats(rows);
+            const IntShape shape = check_shape(rows.size(0), rows.size(1), group, bits, zeros);
+            const Unfit unfit = table.round(shape, from, const_cast<uint8_t*>(check_packed(packed, shape)));
+            HR_CHECK(unfit != Unfit::not_finite, "%s", kNotFinite);
+            HR_CHECK(unfit != Unfit::too_large, "%s", kTooLarge);
+        },
+        "rows"_a, "group"_a, "bits"_a, "zeros"_a, "packed"_a);
     m.def("int_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
                                          int64_t group, int bits, bool zeros, nb::handle ids_object,
                                          nb::handle out_object) {

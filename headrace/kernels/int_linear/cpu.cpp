@@ -6,6 +6,7 @@
 // Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 32 r dot instructions of 64 products for r
 // rows, or with tiles 32 r / 16 of 1024.
 #include "int_linear/few.h"
+#include "int_linear/pack.h"
 #include "int_linear/rows.h"
 #if defined(HR_LEVEL_AMX)
 #include "int_linear/tiles.h"
@@ -34,61 +35,6 @@ bool stepwise(const IntShape&, int64_t) {
     return false;
 }
 #endif
-
-uint8_t* tile_bytes(const IntShape& shape, uint8_t* block, int64_t group, int64_t chunk, int64_t tile) {
-    return block + (group + 1) * shape.head_bytes() + chunk * shape.chunk_bytes() + tile * 64 * shape.bits;
-}
-
-// Where the four codes of output `lane` in quad `k` go: the planes of `unpack`, written one code at a time.
-void put_code(const IntShape& shape, uint8_t* tile, int64_t k, int64_t byte, uint8_t code) {
-    const int has4 = shape.bits & 4, has2 = shape.bits & 2;
-    if (shape.bits == 8) {
-        tile[64 * k + byte] = code;
-        return;
-    }
-    if (has4) tile[k % 4 * 64 + byte] |= static_cast<uint8_t>((code & 15) << k / 4 * 4);
-    if (has2) tile[64 * has4 + k % 2 * 64 + byte] |= static_cast<uint8_t>((code >> has4 & 3) << k / 2 * 2);
-    if (shape.bits & 1)
-        tile[64 * (has4 + has2) + byte] |= static_cast<uint8_t>((code >> (has4 + has2) & 1) << k);
-}
-
-// Scales and zero points of one group; outputs that do not exist get 0.
-void pack_head(const IntShape& shape, const IntCodes& from, int64_t first, int64_t g, uint8_t* head) {
-    for (int64_t o = 0; o < kBlock; ++o) {
-        const int64_t at = (first + o) * shape.groups() + g;
-        const bool exists = first + o < shape.outputs;
-        const uint16_t scale = exists ? from.scales[at] : uint16_t{0};
-        memcpy(head + 2 * o, &scale, sizeof scale);
-        if (shape.zeros) head[2 * kBlock + o] = exists ? from.zeros[at] : uint8_t{0};
-    }
-}
-
-void pack_block(const IntShape& shape, const IntCodes& from, int64_t first, uint8_t* block) {
-    uint8_t* record = block;
-    for (int64_t g = 0, chunk = 0; g < shape.groups(); ++g) {
-        pack_head(shape, from, first, g, record);
-        record += shape.head_bytes() + shape.group_chunks(g) * shape.chunk_bytes();
-        for (const int64_t end = chunk + shape.group_chunks(g); chunk < end; ++chunk) {
-            for (int64_t t = 0; t < kTiles; ++t) {
-                uint8_t* tile = tile_bytes(shape, block, g, chunk, t);
-                memset(tile, 0, static_cast<size_t>(64 * shape.bits));
-                for (int64_t lane = 0, o = first + t * kTile; lane < kTile && o < shape.outputs;
-                     ++lane, ++o) {
-                    const uint8_t* row = from.codes + o * shape.width;
-                    for (int64_t i = chunk * kChunk; i < (chunk + 1) * kChunk && i < shape.width; ++i)
-                        put_code(shape, tile, i % kChunk / 4, lane * 4 + i % 4, row[i]);
-                }
-            }
-        }
-    }
-}
-
-void pack(const IntShape& shape, const IntCodes& from, uint8_t* packed) {
-    in_pieces(shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b)
-            pack_block(shape, from, b * kBlock, packed + b * shape.block_bytes());
-    });
-}
 
 // One output's weights in float32: a row of an embedding.
 template <int kBits>
@@ -176,6 +122,6 @@ void read_outputs(const IntShape& shape, const uint8_t* packed, const int64_t* o
 }
 }  // namespace
 
-constinit const IntLinearTable int_linear = {stepwise, quantise, multiply, pack, read_outputs};
+constinit const IntLinearTable int_linear = {stepwise, quantise, multiply, pack, round, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

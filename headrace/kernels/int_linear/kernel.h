@@ -21,6 +21,7 @@
 
 #include <stdint.h>
 
+#include "headrace/floats.h"
 #include "headrace/level.h"
 #include "headrace/product.h"
 
@@ -77,11 +78,15 @@ struct IntCodes {
     const uint8_t* zeros;    // [outputs, groups], or null
 };
 
+// What stands in the way of rounding them.
+enum class Unfit { nothing, not_finite, too_large };
+
 struct IntLinearTable {
     bool (*stepwise)(const IntShape&, int64_t rows);  // whether the rows' codes are wanted step by step
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const IntLinear&);
     void (*pack)(const IntShape&, const IntCodes&, uint8_t* packed);
+    Unfit (*round)(const IntShape&, const Floats& rows, uint8_t* packed);
     void (*read_outputs)(const IntShape&, const uint8_t* packed, const int64_t* outputs, int64_t count,
                          float* out);
 };

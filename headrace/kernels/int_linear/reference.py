@@ -7,6 +7,35 @@ from torch import Tensor
 
 from headrace.kernels.int_linear.layout import CHUNK, IntWeight, Rows, pad
 
+NOT_FINITE = "some weights are infinite or not a number: the checkpoint is damaged, download it again"
+TOO_LARGE = (
+    "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16"
+)
+
+
+def round_to_nearest(
+    rows_OI: Tensor, group: int, bits: int, asymmetric: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Floats [O, I] -> codes uint8 [O, I], scales float16 [O, G], zero points uint8 [O, G] or None."""
+    width, top, middle = rows_OI.shape[1], (1 << bits) - 1, 1 << (bits - 1)
+    parts_OGI = pad(rows_OI.float(), min(group, width)).unflatten(1, (-1, min(group, width)))
+    if not torch.isfinite(parts_OGI).all():
+        raise ValueError(NOT_FINITE)
+    low_OG1 = parts_OGI.amin(-1, keepdim=True).clamp(max=0)
+    high_OG1 = parts_OGI.amax(-1, keepdim=True).clamp(min=0)
+    extreme_OG1 = torch.where(high_OG1 > -low_OG1, high_OG1, low_OG1)
+    scale_OG1 = ((high_OG1 - low_OG1) / top if asymmetric else extreme_OG1 / -middle).half()
+    if not torch.isfinite(scale_OG1).all():
+        raise ValueError(TOO_LARGE)
+    scale_OG1 = torch.where(scale_OG1 != 0, scale_OG1, 0)  # no minus zero
+    factor_OG1 = torch.where(scale_OG1 != 0, 1 / scale_OG1.float(), 0)
+    zero_OG1 = torch.full_like(low_OG1, middle)
+    if asymmetric:
+        zero_OG1 = (-low_OG1 * factor_OG1).round().clamp(max=top)
+    codes_OGI = ((parts_OGI * factor_OG1).round() + zero_OG1).clamp(0, top).to(torch.uint8)
+    zeros_OG = zero_OG1.squeeze(-1).to(torch.uint8) if asymmetric else None
+    return codes_OGI.flatten(1)[:, :width].contiguous(), scale_OG1.squeeze(-1), zeros_OG
+
 
 def quantise(x_TI: Tensor, group: int) -> Rows:
     """Symmetric 8-bit codes with one scale per row; sums of codes per group."""

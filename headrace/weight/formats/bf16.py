@@ -69,7 +69,7 @@ class Bf16Packing:
         size = packed_items(BLOCK, self._weight.width)
         start = first // BLOCK * size
         into = self._weight.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
-        bf16_linear.pack(rows_RI.to(torch.bfloat16).contiguous(), into)
+        bf16_linear.pack(rows_RI, into)
 
 
 class Bf16Matrix:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headrace.kernels import int_linear
 from headrace.kernels.before import Before
-from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
+from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
 from headrace.weight.memory import huge
@@ -134,8 +134,7 @@ class IntPacking:
         size = block_bytes(w.width, w.group, w.bits, w.zeros)
         start = first // BLOCK * size
         into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
-        codes_OI, scales_OG, zeros_OG = round_to_nearest(rows_RI.float(), w.bits, w.group, w.zeros)
-        int_linear.pack(codes_OI, scales_OG, zeros_OG, group=w.group, bits=w.bits, into=into)
+        int_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, asymmetric=w.zeros, into=into)
 
 
 class IntMatrix:
@@ -154,24 +153,3 @@ class IntMatrix:
 
     def rows(self, ids_T: Tensor) -> Tensor:
         return int_linear.outputs(self.weight, ids_T)
-
-
-def round_to_nearest(
-    rows_OI: Tensor, bits: int, group: int, asymmetric: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """float32 [O, I] -> codes uint8 [O, I], scales float16 [O, G], zero points uint8 [O, G] or None."""
-    width, top = rows_OI.shape[1], (1 << bits) - 1
-    parts_OGI = pad(rows_OI, group).unflatten(1, (-1, group))
-    low_OG1, high_OG1 = (part.float() for part in torch.aminmax(parts_OGI, dim=-1, keepdim=True))
-    if asymmetric:
-        low_OG1, high_OG1 = low_OG1.clamp_max(0), high_OG1.clamp_min(0)
-        scale_OG1 = ((high_OG1 - low_OG1) / top).half().float()
-        zero_OG1 = (-low_OG1 / scale_OG1.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp_(0, top)
-    else:
-        extreme_OG1 = torch.where(high_OG1 > -low_OG1, high_OG1, low_OG1)
-        zero_OG1 = torch.full_like(extreme_OG1, 1 << (bits - 1))
-        scale_OG1 = (extreme_OG1 / -zero_OG1).half().float()
-    factor_OG1 = torch.where(scale_OG1 != 0, 1 / scale_OG1, 0)
-    codes = torch.addcmul(zero_OG1, parts_OGI, factor_OG1).round_().clamp_(0, top).to(torch.uint8)
-    zeros = zero_OG1.squeeze(-1).to(torch.uint8) if asymmetric else None
-    return codes.flatten(1)[:, :width].contiguous(), scale_OG1.squeeze(-1).half(), zeros

@@ -71,6 +71,18 @@ def test_rows_may_be_bfloat16(spec: str) -> None:
 
 
 @each_spec
+def test_rows_may_differ_in_dtype(spec: str) -> None:
+    """What waits for the rest of its block loses nothing to the rows that come later, nor they to it."""
+    weight_OI = random(70, 96)
+    weight_OI[:20] = weight_OI[:20].bfloat16()
+    packing = form(spec).start(70, 96, torch.float32, CPU)
+    packing.put(0, weight_OI[:20].bfloat16())
+    packing.put(50, weight_OI[50:].double())
+    packing.put(20, weight_OI[20:50])
+    assert torch.equal(dense(packing.finish(), 70), dense(made(spec, weight_OI), 70))
+
+
+@each_spec
 @each_size
 def test_products_are_those_of_the_rows(spec: str, size: tuple[int, int]) -> None:
     """Up to the rounding of activations to 8 bits, which a format may do."""

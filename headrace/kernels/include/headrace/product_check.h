@@ -5,6 +5,7 @@
 
 #include "headrace/array.h"
 #include "headrace/check.h"
+#include "headrace/floats.h"
 #include "headrace/product.h"
 
 namespace headrace {
@@ -18,6 +19,17 @@ const T* optional(nanobind::handle object, const char* name, DType dtype, int64_
              "%s must be contiguous, with %lld values of the right dtype", name,
              static_cast<long long>(count));
     return array.data<const T>();
+}
+
+// A matrix of weights, as a checkpoint has it.
+inline Floats check_floats(const Array& x) {
+    const DType dtype = x.dtype();
+    HR_CHECK(x.dims() == 2 && x.contiguous(), "%s must be contiguous [O, I]", x.name());
+    HR_CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
+             "%s must be float32, bfloat16 or float16", x.name());
+    return {x.data<const void>(), dtype == DType::f32    ? FloatType::f32
+                                  : dtype == DType::bf16 ? FloatType::bf16
+                                                         : FloatType::f16};
 }
 
 inline RowSource check_rows(const Array& x, int64_t width, int before, nanobind::handle norm, float eps,

@@ -2,6 +2,7 @@
 // Exact on every level, so that all give the same integers.
 #pragma once
 
+#include "headrace/f16.h"
 #include "headrace/simd.h"
 
 namespace headrace::HR_LEVEL {
@@ -199,25 +200,22 @@ inline I32x16 dot(I32x16 sum, Bytes codes, int32_t four) {
         for (int64_t k = 0; k < 4; ++k) sum.lane[i] += int32_t{codes.byte[4 * i + k]} * a[k];
     return sum;
 }
-inline float f16_to_float(uint16_t half) {
-    const uint32_t sign = uint32_t{half} >> 15 << 31, exponent = half >> 10 & 31, fraction = half & 1023;
-    uint32_t bits;
-    float wide;
-    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
-        wide = static_cast<float>(fraction) * 0x1p-24f;
-        return sign ? -wide : wide;
-    }
-    bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
 inline F32x16 load_f16(const uint16_t* p) {
     F32x16 out;
-    for (int64_t i = 0; i < kLanes; ++i) out.lane[i] = f16_to_float(p[i]);
+    for (int64_t i = 0; i < kLanes; ++i) out.lane[i] = to_float(f16{p[i]});
     return out;
 }
 
 #endif
+
+inline F32x16 load(const f16* p) {
+    return load_f16(&p->bits);
+}
+inline F32x16 load_first(const f16* p, int64_t n) {
+    f16 part[kLanes] = {};
+    memcpy(part, p, static_cast<size_t>(n) * sizeof(f16));
+    return load(part);
+}
 
 // Four signed bytes as one word.
 inline int32_t load_four(const int8_t* p) {

@@ -40,6 +40,10 @@ inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
 inline void store_i8(int8_t* p, I32x16 x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
 }
+// Lanes in [0, 255] as bytes.
+inline void store_u8(uint8_t* p, I32x16 x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(x.v));
+}
 inline I32x16 operator+(I32x16 a, I32x16 b) {
     return {_mm512_add_epi32(a.v, b.v)};
 }
@@ -81,6 +85,11 @@ inline void store_i8(int8_t* p, I32x16 x) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0b11011000);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+inline void store_u8(uint8_t* p, I32x16 x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.lo, x.hi), 0b11011000);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 inline I32x16 operator+(I32x16 a, I32x16 b) {
     return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
@@ -141,6 +150,12 @@ inline void store_i8(int8_t* p, I32x16 x) {
         p[i] = static_cast<int8_t>(value < -128 ? -128 : value > 127 ? 127 : value);
     }
 }
+inline void store_u8(uint8_t* p, I32x16 x) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+        const int32_t value = x.lane[i];
+        p[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
+}
 inline I32x16 operator+(I32x16 a, I32x16 b) {
     I32x16 out;
     HR_LANES(a.lane[i] + b.lane[i]);
@@ -154,13 +169,20 @@ inline int32_t sum(I32x16 x) {
 
 #endif
 
-// The largest lane.
+// The largest lane; none is a NaN.
 inline float largest(F32x16 x) {
-    float lane[kLanes];
-    store(lane, x);
-    float most = lane[0];
-    for (float value : lane) most = value > most ? value : most;
+#if defined(HR_LEVEL_AVX512)
+    return _mm512_reduce_max_ps(x.v);
+#elif defined(HR_LEVEL_AVX2)
+    const __m256 eight = _mm256_max_ps(x.lo, x.hi);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
+    float most = x.lane[0];
+    for (float value : x.lane) most = value > most ? value : most;
     return most;
+#endif
 }
 
 // e^x, within 2 units in the last place; 0 below -87.3, where the result would be subnormal.

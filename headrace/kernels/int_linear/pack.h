@@ -1,0 +1,167 @@
+// Codes, or floats rounded to nearest, into packed blocks. Compiled once per level.
+//
+// Sixteen outputs at a time: their codes go into scratch row by row, and from there into planes, so that
+// every number of the source is read in order. __init__.py states the arithmetic of rounding; every step is
+// one operation in float32, so all levels and PyTorch agree.
+//
+// Bounds: the source read once, the packed bytes written once.
+#pragma once
+
+#include "headrace/parallel.h"
+#include "headrace/transpose.h"
+#include "int_linear/codes.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+// Codes of 16 outputs x 32 inputs, rows `stride` bytes apart, as the planes of one tile.
+void write_tile(int bits, const uint8_t* codes, int64_t stride, uint8_t* tile) {
+    uint32_t quads[kQuads][kTile];
+    transpose(codes, stride, quads);
+    if (bits == 8) {
+        memcpy(tile, quads, sizeof quads);
+        return;
+    }
+    for (int width = 4, low = 0; width > 0; low += bits & width, width /= 2) {
+        if (!(bits & width)) continue;
+        const uint32_t mask = ((1u << width) - 1) * 0x01010101;
+        for (int i = 0; i < width; ++i, tile += 64) {
+            uint32_t plane[kTile] = {};
+            for (int quad = i, to = 0; quad < kQuads; quad += width, to += width)
+                for (int64_t lane = 0; lane < kTile; ++lane)
+                    plane[lane] |= (quads[quad][lane] >> low & mask) << to;
+            memcpy(tile, plane, sizeof plane);
+        }
+    }
+}
+
+// The outputs of one tile in their block.
+struct TilePlace {
+    const IntShape& shape;
+    uint8_t* block;
+    int64_t tile;
+
+    TilePlace(const IntShape& shape, int64_t index, uint8_t* packed)
+        : shape(shape), block(packed + index / kTiles * shape.block_bytes()), tile(index % kTiles) {}
+
+    uint8_t* record(int64_t group) const {
+        return block + group * (shape.head_bytes() + shape.group_chunks(0) * shape.chunk_bytes());
+    }
+    void put_head(int64_t group, int64_t lane, f16 scale, uint8_t zero) const {
+        uint8_t* const head = record(group);
+        memcpy(head + 2 * (tile * kTile + lane), &scale, sizeof scale);
+        if (shape.zeros) head[2 * kBlock + tile * kTile + lane] = zero;
+    }
+    void put_codes(const uint8_t* codes) const {
+        for (int64_t g = 0; g < shape.groups(); ++g) {
+            uint8_t* to = record(g) + shape.head_bytes() + tile * 64 * shape.bits;
+            for (int64_t c = 0; c < shape.group_chunks(g); ++c, to += shape.chunk_bytes(), codes += kChunk)
+                write_tile(shape.bits, codes, shape.padded(), to);
+        }
+    }
+};
+
+// row(output, place, lane, codes) for each output of each tile writes its head and its codes.
+template <class Row>
+void pack_rows(const IntShape& shape, uint8_t* packed, const Row& row) {
+    in_pieces(shape.blocks() * kTiles, 1, [&](int64_t begin, int64_t end) {
+        auto* codes = static_cast<uint8_t*>(scratch(Scratch::piece, kTile * shape.padded()));
+        for (int64_t tile = begin; tile < end; ++tile) {
+            const TilePlace place(shape, tile, packed);
+            memset(codes, 0, static_cast<size_t>(kTile * shape.padded()));
+            for (int64_t lane = 0; lane < kTile; ++lane) {
+                if (tile * kTile + lane < shape.outputs) {
+                    row(tile * kTile + lane, place, lane, codes + lane * shape.padded());
+                } else {
+                    for (int64_t g = 0; g < shape.groups(); ++g) place.put_head(g, lane, {0}, 0);
+                }
+            }
+            place.put_codes(codes);
+        }
+    });
+}
+
+void pack(const IntShape& shape, const IntCodes& from, uint8_t* packed) {
+    pack_rows(shape, packed, [&](int64_t output, const TilePlace& place, int64_t lane, uint8_t* codes) {
+        memcpy(codes, from.codes + output * shape.width, static_cast<size_t>(shape.width));
+        for (int64_t g = 0, at = output * shape.groups(); g < shape.groups(); ++g, ++at)
+            place.put_head(g, lane, {from.scales[at]}, from.zeros ? from.zeros[at] : uint8_t{0});
+    });
+}
+
+template <class T>
+inline F32x16 load_up_to(const T* x, int64_t n) {
+    return n >= kLanes ? load(x) : load_first(x, n);
+}
+
+// The numbers of a group, zero among them.
+struct Range {
+    float low, high;
+    bool finite;
+};
+
+template <class T>
+inline Range range_of(const T* x, int64_t count) {
+    const F32x16 nothing = broadcast(0);
+    F32x16 low = nothing, high = nothing, bad = nothing;
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const F32x16 v = load_up_to(x + i, count - i);
+        low = min(v, low);
+        high = max(v, high);
+        bad = fma(v, nothing, bad);
+    }
+    return {-largest(nothing - low), largest(high), sum(bad) == 0};
+}
+
+// A code is nearest(x * factor) + zero, and stands for scale * (code - zero).
+struct Grid {
+    float factor, zero, top;
+    f16 scale;
+    bool fits;
+};
+
+inline Grid grid_of(const IntShape& shape, const Range& range) {
+    const float top = static_cast<float>((1 << shape.bits) - 1),
+                middle = static_cast<float>(1 << (shape.bits - 1));
+    const float extreme = range.high > -range.low ? range.high : range.low;
+    const f16 scale = to_f16(shape.zeros ? (range.high - range.low) / top : extreme / -middle);
+    const float wide = to_float(scale);
+    if (wide == 0) return {0, shape.zeros ? 0 : middle, top, {0}, true};
+    const float factor = 1 / wide, zero = shape.zeros ? __builtin_rintf(-range.low * factor) : middle;
+    return {factor, zero < top ? zero : top, top, scale, (scale.bits & 0x7c00) != 0x7c00};
+}
+
+template <class T>
+inline void round_group(const T* x, int64_t count, const Grid& grid, uint8_t* codes) {
+    const F32x16 factor = broadcast(grid.factor), zero = broadcast(grid.zero);
+    const F32x16 least = broadcast(-grid.zero), most = broadcast(grid.top - grid.zero);
+    const I32x16 middle = nearest(zero);
+    for (int64_t i = 0; i < count; i += kLanes)
+        store_u8(codes + i, nearest(max(min(load_up_to(x + i, count - i) * factor, most), least)) + middle);
+    for (int64_t i = count; i % kLanes; ++i) codes[i] = 0;
+}
+
+template <class T>
+Unfit round_rows(const IntShape& shape, const T* rows, uint8_t* packed) {
+    bool finite = true, fits = true;
+    pack_rows(shape, packed, [&](int64_t output, const TilePlace& place, int64_t lane, uint8_t* codes) {
+        const T* row = rows + output * shape.width;
+        for (int64_t g = 0, first = 0; first < shape.width; ++g, first += shape.group) {
+            const int64_t count = shape.width - first < shape.group ? shape.width - first : shape.group;
+            const Range range = range_of(row + first, count);
+            const Grid grid = grid_of(shape, range);
+            place.put_head(g, lane, grid.scale, static_cast<uint8_t>(grid.zero));
+            round_group(row + first, count, grid, codes + first);
+            if (!range.finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+            if (!grid.fits) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
+        }
+    });
+    return !finite ? Unfit::not_finite : !fits ? Unfit::too_large : Unfit::nothing;
+}
+
+Unfit round(const IntShape& shape, const Floats& rows, uint8_t* packed) {
+    return with_type(rows, [&](const auto* x) { return round_rows(shape, x, packed); });
+}
+
+}  // namespace
+}  // namespace headrace::HR_LEVEL
