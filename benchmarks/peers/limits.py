@@ -1,8 +1,6 @@
-"""What this machine can do at most, measured as a turn of the run: how fast two kinds of pages are read.
+"""What this machine can do at most, measured natively as a turn of the run.
 
-    python -m benchmarks.peers.limits --threads 2
-
-PyTorch asks for huge pages when THP_MEM_ALLOC_ENABLE is set before it first allocates: so each kind needs a process.
+python -m benchmarks.peers.limits --threads 2
 """
 
 from __future__ import annotations
@@ -11,19 +9,15 @@ import argparse
 import json
 
 SIZE = 1 << 30  # larger than any cache: some virtual machines see the 260 MB of a whole socket
-PAGES = {"4 KiB pages": {}, "2 MiB pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
-"""Kind -> environment that asks for it."""
 
 
 def main() -> None:
-    import torch
-
-    from headrace.meter import read_bandwidth
+    from headrace import kernels, limits
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, required=True)
-    torch.set_num_threads(parser.parse_args().threads)
-    print(json.dumps({"read_bytes_s": read_bandwidth(size=SIZE, seconds=2)}))
+    kernels.set_threads(parser.parse_args().threads)
+    print(json.dumps(limits.measure(size=SIZE, seconds=2).row()))
 
 
 if __name__ == "__main__":

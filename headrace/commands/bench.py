@@ -44,7 +44,7 @@ def latency(
     prompt_len: Annotated[str, typer.Option(help="Tokens per prompt; a list, too.")] = "512",
     gen_len: Annotated[str, typer.Option(help="Tokens to generate; a list, too.")] = "64",
     repeat: Annotated[
-        int, typer.Option(min=1, max=1000, help="Measured repetitions, after one to warm up.")
+        int, typer.Option(min=1, max=1000, help="Measured repetitions, after short runs to warm up.")
     ] = 3,
     shape: Annotated[
         str | None,
@@ -82,6 +82,10 @@ def latency(
         write_json(rows)
     else:
         write_table(NUMBERS, [_cells(row) for row in rows], numbers=NUMBERS)
+
+
+WARM_PROMPT, WARM_TOKENS = 32, 4
+"""A batch of these goes before what is measured: memory that is first touched, caches, the processor's clock."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +163,18 @@ def _with_room(engine: Engine, tokens: int) -> Engine:
 def measure(engine: Engine, case: Case, repeat: int, rng: random.Random, bar: ProgressBar) -> dict[str, Any]:
     """One row. Medians over the repetitions, gaps between tokens over all; what was not measured is absent."""
     prefills, decodes = [], []
-    for i in range(repeat + 1):
-        prompts = [
-            tuple(rng.choices(range(engine.architecture.vocab), k=case.prompt_len)) for _ in range(case.batch)
-        ]
-        runs = [
-            time_once(engine, prompts, 1),
-            *([time_once(engine, prompts, case.gen_len)] if case.gen_len > 1 else []),
-        ]
-        if i:  # the first warms up
-            prefills.append(runs[0])
-            decodes += [run for run in runs[1:] if run.decode_tokens]
+
+    def prompts(batch: int, length: int) -> list[tuple[int, ...]]:
+        return [tuple(rng.choices(range(engine.architecture.vocab), k=length)) for _ in range(batch)]
+
+    time_once(engine, prompts(1, case.prompt_len), 1)
+    time_once(engine, prompts(case.batch, min(WARM_PROMPT, case.prompt_len)), min(WARM_TOKENS, case.gen_len))
+    bar.advance()
+    for _ in range(repeat):
+        fresh = prompts(case.batch, case.prompt_len)
+        prefills.append(time_once(engine, fresh, 1))
+        run = time_once(engine, fresh, case.gen_len) if case.gen_len > 1 else None
+        decodes += [run] if run and run.decode_tokens else []
         bar.advance()
     measured = {
         "prefill_tok_s": [case.batch * case.prompt_len / run.prefill_s for run in prefills],

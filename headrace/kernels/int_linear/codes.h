@@ -1,7 +1,7 @@
 // Packed codes back in registers. Compiled once per level.
 #pragma once
 
-#include "headrace/simd_int.h"
+#include "headrace/dots.h"
 #include "headrace/simd_math.h"
 #include "int_linear/kernel.h"
 
@@ -11,39 +11,31 @@ namespace {
 constexpr int64_t kTiles = kBlock / kTile;
 constexpr int64_t kAhead = 4096;  // bytes from what is unpacked to what is fetched
 
-// `kWidth` bits of every byte, moved from bit kFrom to bit kTo.
-template <int kFrom, int kTo, int kWidth>
-inline Bytes moved(Bytes x) {
-    constexpr int kMask = ((1 << kWidth) - 1) << kTo;
-    if constexpr (kFrom >= kTo) return field<kFrom - kTo, kMask>(x);
-    if constexpr (kFrom < kTo) return raised<kTo - kFrom, kMask>(x);
+// `width` bits of every byte, moved from bit `from` to bit `to`.
+inline Bytes moved(Bytes x, int from, int to, int width) {
+    const int mask = ((1 << width) - 1) << to;
+    return from >= to ? field(x, from - to, mask) : raised(x, to - from, mask);
 }
 
-// One quad of a tile, put together from its planes.
-template <int kBits, int kQuad>
-inline Bytes quad_of(const uint8_t* p) {
-    if constexpr (kBits == 8) return load_bytes(p + 64 * kQuad);
+// Quad `k` of a tile, put together from its planes. The compiler knows k: loops over quads are unrolled.
+template <int kBits>
+[[gnu::always_inline]] inline Bytes quad_of(int k, const uint8_t* p) {
+    if constexpr (kBits == 8) return load_bytes(p + 64 * k);
     constexpr int kHas4 = kBits & 4, kHas2 = kBits & 2;
     const uint8_t* p2 = p + 64 * kHas4;
     const uint8_t* p1 = p2 + 64 * kHas2;
     Bytes out{};
-    if constexpr (kHas4) out = moved<kQuad / 4 * 4, 0, 4>(load_bytes(p + kQuad % 4 * 64));
-    if constexpr (kHas2) out = out | moved<kQuad / 2 * 2, kHas4, 2>(load_bytes(p2 + kQuad % 2 * 64));
-    if constexpr (kBits & 1) out = out | moved<kQuad, kHas4 + kHas2, 1>(load_bytes(p1));
+    if constexpr (kHas4) out = moved(load_bytes(p + k % 4 * 64), k / 4 * 4, 0, 4);
+    if constexpr (kHas2) out = out | moved(load_bytes(p2 + k % 2 * 64), k / 2 * 2, kHas4, 2);
+    if constexpr (kBits & 1) out = out | moved(load_bytes(p1), k, kHas4 + kHas2, 1);
     return out;
 }
 
 // The eight quads of one tile of one chunk.
 template <int kBits>
 inline void unpack(const uint8_t* p, Bytes (&quad)[kQuads]) {
-    quad[0] = quad_of<kBits, 0>(p);
-    quad[1] = quad_of<kBits, 1>(p);
-    quad[2] = quad_of<kBits, 2>(p);
-    quad[3] = quad_of<kBits, 3>(p);
-    quad[4] = quad_of<kBits, 4>(p);
-    quad[5] = quad_of<kBits, 5>(p);
-    quad[6] = quad_of<kBits, 6>(p);
-    quad[7] = quad_of<kBits, 7>(p);
+    HR_UNROLL
+    for (int k = 0; k < kQuads; ++k) quad[k] = quad_of<kBits>(k, p);
 }
 
 // One group of one block: where its parts lie, and what its sums start from.
@@ -62,11 +54,12 @@ struct Record {
     const uint8_t* end(const IntShape& shape) const { return chunks + count * shape.chunk_bytes(); }
 };
 
-// sum (code - zero) * a = sum code * a - zero * sum a: the second part is where the sum starts.
+// sum (code - zero) * a = sum (code - centre) * a - (zero - centre) * sum a: the second part is where the sum
+// starts.
 template <int kBits>
 inline I32x16 start(const Record& record, int64_t tile, int32_t row_sum) {
-    if (!record.zeros) return all_lanes(-(1 << (kBits - 1)) * row_sum);
-    return load_u8(record.zeros + tile * kTile) * all_lanes(-row_sum);
+    if (!record.zeros) return all_lanes((kCentre<kBits> - (1 << (kBits - 1))) * row_sum);
+    return load_u8(record.zeros + tile * kTile) * all_lanes(-row_sum) + all_lanes(kCentre<kBits> * row_sum);
 }
 
 inline F32x16 add_group(F32x16 total, I32x16 group, const Record& record, int64_t tile) {

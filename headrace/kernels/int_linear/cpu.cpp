@@ -5,13 +5,11 @@
 //
 // Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 32 r dot instructions of 64 products for r
 // rows, or with tiles 32 r / 16 of 1024.
-#include "int_linear/few.h"
+#include "int_linear/dots.h"
 #include "int_linear/pack.h"
 #include "int_linear/rows.h"
 #if defined(HR_LEVEL_AMX)
 #include "int_linear/tiles.h"
-#else
-#include "int_linear/panel.h"
 #endif
 
 namespace headrace::HR_LEVEL {
@@ -31,8 +29,8 @@ bool stepwise(const IntShape& shape, int64_t rows) {
     return rows > kFewRows || direct(shape, rows);
 }
 #else
-bool stepwise(const IntShape&, int64_t) {
-    return false;
+bool stepwise(const IntShape&, int64_t rows) {
+    return rows > kFewRows;
 }
 #endif
 
@@ -68,17 +66,12 @@ void multiply_block(const IntLinear& a, int64_t block) {
 #if defined(HR_LEVEL_AMX)
     if (direct(a.shape, rows)) return direct_rows(a, block);
 #endif
-    if (rows > kFewRows) {
-        many_rows<kBits>(a, block);
-    } else if (rows == 1) {
-        few_rows<kBits, 1>(a, block);
-    } else if (rows == 2) {
-        few_rows<kBits, 2>(a, block);
-    } else if (rows <= 4) {
-        few_rows<kBits, 4>(a, block);
-    } else {
-        few_rows<kBits, 8>(a, block);
-    }
+    if (rows <= kFewRows) return dot_rows<kBits, false>(a, block);
+#if defined(HR_LEVEL_AMX)
+    many_rows<kBits>(a, block);
+#else
+    dot_rows<kBits, true>(a, block);
+#endif
 }
 
 // function.template operator()<kBits>()

@@ -69,6 +69,11 @@ struct IntLinear {
     IntRows rows;
     const uint8_t* packed;
     ProductEnd end;
+
+    // Where an input's code lies in a row.
+    int64_t place(int64_t input) const {
+        return input / shape.step() * rows.step_bytes + input % shape.step();
+    }
 };
 
 // What is packed: value = scale * (code - zero).

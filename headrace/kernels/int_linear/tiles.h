@@ -13,7 +13,7 @@ namespace headrace::HR_LEVEL {
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kPassRows = 128;  // rows per pass over a block: their sums stay in the first-level cache
+constexpr int64_t kTilePass = 128;  // rows per pass over a block: their sums stay in the first-level cache
 
 // 8-bit codes with a zero point do not fit in a signed byte once centred.
 template <int kBits>
@@ -194,8 +194,8 @@ void group_rows(const IntLinear& a, const Record& record, const uint8_t* panel, 
 template <int kBits>
 void many_rows(const IntLinear& a, int64_t block) {
     const IntShape& shape = a.shape;
-    const int64_t rows = a.rows.rows, pass = rows < kPassRows ? rows : kPassRows;
-    const bool keep = rows > kPassRows;  // a later pass needs the panels again
+    const int64_t rows = a.rows.rows, pass = rows < kTilePass ? rows : kTilePass;
+    const bool keep = rows > kTilePass;  // a later pass needs the panels again
     const int64_t tile_bytes =
         (shape.group_chunks(0) * kChunk + shape.step() - 1) / shape.step() * shape.step() * kTile;
     const int64_t panel_bytes = kTiles * tile_bytes;

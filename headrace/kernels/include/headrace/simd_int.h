@@ -23,16 +23,14 @@ inline void store_bytes(uint8_t* p, Bytes x) {
     _mm512_storeu_si512(p, x.v);
 }
 // (x >> shift) & mask, byte by byte; the mask must clear what the shift brings over from the next byte.
-template <int kShift, int kMask>
-inline Bytes field(Bytes x) {
-    const __m512i moved = kShift ? _mm512_srli_epi32(x.v, kShift) : x.v;
-    return {_mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(kMask)))};
+inline Bytes field(Bytes x, int shift, int mask) {
+    const __m512i moved = shift ? _mm512_srli_epi32(x.v, shift) : x.v;
+    return {_mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(mask)))};
 }
 // (x << shift) & mask, byte by byte.
-template <int kShift, int kMask>
-inline Bytes raised(Bytes x) {
-    const __m512i moved = kShift ? _mm512_slli_epi32(x.v, kShift) : x.v;
-    return {_mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(kMask)))};
+inline Bytes raised(Bytes x, int shift, int mask) {
+    const __m512i moved = shift ? _mm512_slli_epi32(x.v, shift) : x.v;
+    return {_mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(mask)))};
 }
 inline Bytes operator|(Bytes a, Bytes b) {
     return {_mm512_or_si512(a.v, b.v)};
@@ -52,6 +50,9 @@ inline Bytes four_times(I32x16 x) {
 }
 inline I32x16 load_i32(const int32_t* p) {
     return {_mm512_loadu_si512(p)};
+}
+inline void store_i32(int32_t* p, I32x16 x) {
+    _mm512_storeu_si512(p, x.v);
 }
 inline I32x16 load_u8(const uint8_t* p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -90,23 +91,30 @@ inline void store_bytes(uint8_t* p, Bytes x) {
     _mm256_storeu_si256(q, x.lo);
     _mm256_storeu_si256(q + 1, x.hi);
 }
-template <int kShift, int kMask>
-inline Bytes field(Bytes x) {
-    const __m256i mask = _mm256_set1_epi8(static_cast<char>(kMask));
-    return {_mm256_and_si256(kShift ? _mm256_srli_epi32(x.lo, kShift) : x.lo, mask),
-            _mm256_and_si256(kShift ? _mm256_srli_epi32(x.hi, kShift) : x.hi, mask)};
+inline Bytes field(Bytes x, int shift, int mask) {
+    const __m256i bits = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(shift ? _mm256_srli_epi32(x.lo, shift) : x.lo, bits),
+            _mm256_and_si256(shift ? _mm256_srli_epi32(x.hi, shift) : x.hi, bits)};
 }
-template <int kShift, int kMask>
-inline Bytes raised(Bytes x) {
-    const __m256i mask = _mm256_set1_epi8(static_cast<char>(kMask));
-    return {_mm256_and_si256(kShift ? _mm256_slli_epi32(x.lo, kShift) : x.lo, mask),
-            _mm256_and_si256(kShift ? _mm256_slli_epi32(x.hi, kShift) : x.hi, mask)};
+inline Bytes raised(Bytes x, int shift, int mask) {
+    const __m256i bits = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(shift ? _mm256_slli_epi32(x.lo, shift) : x.lo, bits),
+            _mm256_and_si256(shift ? _mm256_slli_epi32(x.hi, shift) : x.hi, bits)};
 }
 inline Bytes operator|(Bytes a, Bytes b) {
     return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
 inline I32x16 all_lanes(int32_t x) {
     return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+inline I32x16 load_i32(const int32_t* p) {
+    const __m256i* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store_i32(int32_t* p, I32x16 x) {
+    __m256i* q = reinterpret_cast<__m256i*>(p);
+    _mm256_storeu_si256(q, x.lo);
+    _mm256_storeu_si256(q + 1, x.hi);
 }
 inline I32x16 load_u8(const uint8_t* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -159,14 +167,12 @@ inline Bytes load_bytes(const uint8_t* p) {
 inline void store_bytes(uint8_t* p, Bytes x) {
     memcpy(p, x.byte, sizeof x.byte);
 }
-template <int kShift, int kMask>
-inline Bytes field(Bytes x) {
-    for (uint8_t& byte : x.byte) byte = static_cast<uint8_t>((byte >> kShift) & kMask);
+inline Bytes field(Bytes x, int shift, int mask) {
+    for (uint8_t& byte : x.byte) byte = static_cast<uint8_t>((byte >> shift) & mask);
     return x;
 }
-template <int kShift, int kMask>
-inline Bytes raised(Bytes x) {
-    for (uint8_t& byte : x.byte) byte = static_cast<uint8_t>((byte << kShift) & kMask);
+inline Bytes raised(Bytes x, int shift, int mask) {
+    for (uint8_t& byte : x.byte) byte = static_cast<uint8_t>((byte << shift) & mask);
     return x;
 }
 inline Bytes operator|(Bytes a, Bytes b) {
@@ -177,6 +183,14 @@ inline I32x16 all_lanes(int32_t x) {
     I32x16 out;
     for (int32_t& lane : out.lane) lane = x;
     return out;
+}
+inline I32x16 load_i32(const int32_t* p) {
+    I32x16 out;
+    memcpy(out.lane, p, sizeof out.lane);
+    return out;
+}
+inline void store_i32(int32_t* p, I32x16 x) {
+    memcpy(p, x.lane, sizeof x.lane);
 }
 inline I32x16 load_u8(const uint8_t* p) {
     I32x16 out;
