@@ -16,6 +16,9 @@ CHOSEN_BY_CHECKPOINT = "model"
 KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
+FORWARD_SLOTS = ("positions", "weights", "kv-codec")
+"""Slots whose members act inside a forward pass."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -44,6 +47,10 @@ class Stack:
         """The weakest promise among the members: bits, law or lossy."""
         grades = ("bits", "law", "lossy")
         return max((m.card.exact for members in self.members.values() for m in members), key=grades.index)
+
+    def recordable(self) -> bool:
+        """Whether a forward pass is the same native calls each time, as far as techniques have a say in it."""
+        return all(member.card.recordable for slot in FORWARD_SLOTS for member in self.members[slot])
 
 
 def user_slots() -> dict[str, Slot]:

@@ -131,7 +131,7 @@ class Engine:
         self.decoder = decoder
         self.device = device
         self.queues = Queues()
-        self.runner = Runner(decoder, self.kv)
+        self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters = Counters()

@@ -43,6 +43,9 @@ class Card:
     """Facts that hold because of this technique."""
     artifact: str | None = None
     """The calibrated or trained file that it refuses to run without; None when it needs none."""
+    recordable: bool = False
+    """All it does in a forward pass is the same native calls on the same memory each time, whatever the numbers in it:
+    a recording of them may stand in for it."""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def compare(
     path = given.out or ROOT / "benchmarks" / "results" / f"{_stem(given)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     for repetition in range(given.repeat):
-        for pages, speed in read_limits(case).items():
-            results.limits.setdefault(pages, []).append(speed)
+        for name, limit in read_limits(case).items():
+            results.limits.setdefault(name, []).append(limit)
         for variant in variants:
             if variant not in results.failures:
                 take_turn(variant, turns, repetition, given.repeat, results)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.limits import PAGES
 from benchmarks.peers.roster import HEADRACE, Variant, models_of, python_of, show_tiles
 from benchmarks.peers.runners import Reading
 
@@ -76,14 +75,13 @@ def _read(variant: Variant, case: Case, repetition: int, environment: Mapping[st
 
 
 def read_limits(case: Case) -> dict[str, float]:
-    """Bytes per second that memory is read with, by kind of pages. A kind that fails is absent."""
-    found = {}
-    for pages, environment in PAGES.items():
-        command = (sys.executable, "-m", "benchmarks.peers.limits", "--threads", str(case.threads))
-        try:
-            found[pages] = call(command, environment, case)["read_bytes_s"]
-        except Failed as failure:
-            print(f"peers: {pages}: {failure}", file=sys.stderr)
+    """What the machine does at most just now, as benchmarks.peers.limits prints it. Empty if that fails."""
+    command = (sys.executable, "-m", "benchmarks.peers.limits", "--threads", str(case.threads))
+    try:
+        found: dict[str, float] = call(command, {}, case)
+    except Failed as failure:
+        print(f"peers: limits: {failure}", file=sys.stderr)
+        return {}
     return found
 
 
@@ -143,12 +141,12 @@ def translate(rows: Sequence[Mapping[str, Any]], case: Case, notes: list[str]) -
     by_batch = {row["batch"]: row for row in rows}
     first = by_batch[1]
     notes.append(f"weights {first['weight_bytes'] / 1e9:.2f} GB")
-    if "roofline_fraction" in first:
-        notes.append(f"{first['roofline_fraction']:.0%} of its memory limit at batch 1")
     notes.append(f"{first['dtype']}, {first['isa']}, `{first['stack']}`")
     decode = {batch: by_batch[batch]["decode_tok_s"] for batch in case.batches}
     peak = max(row["peak_rss_bytes"] for row in rows)
-    return Reading(first["prefill_tok_s"], decode, peak, headrace.__version__, notes)
+    reading = Reading(first["prefill_tok_s"], decode, peak, headrace.__version__, notes)
+    reading.prefill_gop_s, reading.read_gb_s = first.get("prefill_gop_s"), first.get("read_gb_s")
+    return reading
 
 
 def _sizes(case: Case, repetition: int, with_one: bool = False) -> list[str]:

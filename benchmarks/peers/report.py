@@ -166,14 +166,37 @@ def document(results: Results, case: Case, header: Sequence[str]) -> str:
 
 
 def _limits(results: Results) -> str:
+    """The machine's limits, and what share of them headrace reaches."""
+    units = {"read_gb_s": "memory read, GB/s"}
+    lines = [
+        f"- {units.get(name, name.replace('_gop_s', ' products, GOP/s'))}: {_spread(Spread.of(values))}"
+        for name, values in results.limits.items()
+    ]
+    head = ["Measured in the same run, natively, with the same threads:"] if lines else []
+    return "\n".join([*head, *lines, *_shares(results)])
+
+
+def _shares(results: Results) -> list[str]:
     lines = []
-    for pages, values in results.limits.items():
-        spread = Spread.of([value / 1e9 for value in values])
-        lines.append(
-            f"Memory read in the same run, {pages}: {spread.median:.1f} GB/s ({spread.low:.1f}-{spread.high:.1f}): "
-            f"each GB of weights takes a step at least {1000 / spread.median:.0f} ms."
-        )
-    return "  \n".join(lines)
+    for weights, variants in results.groups.items():
+        readings = results.readings.get(variants[0], [])
+        arithmetic = "bf16_gop_s" if weights == "bf16" else "int8_gop_s"
+        for what, name, limit in (
+            ("prefill", "prefill_gop_s", arithmetic if arithmetic in results.limits else "float32_gop_s"),
+            ("decode at batch 1", "read_gb_s", "read_gb_s"),
+        ):
+            values = [value for reading in readings if (value := getattr(reading, name)) is not None]
+            if values and limit in results.limits:
+                mine, most = Spread.of(values), Spread.of(results.limits[limit])
+                lines.append(
+                    f"- {variants[0].engine}, {what}: {_spread(mine)} of {most.median:.1f} = "
+                    f"**{mine.median / most.median:.0%}** of `{limit}`"
+                )
+    return lines
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f})"
 
 
 def data(results: Results, case: Case, header: Sequence[str]) -> dict[str, Any]:
@@ -184,7 +207,7 @@ def data(results: Results, case: Case, header: Sequence[str]) -> dict[str, Any]:
         **sizes,
         "threads": case.threads,
         "header": list(header),
-        "read_bytes_s": results.limits,
+        "limits": results.limits,
         "groups": {
             weights: [
                 {

@@ -12,11 +12,12 @@ DEFAULT_ENVS = Path("~/.cache/headrace-peers")
 """Where virtual environments and exported models live, if --envs does not say."""
 HEADRACE = "headrace"
 HEADRACE_FLAGS: Mapping[str, tuple[str, ...]] = {
-    "int4": ("--weights", "int4:group=128"),
-    "int8": ("--weights", "int8"),
-    "bf16": ("--weights", "bf16"),
+    "int4": ("--weights", "int4:group=128", "--kv-codec", "bf16"),
+    "int8": ("--weights", "int8", "--kv-codec", "bf16"),
+    "bf16": ("--weights", "bf16", "--kv-codec", "bf16"),
 }
-"""Flags of `headrace bench latency` per group. One that refuses them runs with its defaults, and a note says so."""
+"""Flags of `headrace bench latency` per group: keys and values take 16 bits, as most peers' do. One that refuses them
+runs with its defaults, and a note says so."""
 _NO_AMX_IN_ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_FP16"}  # its highest level below AMX
 _TORCH = "torch==2.13.0"
 _LLAMA_CPP = ("llama-cpp-python==0.3.36", "gguf==0.19.0")

@@ -187,6 +187,7 @@ def measure(engine: Engine, case: Case, repeat: int, rng: random.Random, bar: Pr
     if steps:
         row.update(itl_p50_s=percentile(steps, 0.5), itl_p99_s=percentile(steps, 0.99), itl_max_s=max(steps))
     row.update(weight_bytes=engine.decoder.weight_bytes, kv_bytes_per_token=engine.kv.bytes_per_token())
+    row["prefill_gop_s"] = row["prefill_tok_s"] * operations_per_token(engine) / 1e9
     read = bytes_per_step(engine, case)
     if steps and read is not None:
         row["read_gb_s"] = read / row["itl_p50_s"] / 1e9
@@ -219,6 +220,16 @@ def time_once(engine: Engine, prompts: Sequence[tuple[int, ...]], gen_len: int) 
         before = now
     ttft = percentile(list(first.values()), 0.5)
     return Run(ttft, prefill_s, before - prefill_s, decode_tokens, tuple(steps))
+
+
+def operations_per_token(engine: Engine) -> int:
+    """Multiplications and additions of a prompt's token with the matrices of the blocks: no attention, no head."""
+    total = 0
+    for block in engine.architecture.blocks:
+        a, mlp, width = block.attention, block.mlp, engine.architecture.width
+        total += 2 * width * a.head_size * (2 * a.heads + 2 * a.kv_heads)
+        total += 2 * width * 3 * mlp.width * max(mlp.active, 1) + 2 * width * mlp.experts
+    return total
 
 
 def bytes_per_step(engine: Engine, case: Case) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.forward.decoder import Decoder
+from headrace.forward.recording import Recordings
 from headrace.kv.cache import KVCache
 from headrace.sample.sampler import raw_logprobs
 from headrace.types import Batch, Logprob, Scored
@@ -29,15 +30,20 @@ class Logits(NamedTuple):
 class Runner:
     """Holds the model and its cache; one call per step."""
 
-    def __init__(self, decoder: Decoder, kv: KVCache) -> None:
+    def __init__(self, decoder: Decoder, kv: KVCache, *, record: bool = False) -> None:
+        """record: passes of a few rows may be played back (headrace.forward.recording)."""
         self._decoder = decoder
         self._kv = kv
+        self.recordings = Recordings(self._pass) if record else None
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Logits:
-        hidden_TD = self._decoder.forward(batch, self._kv)
+        hidden_TD = self._pass(batch) if self.recordings is None else self.recordings(batch)
         scores = {part.seq: self._score(part, hidden_TD) for part in batch.scored}
         return Logits(self._decoder.logits(hidden_TD[batch.rows_R]), scores)
+
+    def _pass(self, batch: Batch) -> Tensor:
+        return self._decoder.forward(batch, self._kv)
 
     def _score(self, part: Scored, hidden_TD: Tensor) -> tuple[Logprob, ...]:
         found: list[Logprob] = []

@@ -33,8 +33,12 @@ from headrace.errors import ConfigError
 
 REFERENCE = "reference"
 
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+"""A native function and what it was called with."""
+
 _log = logging.getLogger(__name__)
 _level: str | None = None  # the level in use; None until first asked
+_calls: list[Call] | None = None  # where native calls are written down
 
 
 def isa() -> str:
@@ -64,7 +68,26 @@ def native(operation: str) -> Callable[..., None] | None:
 
     The function is called like the operation's folder; further ones of the same folder are `<folder>_<what>`.
     """
-    return _find(operation, isa())[1]
+    function = _find(operation, isa())[1]
+    if _calls is None or function is None:
+        return function
+    return functools.partial(_write_down, _calls, function)
+
+
+@contextmanager
+def written_down(calls: list[Call]) -> Iterator[None]:
+    """Native calls are made as ever, and appended to `calls`, until the end of the `with` block."""
+    global _calls
+    before, _calls = _calls, calls
+    try:
+        yield
+    finally:
+        _calls = before
+
+
+def _write_down(calls: list[Call], function: Callable[..., None], *arguments: Any) -> None:
+    function(*arguments)
+    calls.append((function, arguments))
 
 
 def explain() -> dict[str, Any]:

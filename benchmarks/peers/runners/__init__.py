@@ -87,6 +87,10 @@ class Reading:
     peak_rss_bytes: int
     version: str
     notes: list[str]
+    prefill_gop_s: float | None = None
+    """Products of a prompt, 10^9 operations per second, where the engine says how many there are."""
+    read_gb_s: float | None = None
+    """Weights, keys and values read at batch 1, where the engine says how much that is."""
 
 
 def measure(task: Task, run: Callable[[Prompts, int], Timing], version: str, notes: list[str]) -> None:

@@ -30,7 +30,9 @@ ALIGN = 64
 class Plain:
     """In the model's dtype."""
 
-    card: ClassVar[Card] = Card(slot="kv-codec", exact="bits", paper="https://arxiv.org/abs/2309.06180")
+    card: ClassVar[Card] = Card(
+        slot="kv-codec", exact="bits", paper="https://arxiv.org/abs/2309.06180", recordable=True
+    )
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         size = self._stored(dtype).itemsize
@@ -47,7 +49,9 @@ class Plain:
 class Bf16(Plain):
     """In bfloat16, whatever the model's dtype is."""
 
-    card: ClassVar[Card] = Card(slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2309.06180")
+    card: ClassVar[Card] = Card(
+        slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2309.06180", recordable=True
+    )
 
     def _stored(self, dtype: torch.dtype) -> torch.dtype:
         return torch.bfloat16

@@ -28,6 +28,7 @@ class Dynamic:
         slot="positions",
         exact="lossy",
         paper="https://arxiv.org/abs/2309.00071",
+        recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
 

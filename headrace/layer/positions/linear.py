@@ -25,6 +25,7 @@ class Linear:
         slot="positions",
         exact="lossy",
         paper="https://arxiv.org/abs/2306.15595",
+        recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
 

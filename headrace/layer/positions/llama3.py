@@ -27,6 +27,7 @@ class Llama3:
         slot="positions",
         exact="lossy",
         paper="https://arxiv.org/abs/2407.21783",
+        recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
 

@@ -25,6 +25,7 @@ class Rope:
         slot="positions",
         exact="lossy",
         paper="https://arxiv.org/abs/2104.09864",
+        recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
 

@@ -29,6 +29,7 @@ class Yarn:
         slot="positions",
         exact="lossy",
         paper="https://arxiv.org/abs/2309.00071",
+        recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
 

@@ -31,6 +31,7 @@ class Bf16:
         slot="weights",
         exact="lossy",
         paper="how bfloat16 checkpoints are meant to be run",
+        recordable=True,
         needs=(
             ("float32", "activations are rounded from float32"),
             ("cpu", "its kernels are for processors"),

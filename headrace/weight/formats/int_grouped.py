@@ -34,6 +34,7 @@ class IntGrouped:
         slot="weights",
         exact="lossy",
         paper="https://arxiv.org/abs/2308.09723",
+        recordable=True,
         needs=(
             ("float32", "activations are quantised from float32"),
             ("cpu", "its kernels are for processors"),

@@ -185,7 +185,7 @@ def envs(tmp_path: Path) -> Path:
 
 def test_a_run_from_start_to_end(envs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster, "has_amx", lambda: False)
-    monkeypatch.setattr(command, "read_limits", lambda case: {"4 KiB pages": 2e10})
+    monkeypatch.setattr(command, "read_limits", lambda case: {"read_gb_s": 20.0})
     out = tmp_path / "table.md"
     flags = "--shape qwen2.5-0.5b --weights bf16 --batch 1,2 --repeat 2 --engines transformers,vllm"
     assert command.main([*flags.split(), "--envs", str(envs), "--out", str(out)]) == 0
@@ -193,7 +193,7 @@ def test_a_run_from_start_to_end(envs: Path, tmp_path: Path, monkeypatch: pytest
     assert "| Transformers bf16 | **8.0** (8.0-8.0) 1.00x |" in text
     assert "| vLLM bf16 | **no result**: not set up" in text
     assert "python -m benchmarks.peers.setup vllm --shape qwen2.5-0.5b" in text
-    assert "20.0 GB/s" in text
+    assert "memory read, GB/s: 20.0" in text
     assert str(tmp_path) not in text
     data = json.loads(out.with_suffix(".json").read_text())
     readings = {entry["engine"]: len(entry["readings"]) for entry in data["groups"]["bf16"]}

@@ -1,0 +1,124 @@
+"""Recorded forward passes: the same tokens as without, and only where a recording is the whole of a pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from headrace import kernels
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.forward import recording
+from headrace.types import Request, SamplingParams
+from tests.whole import models
+from tests.whole.drive import Outputs, collect
+
+pytestmark = pytest.mark.skipif(
+    kernels.isa() == kernels.REFERENCE, reason="native calls are what is recorded"
+)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How many batches of each number of rows were played back."""
+    counts: Counter[int] = Counter()
+    play = recording.Recording.play
+
+    def counted(self: recording.Recording, batch: object) -> torch.Tensor:
+        counts[len(batch.ids_T)] += 1
+        return play(self, batch)
+
+    monkeypatch.setattr(recording.Recording, "play", counted)
+    return counts
+
+
+def run(model: str, *, record: bool, stack: dict[str, str] | None = None) -> tuple[Outputs, Engine]:
+    """Five requests that come and go, so that batches of one to four rows follow each other."""
+    config = EngineConfig(
+        stack={**models.stack(model), "policy": "sarathi:tokens=6", **(stack or {})},
+        threads=2,
+        page_tokens=16,
+        max_seqs=4,
+    )
+    engine = Engine(config, decoder=models.decoder(model), poison=True)
+    if not record:
+        engine.runner.recordings = None
+    for i in range(5):
+        prompt = tuple((7 * i + 3 * k) % models.VOCAB for k in range(5 + 4 * i))
+        params = SamplingParams(temperature=0, max_tokens=9 + 11 * i, ignore_eos=True)
+        engine.add(Request(id=str(i), prompt=prompt, params=params))
+    return collect(engine), engine
+
+
+@pytest.mark.parametrize("model", models.NATIVE)
+def test_the_same_tokens(model: str, played: Counter[int]) -> None:
+    with_recordings, engine = run(model, record=True)
+    assert engine.runner.recordings and not engine.runner.recordings.refused
+    assert sum(played.values()) >= 20 and {1, 2} <= set(played), "hardly anything was played back"
+    assert with_recordings == run(model, record=False)[0]
+
+
+def test_pages_beyond_the_spare_ones_need_a_new_recording(
+    monkeypatch: pytest.MonkeyPatch, played: Counter[int]
+) -> None:
+    monkeypatch.setattr(recording, "_SPARE_PAGES", 1)
+    assert run("int4", record=True)[0] == run("int4", record=False)[0]
+    assert played
+
+
+def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST", 1)
+    outputs, engine = run("int4", record=True)
+    assert len(engine.runner.recordings) <= 1
+    assert outputs == run("int4", record=False)[0]
+
+
+def test_large_batches_are_not_recorded(monkeypatch: pytest.MonkeyPatch, played: Counter[int]) -> None:
+    monkeypatch.setattr(recording, "MOST_ROWS", 1)
+    run("int4", record=True)
+    assert set(played) == {1}
+
+
+def test_a_pass_with_other_operations_on_tensors_is_refused(played: Counter[int]) -> None:
+    decoder = models.decoder("int4")
+    scale = decoder.embed.scale
+    try:
+        decoder.embed.scale = 2.0  # PyTorch multiplies
+        outputs, engine = run("int4", record=True)
+        assert "aten::mul" in engine.runner.recordings.refused and not played
+        assert outputs == run("int4", record=False)[0]
+    finally:
+        decoder.embed.scale = scale
+
+
+def test_a_call_that_was_not_written_down_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, played: Counter[int]
+) -> None:
+    """Somebody kept the function from before."""
+    product, find = kernels.native("int_linear"), kernels.native
+    monkeypatch.setattr(kernels, "native", lambda name: product if name == "int_linear" else find(name))
+    outputs, engine = run("int4", record=True)
+    assert "besides its native calls" in engine.runner.recordings.refused and sum(played.values()) == 1
+    monkeypatch.undo()
+    assert outputs == run("int4", record=False)[0]
+
+
+def test_a_technique_that_does_not_say_so_is_not_recorded() -> None:
+    config = EngineConfig(stack={"weights": "plain"}, threads=1)
+    assert Engine(config, decoder=models.decoder("mixed")).runner.recordings is None
+
+
+def test_calls_are_written_down_only_while_asked() -> None:
+    calls: list[kernels.Call] = []
+    native = kernels.native("rms_norm")
+    x, weight, out = torch.randn(2, 8), torch.ones(8), torch.empty(2, 8)
+    with kernels.written_down(calls):
+        kernels.native("rms_norm")(x, weight, out, 1e-6, 0.0)
+    assert kernels.native("rms_norm") is native
+    ((function, arguments),) = calls
+    expected = out.clone()
+    out.zero_()
+    function(*arguments)
+    assert torch.equal(out, expected)
