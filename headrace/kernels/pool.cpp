@@ -186,6 +186,13 @@ void* scratch(Scratch use, int64_t bytes) {
     };
     static thread_local Buffer buffers[2];
     Buffer& mine = buffers[static_cast<int>(use)];
+#if defined(__SANITIZE_ADDRESS__)
+    // New for each call and none too large: what is read beyond its end, before it is written, or after the
+    // next call, shows.
+    std::free(mine.data);
+    HR_ICHECK(posix_memalign(&mine.data, 64, static_cast<size_t>(bytes)) == 0, "no memory for scratch");
+    return mine.data;
+#endif
     const size_t wanted = (static_cast<size_t>(bytes) + 63) / 64 * 64;
     if (wanted > mine.size) {
         std::free(mine.data);

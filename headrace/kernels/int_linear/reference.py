@@ -7,6 +7,7 @@ from torch import Tensor
 
 from headrace.kernels.int_linear.layout import CHUNK, IntWeight, Rows, pad
 
+LEAST = 127.0 / torch.finfo(torch.float32).max
 NOT_FINITE = "some weights are infinite or not a number: the checkpoint is damaged, download it again"
 TOO_LARGE = (
     "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16"
@@ -38,10 +39,11 @@ def round_to_nearest(
 
 
 def quantise(x_TI: Tensor, group: int) -> Rows:
-    """Symmetric 8-bit codes with one scale per row; sums of codes per group."""
+    """Symmetric 8-bit codes with one scale per row; sums of codes per group. Where 1 / scale overflows, codes are 0."""
     most_T1 = x_TI.abs().amax(-1, keepdim=True)
-    factor_T1 = torch.where(most_T1 > 0, 127.0 / most_T1, 0.0)
-    codes_TI = pad((x_TI * factor_T1).round().clamp(-128, 127), CHUNK)
+    # One rounding: a number divided by a tensor is multiplied by its reciprocal, which rounds twice.
+    factor_T1 = torch.where(most_T1 > LEAST, torch.full_like(most_T1, 127.0) / most_T1, 0.0)
+    codes_TI = pad((x_TI * factor_T1).round().clamp(-127, 127), CHUNK)
     sums_TG = torch.stack([part.sum(-1) for part in codes_TI.split(group, dim=-1)], dim=-1)
     return Rows(codes_TI.to(torch.int8), most_T1.squeeze(-1) / 127.0, sums_TG.to(torch.int32))
 

@@ -7,6 +7,8 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
+constexpr float kLeast = 127.0f / __FLT_MAX__;
+
 float largest_magnitude(const float* x, int64_t padded) {
     F32x16 most = broadcast(0);
     for (int64_t i = 0; i < padded; i += kLanes) most = max(magnitude(load(x + i)), most);
@@ -16,7 +18,10 @@ float largest_magnitude(const float* x, int64_t padded) {
 void quantise_row(const IntShape& shape, const float* x, const IntRows& rows, int64_t row) {
     const int64_t padded = shape.padded(), groups = shape.groups();
     const float most = largest_magnitude(x, padded);
-    const F32x16 factor = broadcast(most > 0 ? 127.0f / most : 0.0f);
+    // Where the factor would overflow, all is as good as zero. The bounds are for what is not a number: its
+    // code means nothing, but sums of codes must not overflow.
+    const F32x16 factor = broadcast(most > kLeast ? 127.0f / most : 0.0f);
+    const F32x16 low = broadcast(-127), high = broadcast(127);
     const int64_t step = shape.step();
     int8_t* codes = rows.codes + row * rows.stride;
     int64_t i = 0;
@@ -24,7 +29,7 @@ void quantise_row(const IntShape& shape, const float* x, const IntRows& rows, in
         I32x16 total = all_lanes(0);
         const int64_t end = i + shape.group_chunks(g) * kChunk;
         for (; i < end; i += kLanes) {
-            const I32x16 code = nearest(load(x + i) * factor);
+            const I32x16 code = nearest(max(min(load(x + i) * factor, high), low));
             store_i8(codes + i / step * rows.step_bytes + i % step, code);
             total = total + code;
         }

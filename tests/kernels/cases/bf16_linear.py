@@ -26,6 +26,8 @@ def cases() -> Iterator[Case]:
         yield _case(f"{rows}x130x200", rows, weight(130, 200))
     for outputs, inputs in ((1, 1), (64, 32), (65, 33), (16, 7), (200, 1000)):
         yield _case(f"5x{outputs}x{inputs}", 5, weight(outputs, inputs))
+    yield _case("1x67x97", 1, weight(67, 97))
+    yield _case("513x70x65", 513, weight(70, 65))
     yield _case("bias-and-add", 7, weight(100, 96), bias=True, add=True)
     # powers of two: rounding to bfloat16 after them is the same on every level
     yield _case("after-a-norm", 7, weight(100, 64), before=Norm(torch.ones(64), 0.0), ones=True)

@@ -19,6 +19,10 @@ SHAPES = (  # rows, outputs, inputs, group
     (17, 130, 200, 128),
     (33, 48, 96, 1024),
     (401, 64, 160, 64),
+    (1, 67, 100, 1024),  # narrower than a group, and no whole number of chunks
+    (2, 65, 33, 32),
+    (65, 15, 97, 96),
+    (513, 70, 130, 64),
 )
 
 
@@ -30,7 +34,7 @@ run_reference = run  # the suite forces the level
 
 
 def cases() -> Iterator[Case]:
-    for bits in (2, 3, 4, 5, 6, 7, 8):
+    for bits in range(1, 9):
         for rows, outputs, inputs, group in SHAPES if bits in (3, 4, 8) else SHAPES[3:5]:
             for asymmetric in (False, True):
                 name = f"int{bits}{'a' if asymmetric else ''}-{rows}x{outputs}x{inputs}g{group}"

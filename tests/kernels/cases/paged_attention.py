@@ -28,7 +28,10 @@ run_reference = run  # the suite forces the level
 
 
 def cases() -> Iterator[Case]:
+    yield _case("no-rows", [])
     yield _case("one-row", [(40, 1)])
+    yield _case("first-token", [(0, 1)])
+    yield _case("513-rows", [(3, 513)], heads=2, kv_heads=1, head_size=16)
     yield _case("whole-prompt", [(0, 37)])
     yield _case("chunk-and-decodes", [(300, 1), (16, 50), (0, 3), (511, 1)])
     yield _case("long", [(590, 3)])
@@ -85,8 +88,8 @@ def _case(
         "q": q[:, 1:-1],  # rows lie apart
         "arena": arena,
         "store": store,
-        "reads": Reads(torch.tensor(pages), tuple(runs)),
-        "positions": torch.tensor(positions),
+        "reads": Reads(torch.tensor(pages, dtype=torch.int64), tuple(runs)),
+        "positions": torch.tensor(positions, dtype=torch.int64),
         "scale": head_size**-0.5,
         "window": window,
         "row": torch.arange(row),
