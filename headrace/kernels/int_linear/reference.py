@@ -11,6 +11,8 @@ NOT_FINITE = "some weights are infinite or not a number: the checkpoint is damag
 TOO_LARGE = (
     "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16"
 )
+LEAST = 2.0**-119
+"""A row whose largest magnitude is below has codes of 0: 127 times its inverse would be infinite."""
 
 
 def round_to_nearest(
@@ -40,7 +42,10 @@ def round_to_nearest(
 def quantise(x_TI: Tensor, group: int) -> Rows:
     """Symmetric 8-bit codes with one scale per row; sums of codes per group."""
     most_T1 = x_TI.abs().amax(-1, keepdim=True)
-    factor_T1 = torch.where(most_T1 > 0, 127.0 / most_T1, 0.0)
+    top = torch.tensor(
+        127.0
+    )  # PyTorch takes number / tensor for a product with the inverse, which rounds twice
+    factor_T1 = torch.where(most_T1 >= LEAST, top / most_T1, 0.0)
     codes_TI = pad((x_TI * factor_T1).round().clamp(-128, 127), CHUNK)
     sums_TG = torch.stack([part.sum(-1) for part in codes_TI.split(group, dim=-1)], dim=-1)
     return Rows(codes_TI.to(torch.int8), most_T1.squeeze(-1) / 127.0, sums_TG.to(torch.int32))

@@ -7,6 +7,8 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
+constexpr float kLeast = 0x1p-119f;  // a row with nothing above has codes of 0: the factor would be infinite
+
 float largest_magnitude(const float* x, int64_t padded) {
     F32x16 most = broadcast(0);
     for (int64_t i = 0; i < padded; i += kLanes) most = max(magnitude(load(x + i)), most);
@@ -16,7 +18,7 @@ float largest_magnitude(const float* x, int64_t padded) {
 void quantise_row(const IntShape& shape, const float* x, const IntRows& rows, int64_t row) {
     const int64_t padded = shape.padded(), groups = shape.groups();
     const float most = largest_magnitude(x, padded);
-    const F32x16 factor = broadcast(most > 0 ? 127.0f / most : 0.0f);
+    const F32x16 factor = broadcast(most >= kLeast ? 127.0f / most : 0.0f);
     const int64_t step = shape.step();
     int8_t* codes = rows.codes + row * rows.stride;
     int64_t i = 0;
