@@ -26,6 +26,7 @@ NATIVE: dict[str, tuple[tuple[int | None, ...], str]] = {
     "int8_windows": ((7, None), "int8"),
     "bf16": ((None, 9), "bf16"),
     "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4"),
+    "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual"),
 }
 """Windows and weights of the models that run on native kernels, with keys and values in bfloat16."""
 

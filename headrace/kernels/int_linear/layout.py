@@ -64,7 +64,7 @@ class IntWeight:
             )
             at += BLOCK if self.zeros else 0
             size = chunks * 4 * 64 * self.bits
-            codes.append(_read_planes(blocks[:, at : at + size].unflatten(1, (chunks, 4, -1)), self.bits))
+            codes.append(read_planes(blocks[:, at : at + size].unflatten(1, (chunks, 4, -1)), self.bits))
             at += size
         codes_OI = torch.cat(codes, dim=-1)[: self.outputs, : self.width]
         scales_OG, zeros_OG = (
@@ -110,7 +110,7 @@ def planes(bits: int) -> list[tuple[int, int]]:
     return found
 
 
-def _read_planes(tiles: Tensor, bits: int) -> Tensor:
+def read_planes(tiles: Tensor, bits: int) -> Tensor:
     """uint8 [blocks, chunks, 4, 64 * bits] -> codes [blocks * 64, chunks * 32]."""
     codes = torch.zeros(*tiles.shape[:3], 8, 64, dtype=torch.uint8)
     start = 0

@@ -48,6 +48,7 @@ SLOT = Slot(
         "int6": f"{_INT}:Int6",
         "int5": f"{_INT}:Int5",
         "int4": f"{_INT}:Int4",
+        "int4_dual": "headrace.weight.formats.int4_dual:Int4Dual",
         "int3": f"{_INT}:Int3",
         "int2": f"{_INT}:Int2",
     },

@@ -17,6 +17,8 @@ SPECS = (
     "int4:asymmetric=true",
     "int2:group=32,asymmetric=true",
     "int8:group=64",
+    "int4_dual:group=32",
+    "int4_dual:group=0",
 )
 SIZES = {"blocks": (192, 256), "odd": (130, 70), "narrow": (3, 8), "one": (1, 1)}
 CPU = torch.device("cpu")
@@ -136,7 +138,7 @@ def test_the_error_falls_with_the_bits(spec: str) -> None:
         assert (error <= slack * step + 1e-3).all()
 
 
-@pytest.mark.parametrize("spec", ["int4:group=33", "int4:group=-32", "int3:group=16"])
+@pytest.mark.parametrize("spec", ["int4:group=33", "int4:group=-32", "int3:group=16", "int4_dual:group=33"])
 def test_groups_are_whole_chunks(spec: str) -> None:
     with pytest.raises(ValueError, match="must be a multiple of 32"):
         form(spec)

@@ -1,0 +1,108 @@
+// dual_linear: checks the arguments and calls the kernels of one level.
+#include <nanobind/nanobind.h>
+
+#include "dual_linear/kernel.h"
+#include "headrace/array.h"
+#include "headrace/check.h"
+#include "headrace/pool.h"
+#include "headrace/product_check.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+using Int = long long;  // for messages
+
+const DualLinearTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::dual_linear;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+DualShape check_shape(int64_t outputs, int64_t width, int64_t group) {
+    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
+             static_cast<Int>(width));
+    HR_CHECK(width <= kDualMaxWidth, "%lld inputs: sums of more than %lld may exceed 32 bits",
+             static_cast<Int>(width), static_cast<Int>(kDualMaxWidth));
+    HR_CHECK(group >= width || (group > 0 && group % kChunk == 0),
+             "groups of %lld inputs: a multiple of %lld is needed", static_cast<Int>(group),
+             static_cast<Int>(kChunk));
+    return {width, outputs, group < width ? group : width};
+}
+
+const uint8_t* check_packed(const Array& packed, const DualShape& shape) {
+    const int64_t wanted = shape.blocks() * shape.block_bytes();
+    HR_CHECK(packed.dtype() == DType::u8 && packed.contiguous() && packed.size() == wanted,
+             "packed has %lld bytes, this shape needs %lld", static_cast<Int>(packed.size()),
+             static_cast<Int>(wanted));
+    return packed.data<const uint8_t>();
+}
+
+IntRows rows_in_scratch(const DualShape& shape, int64_t rows) {
+    const int64_t stride = shape.steps() * shape.step();
+    const int64_t codes = (rows * stride + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
+    char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
+    return {reinterpret_cast<int8_t*>(memory),
+            reinterpret_cast<float*>(memory + codes),
+            reinterpret_cast<int32_t*>(memory + codes + scales),
+            rows,
+            stride,
+            shape.step()};
+}
+
+}  // namespace
+
+void bind_dual_linear(nb::module_& m, Level level) {
+    const DualLinearTable& table = table_of(level);
+    m.def(
+        "dual_linear",
+        [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
+                 nb::handle out_object, nb::handle bias, nb::handle add, int before, nb::handle norm,
+                 float eps, float offset) {
+            const DualShape shape = check_shape(outputs, width, group);
+            const Array x(x_object, "x"), packed(packed_object, "packed");
+            const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
+            const int64_t rows = x.size(0);
+            const DualLinear product{shape, rows_in_scratch(shape, rows), check_packed(packed, shape),
+                                     check_end(out_object, bias, add, rows, outputs)};
+            if (rows == 0) return;
+            table.quantise(shape, source, product.rows);
+            table.multiply(product);
+        },
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "out"_a, "bias"_a.none(), "add"_a.none(),
+        "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
+    m.def(
+        "dual_linear_round_and_pack",
+        [&table](nb::handle rows_object, int64_t group, nb::handle packed_object) {
+            const Array rows(rows_object, "rows"), packed(packed_object, "packed");
+            const Floats from = check_floats(rows);
+            const DualShape shape = check_shape(rows.size(0), rows.size(1), group);
+            // As reference.py says it.
+            HR_CHECK(
+                table.round(shape, from, const_cast<uint8_t*>(check_packed(packed, shape))),
+                "some weights are infinite or not a number: the checkpoint is damaged, download it again");
+        },
+        "rows"_a, "group"_a, "packed"_a);
+    m.def("dual_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
+                                          int64_t group, nb::handle ids_object, nb::handle out_object) {
+        const DualShape shape = check_shape(outputs, width, group);
+        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
+        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                 "out must be float32 [T, %lld]", static_cast<Int>(width));
+        const int64_t* id = ids.data<const int64_t>();
+        for (int64_t i = 0; i < ids.size(); ++i)
+            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
+                     static_cast<Int>(outputs));
+        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
+    });
+}
+
+}  // namespace headrace

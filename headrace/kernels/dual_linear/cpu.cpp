@@ -1,0 +1,72 @@
+// dual_linear for processors. Compiled once per level. See kernel.h for the layout of packed weights.
+//
+// All sums are integers, so neither the order nor the cut of anything matters; three float operations per
+// output follow.
+//
+// Bounds, per 64 outputs x 32 inputs: 1024 bytes read; 32 r dot instructions of 64 products for r rows.
+#include "dual_linear/few.h"
+#include "dual_linear/pack.h"
+#include "dual_linear/panel.h"
+#include "int_linear/rows.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+constexpr int64_t kFewRows = 8;  // up to here codes are unpacked in registers, for each row count anew
+
+void multiply_block(const DualLinear& a, int64_t block) {
+    const int64_t rows = a.rows.rows;
+    if (rows > kFewRows) {
+        many_rows(a, block);
+    } else if (rows == 1) {
+        few_rows<1>(a, block);
+    } else if (rows == 2) {
+        few_rows<2>(a, block);
+    } else if (rows <= 4) {
+        few_rows<4>(a, block);
+    } else {
+        few_rows<8>(a, block);
+    }
+}
+
+void multiply(const DualLinear& a) {
+    in_pieces(a.shape.blocks(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) multiply_block(a, block);
+    });
+}
+
+// One output's weights in float32: a row of an embedding.
+void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, float* out) {
+    const uint8_t* block = packed + output / kBlock * shape.block_bytes();
+    const int64_t place = output % kBlock, tile = place / kTile, lane = place % kTile;
+    const float scale = reinterpret_cast<const float*>(block)[place];
+    const uint8_t* at = block + shape.scale_bytes();
+    float* const end = out + shape.width;
+    for (int64_t g = 0; g < shape.groups(); ++g) {
+        const Group group(shape, at, g);
+        const int step = group.steps[place] + 1, zero = group.zeros[place];
+        for (int64_t c = 0; c < group.count; ++c) {
+            Bytes quad[kQuads];
+            unpack<4>(group.chunks + (c * kTiles + tile) * 4 * 64, quad);
+            for (int64_t k = 0; k < kQuads; ++k) {
+                uint8_t codes[64];
+                store_bytes(codes, quad[k]);
+                for (int64_t i = 0; i < 4 && out < end; ++i)
+                    *out++ = static_cast<float>(step * (codes[4 * lane + i] - zero)) * scale;
+            }
+        }
+        at = group.end(shape);
+    }
+}
+
+void read_outputs(const DualShape& shape, const uint8_t* packed, const int64_t* outputs, int64_t count,
+                  float* out) {
+    for_each_row(count, 4 * shape.width,
+                 [&](int64_t row) { read_output(shape, packed, outputs[row], out + row * shape.width); });
+}
+
+}  // namespace
+
+constinit const DualLinearTable dual_linear = {quantise, multiply, round, read_outputs};
+
+}  // namespace headrace::HR_LEVEL
