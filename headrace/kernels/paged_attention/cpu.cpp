@@ -28,7 +28,13 @@ struct Block {
     const T* keys;    // [H][page_tokens]
     const T* values;  // [16][H]
     int64_t position, count;
+    const float *key_scales, *value_scales;  // of int8 codes
 };
+
+template <class T>
+constexpr bool kScaled = false;
+template <>
+constexpr bool kScaled<int8_t> = true;
 
 // The rows of one span that share a kv head, a few at a time: row r is query r / per_head, head r % per_head.
 struct Tile {
@@ -61,9 +67,13 @@ inline void score_blocks(const PageStore& s, const Block<T>* blocks, const float
             }
         }
     }
-    for (int r = 0; r < kRows; ++r)
-        for (int b = 0; b < kScoreBlocks; ++b)
-            store(scores + r * kChunkTokens + b * kBlockTokens, even[r][b] + odd[r][b]);
+    for (int r = 0; r < kRows; ++r) {
+        for (int b = 0; b < kScoreBlocks; ++b) {
+            F32x16 score = even[r][b] + odd[r][b];
+            if constexpr (kScaled<T>) score = score * load(blocks[b].key_scales);
+            store(scores + r * kChunkTokens + b * kBlockTokens, score);
+        }
+    }
 }
 
 template <int kRows, class T>
@@ -84,14 +94,16 @@ void hide(const Block<T>& block, int64_t position, int64_t window, float* scores
         if (i <= low || i > high || i >= block.count) scores[i] = kHidden;
 }
 
-// Scores to weights: raises the row's maximum, rescales what it has, and leaves exp(score - maximum).
-inline void weigh(Space& space, int64_t r, int64_t blocks, int64_t head_size) {
+// Scores to weights: raises the row's maximum, rescales what it has, and leaves exp(score - maximum), times
+// the value's scale if it has one.
+template <class T>
+inline void weigh(Space& space, int64_t r, const Block<T>* blocks, int64_t count, int64_t head_size) {
     float* scores = space.scores + r * kChunkTokens;
     F32x16 most = broadcast(kHidden);
-    for (int64_t b = 0; b < blocks; ++b) most = max(load(scores + b * kBlockTokens), most);
+    for (int64_t b = 0; b < count; ++b) most = max(load(scores + b * kBlockTokens), most);
     const float chunk = largest(most), raised = chunk > space.most[r] ? chunk : space.most[r];
     if (raised == kHidden) {
-        for (int64_t i = 0; i < blocks * kBlockTokens; ++i) scores[i] = 0;
+        for (int64_t i = 0; i < count * kBlockTokens; ++i) scores[i] = 0;
         return;
     }
     const F32x16 base = broadcast(raised);
@@ -102,10 +114,14 @@ inline void weigh(Space& space, int64_t r, int64_t blocks, int64_t head_size) {
         for (int64_t h = 0; h < head_size; h += kLanes) store(out + h, load(out + h) * factor);
         space.most[r] = raised;
     }
-    for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t b = 0; b < count; ++b) {
         const F32x16 weight = exp(load(scores + b * kBlockTokens) - base);
-        store(scores + b * kBlockTokens, weight);
         space.sums[r] = space.sums[r] + weight;
+        if constexpr (kScaled<T>) {
+            store(scores + b * kBlockTokens, weight * load(blocks[b].value_scales));
+        } else {
+            store(scores + b * kBlockTokens, weight);
+        }
     }
 }
 
@@ -156,7 +172,7 @@ void walk_chunk(const PagedAttention& a, const Tile& tile, Space& space, Block<T
     for (int64_t r = 0; r < tile.count; ++r) {
         for (int64_t b = 0; b < count; ++b)
             hide(blocks[b], space.positions[r], a.window, space.scores + r * kChunkTokens + b * kBlockTokens);
-        weigh(space, r, count, s.head_size);
+        weigh(space, r, blocks, count, s.head_size);
     }
     in_small_tiles(tile.count, [&]<int kRows>(int64_t r) {
         value_rows<kRows>(s, blocks, count, space.scores + r * kChunkTokens, space.out + r * s.head_size);
@@ -187,10 +203,14 @@ void walk(const PagedAttention& a, const Tile& tile, Space& space) {
             }
             chunk = position / kChunkTokens;
             const uint8_t* page = s.arena + a.pages[run.first_page + offset / s.page_tokens] * s.page_bytes;
-            const int64_t inside = offset % s.page_tokens, head = tile.kv_head * s.page_tokens * s.head_size;
-            blocks[count++] = {reinterpret_cast<const T*>(page + s.k_at) + head + inside,
-                               reinterpret_cast<const T*>(page + s.v_at) + head + inside * s.head_size,
-                               position, rest < kBlockTokens ? rest : kBlockTokens};
+            const int64_t inside = offset % s.page_tokens, head = tile.kv_head * s.head_bytes();
+            const uint8_t *keys = page + s.k_at + head, *values = page + s.v_at + head;
+            blocks[count++] = {reinterpret_cast<const T*>(keys + s.scale_bytes()) + inside,
+                               reinterpret_cast<const T*>(values + s.scale_bytes()) + inside * s.head_size,
+                               position,
+                               rest < kBlockTokens ? rest : kBlockTokens,
+                               reinterpret_cast<const float*>(keys) + inside,
+                               reinterpret_cast<const float*>(values) + inside};
         }
     }
     if (count) walk_chunk(a, tile, space, blocks, count);
@@ -259,28 +279,77 @@ inline void put(float* to, float value) {
 inline void put(bf16* to, float value) {
     *to = to_bf16(value);
 }
+inline void put(int8_t* to, float value) {
+    *to = static_cast<int8_t>(value);
+}
+inline void store(int8_t* to, F32x16 codes) {
+    store_i8(to, nearest(codes));
+}
+
+// One head of one token, [H], to 8-bit codes (as floats, in place); returns the scale. __init__.py states the
+// arithmetic.
+inline float quantise(float* x, int64_t head_size) {
+    const F32x16 nothing = broadcast(0);
+    F32x16 top = nothing, bad = nothing;
+    for (int64_t h = 0; h < head_size; h += kLanes) {
+        top = max(magnitude(load(x + h)), top);
+        bad = fma(load(x + h), nothing, bad);  // NaN where a number is not finite
+    }
+    const float most = largest(top);
+    const F32x16 factor = broadcast(most >= 0x1p-100f ? 127.0f / most : 0.0f);
+    for (int64_t h = 0; h < head_size; h += kLanes) store(x + h, to_float(nearest(load(x + h) * factor)));
+    return most / 127.0f + sum(bad);
+}
 
 template <class T>
 void write(const PagedWrite& a) {
     const PageStore& s = a.store;
     for_each_row(a.rows, 8 * s.kv_heads * s.head_size, [&](int64_t row) {
+        float* codes = static_cast<float*>(scratch(Scratch::piece, 2 * s.head_size * 4));
         uint8_t* page = s.arena + a.slots[row] / s.page_tokens * s.page_bytes;
         const int64_t inside = a.slots[row] % s.page_tokens;
-        const float *k = a.k + row * a.k_stride, *v = a.v + row * a.v_stride;
-        T* keys = reinterpret_cast<T*>(page + s.k_at) + inside;
-        T* values = reinterpret_cast<T*>(page + s.v_at) + inside * s.head_size;
         for (int64_t g = 0; g < s.kv_heads; ++g) {
-            for (int64_t h = 0; h < s.head_size; ++h)
-                put(keys + (g * s.head_size + h) * s.page_tokens, k[g * s.head_size + h]);
-            for (int64_t h = 0; h < s.head_size; h += kLanes)
-                store(values + g * s.page_tokens * s.head_size + h, load(v + g * s.head_size + h));
+            uint8_t *keys = page + s.k_at + g * s.head_bytes(), *values = page + s.v_at + g * s.head_bytes();
+            const float *k = a.k + row * a.k_stride + g * s.head_size,
+                        *v = a.v + row * a.v_stride + g * s.head_size;
+            if constexpr (kScaled<T>) {
+                memcpy(codes, k, static_cast<size_t>(s.head_size) * 4);
+                memcpy(codes + s.head_size, v, static_cast<size_t>(s.head_size) * 4);
+                k = codes, v = codes + s.head_size;
+                reinterpret_cast<float*>(keys)[inside] = quantise(codes, s.head_size);
+                reinterpret_cast<float*>(values)[inside] = quantise(codes + s.head_size, s.head_size);
+            }
+            T* key = reinterpret_cast<T*>(keys + s.scale_bytes()) + inside;
+            T* value = reinterpret_cast<T*>(values + s.scale_bytes()) + inside * s.head_size;
+            for (int64_t h = 0; h < s.head_size; ++h) put(key + h * s.page_tokens, k[h]);
+            for (int64_t h = 0; h < s.head_size; h += kLanes) store(value + h, load(v + h));
         }
     });
 }
 
+// function.template operator()<T>() for what the pages hold.
+template <class Function>
+inline void with_stored(Stored stored, const Function& function) {
+    switch (stored) {
+        case Stored::i8:
+            return function.template operator()<int8_t>();
+        case Stored::bf16:
+            return function.template operator()<bf16>();
+        default:
+            return function.template operator()<float>();
+    }
+}
+
+void attend_any(const PagedAttention& a) {
+    with_stored(a.store.stored, [&]<class T>() { attend<T>(a); });
+}
+
+void write_any(const PagedWrite& a) {
+    with_stored(a.store.stored, [&]<class T>() { write<T>(a); });
+}
+
 }  // namespace
 
-constinit const PagedAttentionTable paged_attention = {attend<float>, attend<bf16>, write<float>,
-                                                       write<bf16>};
+constinit const PagedAttentionTable paged_attention = {attend_any, write_any};
 
 }  // namespace headrace::HR_LEVEL
