@@ -69,6 +69,9 @@ void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages)
                      run.length > 0 && run.start % 16 == 0 && run.first_page >= 0 &&
                      run.first_page + pages <= num_pages,
                  "run %lld does not fit", static_cast<Int>(i));
+        if (i > 0 && a.runs[i - 1].first_row == run.first_row)
+            HR_CHECK(a.runs[i - 1].start + a.runs[i - 1].length <= run.start,
+                     "run %lld overlaps the one before it", static_cast<Int>(i));
     }
 }
 
