@@ -1,6 +1,7 @@
-"""What does rounding weights to nearest cost? Every task of the box and bits per byte, for several formats.
+"""What does rounding to nearest cost? Every task of the box and bits per byte, for several formats of one slot.
 
-    python benchmarks/cases/rounding_quality.py [--model tiny] [--n 100] [--weights SPEC ...] [--out FILE]
+    python benchmarks/cases/rounding_quality.py [--slot weights|kv-codec] [--formats SPEC ...] [--tasks TASK ...]
+                                                [--model tiny] [--n 100] [--out FILE]
 
 No calibration: this is the floor that recipes (AWQ, GPTQ, ...) have to beat. Intervals are of 95 %, from resampled
 examples; all formats see the same examples.
@@ -16,31 +17,50 @@ from headrace import LLM, kernels
 from headrace.box.evaluate import Score, evaluate
 from headrace.box.tasks import TASKS
 
-WEIGHTS = ("bf16", "int8", "int4:group=32", "int4", "int4:asymmetric=true", "int3:group=32", "int2:group=32")
+FORMATS = {
+    "weights": (
+        "bf16",
+        "int8",
+        "int4:group=32",
+        "int4",
+        "int4:asymmetric=true",
+        "int3:group=32",
+        "int2:group=32",
+    ),
+    "kv-codec": ("plain", "bf16", "int8"),
+}
+TITLES = {"weights": "Rounding `{}` to nearest", "kv-codec": "Rounding keys and values of `{}`"}
+NOTES = {
+    "weights": "activations are 8 bits per token, except under bf16",
+    "kv-codec": "weights and arithmetic are float32",
+}
 
 
-def scores(model: str, weights: str, count: int) -> tuple[list[Score], int]:
-    """Every figure, and the bytes of the weights."""
-    with LLM(model, weights=weights) as llm:
-        return list(evaluate(llm, ["ppl", *TASKS, "pass"], count=count)), llm.engine.decoder.weight_bytes
+def scores(model: str, slot: str, spec: str, tasks: list[str], count: int) -> tuple[list[Score], str]:
+    """Every figure, and the size of what was rounded."""
+    with LLM(model, **{slot.replace("-", "_"): spec}) as llm:
+        found = list(evaluate(llm, tasks, count=count))
+        if slot == "weights":
+            return found, f"{llm.engine.decoder.weight_bytes / 1e6:.1f}"
+        return found, f"{llm.engine.kv.bytes_per_token():,.0f}"
 
 
-def report(model: str, count: int, results: dict[str, tuple[list[Score], int]]) -> str:
+def report(model: str, slot: str, count: int, results: dict[str, tuple[list[Score], str]]) -> str:
     first = next(iter(results.values()))[0]
+    sizes = {"weights": "weights, MB", "kv-codec": "bytes per token, from the pages"}
     lines = [
-        f"# Rounding `{model}` to nearest",
+        f"# {TITLES[slot].format(model)}",
         "",
-        f"{datetime.date.today()}, kernels {kernels.isa()}, {count} examples per task, seed 0; activations are 8 bits "
-        "per token, except under bf16.",
-        f"`python benchmarks/cases/rounding_quality.py --model {model} --n {count}`",
+        f"{datetime.date.today()}, kernels {kernels.isa()}, {count} examples per task, seed 0; {NOTES[slot]}.",
+        f"`python benchmarks/cases/rounding_quality.py --slot {slot} --model {model} --n {count}`",
         "",
-        "| figure | " + " | ".join(f"`{weights}`" for weights in results) + " |",
+        "| figure | " + " | ".join(f"`{spec}`" for spec in results) + " |",
         "|---|" + "---|" * len(results),
-        "| weights, MB | " + " | ".join(f"{size / 1e6:.1f}" for _, size in results.values()) + " |",
+        f"| {sizes[slot]} | " + " | ".join(size for _, size in results.values()) + " |",
     ]
     for i, score in enumerate(first):
         cells = [
-            f"{found[i].value:.3f} ({found[i].low:.3f}-{found[i].high:.3f})" for found, _ in results.values()
+            f"{found[i].value:.4f} ({found[i].low:.3f}-{found[i].high:.3f})" for found, _ in results.values()
         ]
         lines.append(f"| {score.task} {score.metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -51,13 +71,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--slot", choices=FORMATS, default="weights")
+    parser.add_argument("--formats", nargs="+")
+    parser.add_argument("--tasks", nargs="+", default=["ppl", *TASKS, "pass"])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--n", type=int, default=100)
-    parser.add_argument("--weights", nargs="+", default=WEIGHTS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results = {weights: scores(options.model, weights, options.n) for weights in options.weights}
-    text = report(options.model, options.n, results)
+    results = {
+        spec: scores(options.model, options.slot, spec, options.tasks, options.n)
+        for spec in options.formats or FORMATS[options.slot]
+    }
+    text = report(options.model, options.slot, options.n, results)
     print(text)
     if options.out is not None:
         options.out.write_text(text)

@@ -21,19 +21,19 @@ WINDOWS: dict[str, tuple[int | None, ...]] = {
     "two_windows": (5, 12),
 }
 """Attention window of each layer, per model."""
-NATIVE: dict[str, tuple[tuple[int | None, ...], str]] = {
-    "int4": ((None, None), "int4:group=32"),
-    "int8_windows": ((7, None), "int8"),
-    "bf16": ((None, 9), "bf16"),
-    "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4"),
-    "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual"),
+NATIVE: dict[str, tuple[tuple[int | None, ...], str, str]] = {
+    "int4": ((None, None), "int4:group=32", "int8"),
+    "int8_windows": ((7, None), "int8", "bf16"),
+    "bf16": ((None, 9), "bf16", "bf16"),
+    "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4", "int8"),
+    "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual", "bf16"),
 }
-"""Windows and weights of the models that run on native kernels, with keys and values in bfloat16."""
+"""Windows, weights and KV codec of the models that run on native kernels."""
 
 
 def stack(name: str) -> dict[str, str]:
     """What this model's engines have in common."""
-    return {"weights": NATIVE[name][1], "kv-codec": "bf16"} if name in NATIVE else {}
+    return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2]} if name in NATIVE else {}
 
 
 def page_tokens(name: str) -> tuple[int, ...]:

@@ -5,8 +5,15 @@
             s_l = scale * (q_tn . k_lg)
         lse = log(sum_l exp(s_l));   out = sum_l exp(s_l - lse) * v_lg
 
-Keys lie transposed in their page, so that sixteen tokens' scores are one register. Any mix of spans is one call: single
-rows, chunks, whole prompts. A row's result does not depend on the other rows or on how its prompt was cut.
+    stored as float32 or bfloat16:  k and v, rounded to nearest, ties to even
+    stored as int8, per token and kv head, for k as for v, each step one operation in float32:
+        most = max_h |x_h|;   scale = most / 127
+        code_h = nearest(x_h * (127 / most)), ties to even;  0 where most < 2^-100
+        read as  code_h * scale;  scale is NaN where an x_h is not finite, so that all of the head reads as NaN
+
+What is written stays as it is: a token's scale is its own, and no later token changes it. Keys lie transposed in their
+page, so that sixteen tokens' scores are one register. Any mix of spans is one call: single rows, chunks, whole
+prompts. A row's result does not depend on the other rows or on how its prompt was cut.
 
 Paper   https://arxiv.org/abs/2309.06180 (PagedAttention); https://arxiv.org/abs/2205.14135 (FlashAttention, the online
         softmax)
@@ -25,7 +32,7 @@ from headrace.types import Reads
 
 __all__ = ["PageStore", "attend", "read", "write"]
 
-_STORED = (torch.float32, torch.bfloat16)
+_STORED = (torch.float32, torch.bfloat16, torch.int8)
 LANES = 16
 
 
@@ -35,12 +42,12 @@ def write(arena_PX: Tensor, store: PageStore, k_TGH: Tensor, v_TGH: Tensor, slot
     if native is None:
         reference.write(arena_PX, store, k_TGH, v_TGH, slots_T)
     else:
-        half = store.dtype == torch.bfloat16
-        native(arena_PX, store.k_at, store.v_at, store.page_tokens, half, k_TGH, v_TGH, slots_T)
+        item = store.dtype.itemsize
+        native(arena_PX, store.k_at, store.v_at, store.page_tokens, item, k_TGH, v_TGH, slots_T)
 
 
 def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [length, G, H] of the first `length` tokens in these pages, as they are stored."""
+    """Keys and values [length, G, H] of the first `length` tokens in these pages: as stored, float32 for int8."""
     return reference.read(arena_PX, store, pages_B, length)
 
 
@@ -61,7 +68,7 @@ def attend(queries: Queries, arena_PX: Tensor, store: PageStore, reads: Reads) -
         store.v_at,
         store.page_tokens,
         store.kv_heads,
-        store.dtype == torch.bfloat16,
+        store.dtype.itemsize,
         positions_T,
         reads.pages_B,
         reads.runs_W5,

@@ -25,19 +25,23 @@ const PagedAttentionTable& table_of(Level level) {
 }
 
 PageStore check_store(const Array& arena, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t kv_heads,
-                      int64_t head_size, bool half) {
+                      int64_t head_size, int64_t item_bytes) {
     HR_CHECK(arena.dtype() == DType::u8 && arena.dims() == 2 && arena.contiguous(),
              "arena must be uint8 [P, X]");
     HR_CHECK(page_tokens > 0 && page_tokens % 16 == 0, "pages of %lld tokens: a multiple of 16 is needed",
              static_cast<Int>(page_tokens));
     HR_CHECK(head_size > 0 && head_size % 16 == 0, "heads of %lld: a multiple of 16 is needed",
              static_cast<Int>(head_size));
-    const int64_t size = page_tokens * kv_heads * head_size * (half ? 2 : 4);
+    HR_CHECK(item_bytes == 1 || item_bytes == 2 || item_bytes == 4, "numbers of %lld bytes: 1, 2 or 4",
+             static_cast<Int>(item_bytes));
+    const PageStore store{arena.data<uint8_t>(), arena.size(1), k_at,      v_at,
+                          page_tokens,           kv_heads,      head_size, static_cast<Stored>(item_bytes)};
+    const int64_t size = kv_heads * store.head_bytes();
     HR_CHECK(kv_heads > 0 && k_at >= 0 && v_at >= 0 && k_at + size <= arena.size(1) &&
                  v_at + size <= arena.size(1),
              "keys or values of %lld bytes do not fit in a page of %lld", static_cast<Int>(size),
              static_cast<Int>(arena.size(1)));
-    return {arena.data<uint8_t>(), arena.size(1), k_at, v_at, page_tokens, kv_heads, head_size};
+    return store;
 }
 
 // A [T, heads, H] view whose rows are contiguous but need not follow each other.
@@ -65,6 +69,9 @@ void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages)
                      run.length > 0 && run.start % 16 == 0 && run.first_page >= 0 &&
                      run.first_page + pages <= num_pages,
                  "run %lld does not fit", static_cast<Int>(i));
+        if (i > 0 && a.runs[i - 1].first_row == run.first_row)
+            HR_CHECK(a.runs[i - 1].start + a.runs[i - 1].length <= run.start,
+                     "run %lld overlaps the one before it", static_cast<Int>(i));
     }
 }
 
@@ -75,7 +82,7 @@ void bind_paged_attention(nb::module_& m, Level level) {
     m.def(
         "paged_attention",
         [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
-                 int64_t page_tokens, int64_t kv_heads, bool half, nb::handle positions_object,
+                 int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window,
                  nb::handle out_object, nb::handle lse_object) {
             const Array q(q_object, "q"), arena(arena_object, "arena"),
@@ -83,7 +90,8 @@ void bind_paged_attention(nb::module_& m, Level level) {
                 runs(runs_object, "runs"), out(out_object, "out"), lse(lse_object, "lse");
             HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
             const int64_t rows = q.size(0), heads = q.size(1), head_size = q.size(2);
-            const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
+            const PageStore store =
+                check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, item_bytes);
             HR_CHECK(heads % kv_heads == 0, "%lld query heads for %lld kv heads", static_cast<Int>(heads),
                      static_cast<Int>(kv_heads));
             check_i64(positions, rows);
@@ -107,19 +115,20 @@ void bind_paged_attention(nb::module_& m, Level level) {
                                    out.data<float>(),
                                    lse.data<float>()};
             check_runs(a, pages.size(), arena.size(0));
-            (half ? table.attend_bf16 : table.attend_f32)(a);
+            table.attend(a);
         },
-        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "half"_a, "positions"_a,
+        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a, "positions"_a,
         "pages"_a, "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
     m.def(
         "paged_attention_write",
-        [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, bool half,
+        [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t item_bytes,
                  nb::handle k_object, nb::handle v_object, nb::handle slots_object) {
             const Array arena(arena_object, "arena"), k(k_object, "k"), v(v_object, "v"),
                 slots(slots_object, "slots");
             HR_CHECK(k.dims() == 3, "k must be [T, G, H]");
             const int64_t rows = k.size(0), kv_heads = k.size(1), head_size = k.size(2);
-            const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, half);
+            const PageStore store =
+                check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, item_bytes);
             HR_CHECK(v.dims() == 3 && v.size(0) == rows, "v must have the rows of k");
             check_i64(slots, rows);
             const PagedWrite a{store,
@@ -132,9 +141,9 @@ void bind_paged_attention(nb::module_& m, Level level) {
             for (int64_t i = 0; i < rows; ++i)
                 HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena.size(0) * page_tokens,
                          "slot %lld is outside the arena", static_cast<Int>(a.slots[i]));
-            (half ? table.write_bf16 : table.write_f32)(a);
+            table.write(a);
         },
-        "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "half"_a, "k"_a, "v"_a, "slots"_a);
+        "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "item_bytes"_a, "k"_a, "v"_a, "slots"_a);
 }
 
 }  // namespace headrace

@@ -1,286 +1,168 @@
-// paged_attention for processors. Compiled once per level. See kernel.h for the layout of pages.
-//
-// Blocks of sixteen tokens are walked by position in chunks of 256, whose borders are absolute positions:
-// each chunk's scores, then its maximum, exponentials and values. What a row computes depends on its own
-// position and on which pages exist, not on the rows beside it or on how its prompt was cut: a block that a
-// row may not see changes nothing, to the bit.
+// paged_attention for processors. Compiled once per level. See kernel.h for the layout of pages, walk.h for
+// the order in which a row's sums run.
 //
 // Bounds, per token and kv head: 2 H items read; 2 M H multiply-adds for M rows that share the head.
 #include "headrace/parallel.h"
-#include "headrace/simd_math.h"
-#include "paged_attention/kernel.h"
+#include "paged_attention/walk.h"
+#include "paged_attention/write.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kBlockTokens = 16;
-constexpr int64_t kChunkTokens = 256;
-constexpr int64_t kTileRows = 16;  // rows (of one kv head) that walk the pages together
-#if defined(HR_LEVEL_AVX512)
-constexpr int kScoreBlocks = 2, kValueVectors = 4;
-#else
-constexpr int kScoreBlocks = 1, kValueVectors = 1;
-#endif
-constexpr float kHidden = -__builtin_huge_valf();
+int64_t row_of(const PagedAttention& a, const Tile& tile, int64_t r) {
+    return tile.runs->first_row + (tile.first + r) / (a.heads / a.store.kv_heads);
+}
+int64_t head_of(const PagedAttention& a, const Tile& tile, int64_t r) {
+    const int64_t per_head = a.heads / a.store.kv_heads;
+    return tile.kv_head * per_head + (tile.first + r) % per_head;
+}
 
-template <class T>
-struct Block {
-    const T* keys;    // [H][page_tokens]
-    const T* values;  // [16][H]
-    int64_t position, count;
-};
+// A row's result from its sums.
+void finish(const PagedAttention& a, const Tile& tile, int64_t r, const float* whole, float most,
+            float total) {
+    const int64_t H = a.store.head_size, at = row_of(a, tile, r) * a.heads + head_of(a, tile, r);
+    const F32x16 factor = broadcast(total > 0 ? 1.0f / total : 0.0f);
+    for (int64_t h = 0; h < H; h += kLanes) store(a.out + at * H + h, load(whole + h) * factor);
+    a.lse[at] = total > 0 ? most + __builtin_logf(total) : kHidden;
+}
 
-// The rows of one span that share a kv head, a few at a time: row r is query r / per_head, head r % per_head.
-struct Tile {
-    const Run* runs;
-    int64_t num_runs;
-    int64_t kv_head, first, count;
-};
-
-struct Space {
-    float* q;       // [kTileRows][H], scaled
-    float* scores;  // [kTileRows][kChunkTokens]
-    float* out;     // [kTileRows][H]
-    float most[kTileRows];
-    F32x16 sums[kTileRows];
-    int64_t positions[kTileRows];
-};
-
-template <int kRows, class T>
-inline void score_blocks(const PageStore& s, const Block<T>* blocks, const float* q, float* scores) {
-    F32x16 even[kRows][kScoreBlocks], odd[kRows][kScoreBlocks];
-    for (int r = 0; r < kRows; ++r)
-        for (int b = 0; b < kScoreBlocks; ++b) even[r][b] = odd[r][b] = broadcast(0);
-    for (int64_t h = 0; h < s.head_size; h += 2) {
-        for (int b = 0; b < kScoreBlocks; ++b) {
-            const F32x16 first = load(blocks[b].keys + h * s.page_tokens);
-            const F32x16 second = load(blocks[b].keys + (h + 1) * s.page_tokens);
-            for (int r = 0; r < kRows; ++r) {
-                even[r][b] = fma(first, broadcast(q[r * s.head_size + h]), even[r][b]);
-                odd[r][b] = fma(second, broadcast(q[r * s.head_size + h + 1]), odd[r][b]);
-            }
+void cut_strips(Space& space, int64_t rows) {
+    space.num_strips = 0;
+    for (int64_t row = 0, count; row < rows; row += count) {
+        count = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+        Strip strip{row, count, space.positions[row], space.positions[row], 0, 0};
+        for (int64_t r = row + 1; r < row + count; ++r) {
+            if (space.positions[r] < strip.low) strip.low = space.positions[r];
+            if (space.positions[r] > strip.high) strip.high = space.positions[r];
         }
+        space.strips[space.num_strips++] = strip;
     }
-    for (int r = 0; r < kRows; ++r)
-        for (int b = 0; b < kScoreBlocks; ++b)
-            store(scores + r * kChunkTokens + b * kBlockTokens, even[r][b] + odd[r][b]);
-}
-
-template <int kRows, class T>
-void score_rows(const PageStore& s, Block<T>* blocks, int64_t count, const float* q, float* scores) {
-    if (count % kScoreBlocks) blocks[count] = blocks[count - 1];  // computed, then not looked at
-    for (int64_t b = 0; b < count; b += kScoreBlocks)
-        score_blocks<kRows>(s, blocks + b, q, scores + b * kBlockTokens);
-}
-
-// Tokens that the row at `position` may not see get minus infinity.
-template <class T>
-void hide(const Block<T>& block, int64_t position, int64_t window, float* scores) {
-    const int64_t low =
-        window ? position - window - block.position : -1;  // offsets <= low and > high are hidden
-    const int64_t high = position - block.position;
-    if (low < 0 && high >= kBlockTokens - 1 && block.count == kBlockTokens) return;
-    for (int64_t i = 0; i < kBlockTokens; ++i)
-        if (i <= low || i > high || i >= block.count) scores[i] = kHidden;
-}
-
-// Scores to weights: raises the row's maximum, rescales what it has, and leaves exp(score - maximum).
-inline void weigh(Space& space, int64_t r, int64_t blocks, int64_t head_size) {
-    float* scores = space.scores + r * kChunkTokens;
-    F32x16 most = broadcast(kHidden);
-    for (int64_t b = 0; b < blocks; ++b) most = max(load(scores + b * kBlockTokens), most);
-    const float chunk = largest(most), raised = chunk > space.most[r] ? chunk : space.most[r];
-    if (raised == kHidden) {
-        for (int64_t i = 0; i < blocks * kBlockTokens; ++i) scores[i] = 0;
-        return;
-    }
-    const F32x16 base = broadcast(raised);
-    if (raised != space.most[r]) {
-        const F32x16 factor = exp(broadcast(space.most[r]) - base);
-        space.sums[r] = space.sums[r] * factor;
-        float* out = space.out + r * head_size;
-        for (int64_t h = 0; h < head_size; h += kLanes) store(out + h, load(out + h) * factor);
-        space.most[r] = raised;
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-        const F32x16 weight = exp(load(scores + b * kBlockTokens) - base);
-        store(scores + b * kBlockTokens, weight);
-        space.sums[r] = space.sums[r] + weight;
-    }
-}
-
-template <int kRows, int kVectors, class T>
-inline void add_values(const PageStore& s, const Block<T>* blocks, int64_t count, const float* weights,
-                       float* out, int64_t h) {
-    F32x16 total[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) total[r][v] = load(out + r * s.head_size + h + v * kLanes);
-    for (int64_t b = 0; b < count; ++b) {
-        const T* values = blocks[b].values + h;
-        const float* weight = weights + b * kBlockTokens;
-        for (int64_t i = 0; i < blocks[b].count; ++i, values += s.head_size) {
-            F32x16 value[kVectors];
-            for (int v = 0; v < kVectors; ++v) value[v] = load(values + v * kLanes);
-            for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kVectors; ++v)
-                    total[r][v] = fma(broadcast(weight[r * kChunkTokens + i]), value[v], total[r][v]);
-        }
-    }
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(out + r * s.head_size + h + v * kLanes, total[r][v]);
-}
-
-template <int kRows, class T>
-void value_rows(const PageStore& s, const Block<T>* blocks, int64_t count, const float* weights, float* out) {
-    int64_t h = 0;
-    for (; h + kValueVectors * kLanes <= s.head_size; h += kValueVectors * kLanes)
-        add_values<kRows, kValueVectors>(s, blocks, count, weights, out, h);
-    for (; h < s.head_size; h += kLanes) add_values<kRows, 1>(s, blocks, count, weights, out, h);
-}
-
-// function.template operator()<kRows>(first row) over the rows, four or two or one at a time.
-template <class Function>
-inline void in_small_tiles(int64_t rows, const Function& function) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) function.template operator()<4>(r);
-    for (; r + 2 <= rows; r += 2) function.template operator()<2>(r);
-    if (r < rows) function.template operator()<1>(r);
-}
-
-template <class T>
-void walk_chunk(const PagedAttention& a, const Tile& tile, Space& space, Block<T>* blocks, int64_t count) {
-    const PageStore& s = a.store;
-    in_small_tiles(tile.count, [&]<int kRows>(int64_t r) {
-        score_rows<kRows>(s, blocks, count, space.q + r * s.head_size, space.scores + r * kChunkTokens);
-    });
-    for (int64_t r = 0; r < tile.count; ++r) {
-        for (int64_t b = 0; b < count; ++b)
-            hide(blocks[b], space.positions[r], a.window, space.scores + r * kChunkTokens + b * kBlockTokens);
-        weigh(space, r, count, s.head_size);
-    }
-    in_small_tiles(tile.count, [&]<int kRows>(int64_t r) {
-        value_rows<kRows>(s, blocks, count, space.scores + r * kChunkTokens, space.out + r * s.head_size);
-    });
-}
-
-// Collects the blocks that some row of the tile may see, chunk by chunk.
-template <class T>
-void walk(const PagedAttention& a, const Tile& tile, Space& space) {
-    const PageStore& s = a.store;
-    int64_t low = space.positions[0], high = space.positions[0];
-    for (int64_t r = 1; r < tile.count; ++r) {
-        if (space.positions[r] < low) low = space.positions[r];
-        if (space.positions[r] > high) high = space.positions[r];
-    }
-    const int64_t hidden_to = a.window ? low - a.window : -1;  // no row sees positions up to here
-    Block<T> blocks[kChunkTokens / kBlockTokens + 1];
-    int64_t count = 0, chunk = -1;
-    for (int64_t i = 0; i < tile.num_runs; ++i) {
-        const Run& run = tile.runs[i];
-        for (int64_t offset = 0; offset < run.length; offset += kBlockTokens) {
-            const int64_t position = run.start + offset, rest = run.length - offset;
-            if (position > high) break;
-            if (position + kBlockTokens - 1 <= hidden_to) continue;
-            if (position / kChunkTokens != chunk && count) {
-                walk_chunk(a, tile, space, blocks, count);
-                count = 0;
-            }
-            chunk = position / kChunkTokens;
-            const uint8_t* page = s.arena + a.pages[run.first_page + offset / s.page_tokens] * s.page_bytes;
-            const int64_t inside = offset % s.page_tokens, head = tile.kv_head * s.page_tokens * s.head_size;
-            blocks[count++] = {reinterpret_cast<const T*>(page + s.k_at) + head + inside,
-                               reinterpret_cast<const T*>(page + s.v_at) + head + inside * s.head_size,
-                               position, rest < kBlockTokens ? rest : kBlockTokens};
-        }
-    }
-    if (count) walk_chunk(a, tile, space, blocks, count);
 }
 
 template <class T>
 void attend_tile(const PagedAttention& a, const Tile& tile) {
-    const int64_t H = a.store.head_size, per_head = a.heads / a.store.kv_heads;
-    Space space = {};
-    float* memory = static_cast<float*>(scratch(Scratch::piece, kTileRows * (2 * H + kChunkTokens) * 4));
-    space.q = memory, space.out = memory + kTileRows * H, space.scores = memory + 2 * kTileRows * H;
+    const int64_t H = a.store.head_size;
+    Space space;
+    space.q = static_cast<float*>(scratch(Scratch::piece, space_floats(H) * 4));
+    space.out = space.q + kTileRows * H;
+    space.whole = space.out + kTileRows * H;
+    space.scores = space.whole + kTileRows * H;
+    space.wide = space.scores + kTileRows * kChunkTokens;
     for (int64_t r = 0; r < tile.count; ++r) {
-        const int64_t row = tile.runs->first_row + (tile.first + r) / per_head;
-        const int64_t head = tile.kv_head * per_head + (tile.first + r) % per_head;
-        const float* q = a.q + row * a.q_stride + head * H;
+        const int64_t row = row_of(a, tile, r);
+        const float* q = a.q + row * a.q_stride + head_of(a, tile, r) * H;
         for (int64_t h = 0; h < H; h += kLanes) {
             store(space.q + r * H + h, load(q + h) * broadcast(a.scale));
-            store(space.out + r * H + h, broadcast(0));
+            store(space.whole + r * H + h, broadcast(0));
         }
-        space.most[r] = kHidden, space.sums[r] = broadcast(0), space.positions[r] = a.positions[row];
+        space.whole_most[r] = kHidden, space.whole_sum[r] = 0, space.positions[r] = a.positions[row];
+        if (tile.parts) tile.parts[r * part_floats(H) + H] = kHidden;  // its pages may all be gone
     }
+    cut_strips(space, tile.count);
     walk<T>(a, tile, space);
+    for (int64_t r = 0; r < tile.count && !tile.parts; ++r)
+        finish(a, tile, r, space.whole + r * H, space.whole_most[r], space.whole_sum[r]);
+}
+
+// Adds up the parts of a tile whose first part this is.
+void join(const PagedAttention& a, const Tile& tile, int64_t segments) {
+    const int64_t H = a.store.head_size, size = part_floats(H);
+    auto* whole = static_cast<float*>(scratch(Scratch::piece, H * 4));
     for (int64_t r = 0; r < tile.count; ++r) {
-        const int64_t row = tile.runs->first_row + (tile.first + r) / per_head;
-        const int64_t head = tile.kv_head * per_head + (tile.first + r) % per_head;
-        const float total = sum(space.sums[r]);
-        const F32x16 factor = broadcast(total > 0 ? 1.0f / total : 0.0f);
-        float* out = a.out + (row * a.heads + head) * H;
-        for (int64_t h = 0; h < H; h += kLanes) store(out + h, load(space.out + r * H + h) * factor);
-        a.lse[row * a.heads + head] = total > 0 ? space.most[r] + __builtin_logf(total) : kHidden;
+        float most = kHidden, total = 0;
+        for (int64_t h = 0; h < H; h += kLanes) store(whole + h, broadcast(0));
+        for (int64_t i = 0; i < segments; ++i) {
+            const float* part = tile.parts + (i * tile.count + r) * size;
+            add_state(part[H], part[H + 1], part, H, most, total, whole);
+        }
+        finish(a, tile, r, whole, most, total);
     }
 }
 
-int64_t tiles_of(const PagedAttention& a, const Run& run) {
-    const int64_t rows = (run.end_row - run.first_row) * (a.heads / a.store.kv_heads);
-    return (rows + kTileRows - 1) / kTileRows * a.store.kv_heads;
+// function(tile, segments) for every tile, span by span; a span's last tiles see most tokens, and come
+// first. The segments of a span of few rows may go to different threads: it has too few tiles for that.
+template <class Function>
+void for_each_tile(const PagedAttention& a, const Function& function) {
+    const int64_t kv_heads = a.store.kv_heads;
+    for (int64_t i = 0, next; i < a.num_runs; i = next) {
+        const Run& run = a.runs[i];
+        for (next = i + 1; next < a.num_runs && a.runs[next].first_row == run.first_row;) ++next;
+        const int64_t rows = (run.end_row - run.first_row) * (a.heads / kv_heads);
+        for (int64_t first = (rows - 1) / kTileRows * kTileRows; first >= 0; first -= kTileRows) {
+            const int64_t count = rows - first < kTileRows ? rows - first : kTileRows;
+            Tile tile{&run, next - i, 0, first, count, 0, INT64_MAX, nullptr};
+            const Seen seen = seen_by(a, tile);
+            int64_t segments = 1;
+            if (rows <= kTileRows && seen.begin < seen.end) {
+                tile.from = seen.begin / kSegmentTokens * kSegmentTokens;
+                segments = (seen.end - tile.from + kSegmentTokens - 1) / kSegmentTokens;
+            }
+            for (; tile.kv_head < kv_heads; ++tile.kv_head) function(tile, segments);
+        }
+    }
 }
+
+// A piece of work: a tile, or one of its segments. `joined` segments begin here, if more than one.
+struct Piece {
+    Tile tile;
+    int64_t joined;
+};
 
 template <class T>
 void attend(const PagedAttention& a) {
-    // Tiles are numbered span by span; a span's last tiles see most tokens, so they are taken first.
-    int64_t total = 0;
-    for (int64_t i = 0; i < a.num_runs; ++i)
-        if (i == 0 || a.runs[i].first_row != a.runs[i - 1].first_row) total += tiles_of(a, a.runs[i]);
-    in_pieces(total, 1, [&](int64_t begin, int64_t end) {
-        int64_t number = 0;
-        for (int64_t i = 0, next; i < a.num_runs && number < end; i = next) {
-            const Run& run = a.runs[i];
-            for (next = i + 1; next < a.num_runs && a.runs[next].first_row == run.first_row;) ++next;
-            const int64_t tiles = tiles_of(a, run), per_head = a.heads / a.store.kv_heads;
-            const int64_t rows = (run.end_row - run.first_row) * per_head;
-            for (int64_t t = begin > number ? begin - number : 0; t < tiles && number + t < end; ++t) {
-                const int64_t reversed = tiles - 1 - t;
-                const int64_t first = reversed / a.store.kv_heads * kTileRows;
-                attend_tile<T>(a, {&run, next - i, reversed % a.store.kv_heads, first,
-                                   rows - first < kTileRows ? rows - first : kTileRows});
+    const int64_t size = part_floats(a.store.head_size);
+    int64_t count = 0, floats = 0;
+    for_each_tile(a, [&](const Tile& tile, int64_t segments) {
+        count += segments;
+        if (segments > 1) floats += segments * tile.count * size;
+    });
+    auto* parts =
+        static_cast<float*>(scratch(Scratch::call, floats * 4 + count * static_cast<int64_t>(sizeof(Piece))));
+    auto* const pieces = reinterpret_cast<Piece*>(parts + floats);
+    count = 0;
+    for_each_tile(a, [&](Tile tile, int64_t segments) {
+        for (int64_t i = 0; i < segments; ++i) {
+            if (segments > 1) {
+                tile.to = tile.from + kSegmentTokens;
+                tile.parts = parts;
+                parts += tile.count * size;
             }
-            number += tiles;
+            pieces[count++] = {tile, i == 0 ? segments : 0};
+            tile.from += kSegmentTokens;
         }
+    });
+    in_pieces(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) attend_tile<T>(a, pieces[i].tile);
+    });
+    if (floats == 0) return;
+    for_each_row(count, 4 * size, [&](int64_t i) {
+        if (pieces[i].joined > 1) join(a, pieces[i].tile, pieces[i].joined);
     });
 }
 
-inline void put(float* to, float value) {
-    *to = value;
-}
-inline void put(bf16* to, float value) {
-    *to = to_bf16(value);
+// function.template operator()<T>() for what the pages hold.
+template <class Function>
+inline void with_stored(Stored stored, const Function& function) {
+    switch (stored) {
+        case Stored::i8:
+            return function.template operator()<int8_t>();
+        case Stored::bf16:
+            return function.template operator()<bf16>();
+        default:
+            return function.template operator()<float>();
+    }
 }
 
-template <class T>
-void write(const PagedWrite& a) {
-    const PageStore& s = a.store;
-    for_each_row(a.rows, 8 * s.kv_heads * s.head_size, [&](int64_t row) {
-        uint8_t* page = s.arena + a.slots[row] / s.page_tokens * s.page_bytes;
-        const int64_t inside = a.slots[row] % s.page_tokens;
-        const float *k = a.k + row * a.k_stride, *v = a.v + row * a.v_stride;
-        T* keys = reinterpret_cast<T*>(page + s.k_at) + inside;
-        T* values = reinterpret_cast<T*>(page + s.v_at) + inside * s.head_size;
-        for (int64_t g = 0; g < s.kv_heads; ++g) {
-            for (int64_t h = 0; h < s.head_size; ++h)
-                put(keys + (g * s.head_size + h) * s.page_tokens, k[g * s.head_size + h]);
-            for (int64_t h = 0; h < s.head_size; h += kLanes)
-                store(values + g * s.page_tokens * s.head_size + h, load(v + g * s.head_size + h));
-        }
-    });
+void attend_any(const PagedAttention& a) {
+    with_stored(a.store.stored, [&]<class T>() { attend<T>(a); });
+}
+
+void write_any(const PagedWrite& a) {
+    with_stored(a.store.stored, [&]<class T>() { write<T>(a); });
 }
 
 }  // namespace
 
-constinit const PagedAttentionTable paged_attention = {attend<float>, attend<bf16>, write<float>,
-                                                       write<bf16>};
+constinit const PagedAttentionTable paged_attention = {attend_any, write_any};
 
 }  // namespace headrace::HR_LEVEL

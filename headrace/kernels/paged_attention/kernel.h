@@ -1,8 +1,9 @@
 // paged_attention: what cpu.cpp offers at each level, and bind.cpp calls.
 //
-//   page    page_bytes; this layer's keys begin at k_at, its values at v_at
-//     keys    [G][H][page_tokens]      a vector load is one dimension of sixteen tokens: scores need no
-//     reduction values  [G][page_tokens][H]      a vector load is sixteen dimensions of one token
+//   page    page_bytes; this layer's keys begin at k_at, its values at v_at, kv head after kv head
+//     keys      [H][page_tokens]     a vector load is one dimension of sixteen tokens: scores need no
+//     reduction values    [page_tokens][H]     a vector load is sixteen dimensions of one token
+//   int8 codes follow their scales, float [page_tokens], in either
 #pragma once
 
 #include <stdint.h>
@@ -11,11 +12,21 @@
 
 namespace headrace {
 
+// What is stored; the value is its bytes.
+enum class Stored : int64_t { i8 = 1, bf16 = 2, f32 = 4 };
+
 struct PageStore {
     uint8_t* arena;
     int64_t page_bytes, k_at, v_at;  // bytes
     int64_t page_tokens;             // a multiple of 16
     int64_t kv_heads, head_size;     // head_size is a multiple of 16
+    Stored stored;
+
+    int64_t scale_bytes() const { return stored == Stored::i8 ? page_tokens * 4 : 0; }
+    // Of one kv head's keys, or values.
+    int64_t head_bytes() const {
+        return scale_bytes() + page_tokens * head_size * static_cast<int64_t>(stored);
+    }
 };
 
 // Rows [first_row, end_row) read `length` tokens from position `start` on, in consecutive entries of `pages`.
@@ -47,10 +58,8 @@ struct PagedWrite {
 };
 
 struct PagedAttentionTable {
-    void (*attend_f32)(const PagedAttention&);
-    void (*attend_bf16)(const PagedAttention&);
-    void (*write_f32)(const PagedWrite&);
-    void (*write_bf16)(const PagedWrite&);
+    void (*attend)(const PagedAttention&);
+    void (*write)(const PagedWrite&);
 };
 
 #define X(level)                                      \

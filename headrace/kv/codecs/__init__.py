@@ -1,7 +1,4 @@
-"""Slot `kv-codec`: how a page's bytes hold keys and values.
-
-Add one: a file here with a frozen dataclass that has `card`, `page_bytes` and `start`, and a line in the index.
-"""
+"""Slot `kv-codec`: how a page's bytes hold keys and values. One is a frozen dataclass with what Codec lists."""
 
 from __future__ import annotations
 
@@ -56,6 +53,10 @@ class Codec(Protocol):
 SLOT = Slot(
     name="kv-codec",
     asks="how keys and values are stored",
-    index={"plain": "headrace.kv.codecs.plain:Plain", "bf16": "headrace.kv.codecs.plain:Bf16"},
+    index={
+        "plain": "headrace.kv.codecs.plain:Plain",
+        "bf16": "headrace.kv.codecs.plain:Bf16",
+        "int8": "headrace.kv.codecs.int8:Int8",
+    },
     default="plain",
 )

@@ -1,5 +1,6 @@
 """Inputs for the contract suite: paged_attention."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,16 @@ def cases() -> Iterator[Case]:
     yield _case("window", [(300, 1), (16, 50), (0, 3)], window=20)
     yield _case("holes", [(300, 2), (100, 3)], holes=True)
     yield _case("holes-and-window", [(300, 2), (100, 3)], holes=True, window=150)
+    yield _case("segments", [(2500, 1), (1020, 9), (5, 3), (2047, 2)])
+    yield _case("segments-and-window", [(2500, 1), (1020, 9), (1900, 70)], window=1100)
+    yield _case("segments-of-few-heads", [(0, 1300)], heads=2, kv_heads=1, head_size=16)
+    yield _case("segments-int8", [(2500, 1), (1000, 100)], stored=torch.int8, holes=True)
+    yield _case("many-rows-bf16", [(40, 90), (2000, 1)], stored=torch.bfloat16)
+    yield _case("many-rows-int8-window", [(40, 90), (2000, 1)], stored=torch.int8, window=33)
     yield _case("bf16", [(300, 1), (16, 50)], stored=torch.bfloat16)
+    yield _case("int8", [(300, 1), (16, 50)], stored=torch.int8)
+    yield _case("int8-window-holes", [(300, 2), (16, 50)], stored=torch.int8, window=150, holes=True)
+    yield _case("int8-head-of-96", [(70, 5)], stored=torch.int8, head_size=96, page_tokens=64)
     yield _case("one-head-each", [(70, 5)], heads=3, kv_heads=3)
     yield _case("six-heads-share", [(70, 5)], heads=12, kv_heads=2)
     yield _case("one-kv-head", [(70, 5)], heads=7, kv_heads=1)
@@ -66,11 +76,12 @@ def _case(
 ) -> Case:
     """`spans`: (first position, rows) each, of sequences whose pages hold everything up to the last row."""
     random = torch.Generator().manual_seed(len(name))
-    stored = dtype if dtype == torch.float64 else stored
-    half = page_tokens * kv_heads * head_size * stored.itemsize
-    store = PageStore(64, 64 + half, page_tokens, kv_heads, head_size, stored)
+    stored = dtype if dtype == torch.float64 and stored == torch.float32 else stored
+    store = PageStore(64, 64, page_tokens, kv_heads, head_size, stored)
+    half = store.nbytes
+    store = dataclasses.replace(store, v_at=64 + half)
     pages, runs, positions, row = [], [], [], 0
-    free = torch.randperm(1000 // page_tokens, generator=random).tolist()
+    free = torch.randperm(6000 // page_tokens, generator=random).tolist()
     arena = torch.full(
         (len(free), 64 + 2 * half + 64), 0xFF, dtype=torch.uint8
     )  # NaN where nothing is written

@@ -19,6 +19,10 @@ inline float to_float(float x) {
     return x;
 }
 
+inline float to_float(int8_t x) {
+    return x;
+}
+
 inline float to_float(bf16 x) {
     const uint32_t bits = uint32_t{x.bits} << 16;
     float wide;

@@ -67,6 +67,9 @@ inline F32x16 load(const float* p) {
 inline F32x16 load(const bf16* p) {
     return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline F32x16 load(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline F32x16 load_first(const float* p, int64_t n) {
     return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
 }
@@ -126,6 +129,11 @@ inline F32x16 load(const float* p) {
 inline F32x16 load(const bf16* p) {
     const __m128i* q = reinterpret_cast<const __m128i*>(p);
     return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+}
+inline F32x16 load(const int8_t* p) {
+    return {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 inline void store(float* p, F32x16 x) {
     _mm256_storeu_ps(p, x.lo);

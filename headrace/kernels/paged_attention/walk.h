@@ -1,0 +1,239 @@
+// A tile: rows of one span that share a kv head and walk its pages together. Compiled once per level.
+//
+// Chunks and segments end at absolute positions. In a chunk: scores, then the maximum, exponentials and
+// values. A segment's state is added to that of those before it, in order, whichever thread computed it.
+// So what a row computes depends on its own position and on which pages exist, not on the rows beside it,
+// on how its prompt was cut or on threads: a block that a row may not see changes nothing, to the bit.
+#pragma once
+
+#include "headrace/pool.h"
+#include "paged_attention/strip.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+constexpr int64_t kTileRows = 64;
+constexpr int64_t kWideBlocks = 2;  // widened at once, for many rows
+
+// Row r is query r / per_head of the span, head r % per_head of those that share the kv head.
+struct Tile {
+    const Run* runs;
+    int64_t num_runs;
+    int64_t kv_head, first, count;
+    int64_t from, to;  // positions
+    float* parts;  // [count][part_floats], where the state of one segment goes; null: the results are final
+};
+
+// Memory of a tile at work.
+struct Space {
+    float* q;       // [kTileRows][H], scaled
+    float* scores;  // [kTileRows][kChunkTokens]
+    float* out;     // [kTileRows][H], of the segment
+    float* whole;   // [kTileRows][H], of the segments before it
+    float* wide;    // [kWideBlocks][16 H], widened keys or values
+    Gathered rows[kTileRows];
+    float whole_most[kTileRows], whole_sum[kTileRows];
+    int64_t positions[kTileRows];
+    Strip strips[kTileRows / kStripRows + 2];
+    int64_t num_strips;
+};
+
+inline int64_t space_floats(int64_t head_size) {
+    return kTileRows * (3 * head_size + kChunkTokens) + kWideBlocks * kBlockTokens * head_size;
+}
+
+// A row's state as it lies in memory: out [H], most, sum.
+inline int64_t part_floats(int64_t head_size) {
+    return head_size + kLanes;
+}
+
+// Adds a state to a row's: both are sums of exp(score - most), and values in the same weights.
+inline void add_state(float most, float sum, const float* out, int64_t head_size, float& whole_most,
+                      float& whole_sum, float* whole) {
+    if (most == kHidden) return;
+    const float raised = most > whole_most ? most : whole_most;
+    const F32x16 before = exp(broadcast(whole_most - raised)), now = exp(broadcast(most - raised));
+    whole_most = raised;
+    whole_sum = whole_sum * largest(before) + sum * largest(now);
+    for (int64_t h = 0; h < head_size; h += kLanes)
+        store(whole + h, fma(load(out + h), now, load(whole + h) * before));
+}
+
+template <class T>
+void score_chunk(Space& space, const Blocks<T>& chunk, int64_t rows, int64_t head_size) {
+    const bool many = rows > kStripRows;
+    const int64_t step = many ? kWideBlocks : kChunkBlocks;
+    for (int64_t first = 0; first < chunk.count; first += step) {
+        const int64_t end = first + step < chunk.count ? first + step : chunk.count;
+        Block<float> wide[kChunkBlocks];
+        if (many && !kIsFloat<T>) {
+            for (int64_t b = first; b < end; ++b) {
+                float* to = space.wide + (b - first) * kBlockTokens * head_size;
+                widen_keys(chunk.at[b].keys, chunk.stride, head_size, to);
+                wide[b] = {to, nullptr, chunk.at[b].key_scales, nullptr, 0, 0};
+            }
+        }
+        for (int64_t i = 0; i < space.num_strips; ++i) {
+            const Strip& strip = space.strips[i];
+            const int64_t from = first > strip.from ? first : strip.from,
+                          to = end < strip.to ? end : strip.to;
+            const float* q = space.q + strip.row * head_size;
+            float* scores = space.scores + strip.row * kChunkTokens;
+            if (many && !kIsFloat<T>) {
+                score<false, float>(strip, {wide, end, kBlockTokens}, from, to, head_size, q, scores);
+            } else {
+                score<true>(strip, chunk, from, to, head_size, q, scores);
+            }
+        }
+    }
+}
+
+template <class T>
+void add_chunk(Space& space, const Blocks<T>& chunk, const Block<T>* last, int64_t rows, int64_t head_size) {
+    const bool many = rows > kStripRows;
+    for (int64_t b = 0; b < chunk.count; ++b) {
+        const Block<T>& block = chunk.at[b];
+        const Block<T>& ahead = chunk.at + b + kAhead<T> < last ? chunk.at[b + kAhead<T>] : *last;
+        Block<float> wide{};
+        if (many && !kIsFloat<T>) {
+            widen_values(block.values, head_size, space.wide);
+            wide = {nullptr, space.wide, nullptr, nullptr, 0, block.count};
+        }
+        for (int64_t i = 0; i < space.num_strips; ++i) {
+            const Strip& strip = space.strips[i];
+            if (b < strip.from || b >= strip.to) continue;
+            const float* weights = space.scores + strip.row * kChunkTokens + b * kBlockTokens;
+            float* out = space.out + strip.row * head_size;
+            if (many && !kIsFloat<T>) {
+                add_values<false>(strip, wide, wide, head_size, weights, out);
+            } else {
+                add_values<true>(strip, block, ahead, head_size, weights, out);
+            }
+        }
+    }
+}
+
+// Which of the chunk's blocks each strip may see.
+template <class T>
+void look(Space& space, const Blocks<T>& chunk, int64_t window) {
+    for (int64_t i = 0; i < space.num_strips; ++i) {
+        Strip& strip = space.strips[i];
+        strip.from = 0, strip.to = chunk.count;
+        while (strip.to > 0 && chunk.at[strip.to - 1].position > strip.high) --strip.to;
+        while (window && strip.from < strip.to &&
+               chunk.at[strip.from].position + kBlockTokens - 1 <= strip.low - window)
+            ++strip.from;
+    }
+}
+
+template <class T>
+void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk, const Block<T>* last,
+                int64_t rows) {
+    const int64_t H = a.store.head_size;
+    look(space, chunk, a.window);
+    score_chunk(space, chunk, rows, H);
+    for (int64_t i = 0; i < space.num_strips; ++i) {
+        const Strip& strip = space.strips[i];
+        for (int64_t r = strip.row; strip.from < strip.to && r < strip.row + strip.rows; ++r) {
+            float* scores = space.scores + r * kChunkTokens;
+            for (int64_t b = strip.from; b < strip.to; ++b)
+                hide(chunk.at[b], space.positions[r], a.window, scores + b * kBlockTokens);
+            weigh(chunk.at, strip.from, strip.to, H, scores, space.rows[r], space.out + r * H);
+        }
+    }
+    add_chunk(space, chunk, last, rows, H);
+}
+
+// The blocks of one segment, in order; then its state goes to those before it, or to the tile's parts.
+template <class T>
+void walk_segment(const PagedAttention& a, const Tile& tile, Space& space, const Block<T>* blocks,
+                  int64_t count) {
+    const int64_t H = a.store.head_size;
+    for (int64_t r = 0; r < tile.count; ++r) {
+        space.rows[r] = {kHidden, broadcast(0)};
+        for (int64_t h = 0; h < H; h += kLanes) store(space.out + r * H + h, broadcast(0));
+    }
+    for (int64_t h = 0; h < H; h += kLanes)
+        fetch_keys(blocks->keys + h * a.store.page_tokens, a.store.page_tokens);
+    fetch_first_values(*blocks, H);
+    for (int64_t first = 0, end; first < count; first = end) {
+        const int64_t chunk = blocks[first].position / kChunkTokens;
+        for (end = first + 1; end < count && blocks[end].position / kChunkTokens == chunk;) ++end;
+        walk_chunk<T>(a, space, {blocks + first, end - first, a.store.page_tokens}, blocks + count - 1,
+                      tile.count);
+    }
+    for (int64_t r = 0; r < tile.count; ++r) {
+        const Gathered& row = space.rows[r];
+        if (tile.parts) {
+            float* part = tile.parts + r * part_floats(H);
+            for (int64_t h = 0; h < H; h += kLanes) store(part + h, load(space.out + r * H + h));
+            part[H] = row.most, part[H + 1] = sum(row.sum);
+        } else {
+            add_state(row.most, sum(row.sum), space.out + r * H, H, space.whole_most[r], space.whole_sum[r],
+                      space.whole + r * H);
+        }
+    }
+}
+
+// Positions that rows of the tile may see, within the tile's own.
+struct Seen {
+    int64_t begin, end;
+};
+
+inline Seen seen_by(const PagedAttention& a, const Tile& tile) {
+    const int64_t per_head = a.heads / a.store.kv_heads, row = tile.runs->first_row;
+    int64_t low = INT64_MAX, high = -1;
+    for (int64_t r = tile.first / per_head; r <= (tile.first + tile.count - 1) / per_head; ++r) {
+        const int64_t position = a.positions[row + r];
+        if (position < low) low = position;
+        if (position > high) high = position;
+    }
+    const Run& last = tile.runs[tile.num_runs - 1];
+    Seen seen{a.window && low >= a.window ? low - a.window + 1 : 0, high + 1};
+    if (seen.end > last.start + last.length) seen.end = last.start + last.length;
+    if (seen.begin < tile.from) seen.begin = tile.from;
+    if (seen.end > tile.to) seen.end = tile.to;
+    return seen;
+}
+
+template <class T>
+inline Block<T> block_at(const PageStore& s, const uint8_t* page, int64_t kv_head, int64_t inside,
+                         int64_t position, int64_t count) {
+    const uint8_t *keys = page + s.k_at + kv_head * s.head_bytes(),
+                  *values = page + s.v_at + kv_head * s.head_bytes();
+    const int64_t scales = s.scale_bytes();
+    return {reinterpret_cast<const T*>(keys + scales) + inside,
+            reinterpret_cast<const T*>(values + scales) + inside * s.head_size,
+            scales ? reinterpret_cast<const float*>(keys) + inside : nullptr,
+            scales ? reinterpret_cast<const float*>(values) + inside : nullptr,
+            position,
+            count < kBlockTokens ? count : kBlockTokens};
+}
+
+// Collects the blocks that some row of the tile may see, segment by segment.
+template <class T>
+void walk(const PagedAttention& a, const Tile& tile, Space& space) {
+    const PageStore& s = a.store;
+    const Seen seen = seen_by(a, tile);
+    Block<T> blocks[kSegmentBlocks];
+    int64_t count = 0;
+    for (int64_t i = 0; i < tile.num_runs; ++i) {
+        const Run& run = tile.runs[i];
+        const int64_t skipped = seen.begin > run.start ? (seen.begin - run.start) / kBlockTokens : 0;
+        for (int64_t offset = skipped * kBlockTokens; offset < run.length; offset += kBlockTokens) {
+            const int64_t position = run.start + offset;
+            if (position >= seen.end) break;
+            if (count && position / kSegmentTokens != blocks->position / kSegmentTokens) {
+                walk_segment(a, tile, space, blocks, count);
+                count = 0;
+            }
+            const uint8_t* page = s.arena + a.pages[run.first_page + offset / s.page_tokens] * s.page_bytes;
+            blocks[count++] =
+                block_at<T>(s, page, tile.kv_head, offset % s.page_tokens, position, run.length - offset);
+        }
+    }
+    if (count) walk_segment(a, tile, space, blocks, count);
+}
+
+}  // namespace
+}  // namespace headrace::HR_LEVEL

@@ -1,0 +1,52 @@
+"""Keys and values where the kernel paged_attention reads them: what codecs with native attention have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import paged_attention
+from headrace.kernels.attention import Queries, State
+from headrace.kernels.paged_attention import PageStore
+from headrace.kv.groups import GroupSpec
+from headrace.types import Reads
+
+ALIGN = 64
+"""Pages start on cache lines."""
+
+
+def page_bytes(group: GroupSpec, tokens: int, stored: torch.dtype) -> int:
+    """Bytes of a page whose numbers are `stored`."""
+    used = sum(2 * store.nbytes for store in _stores(group, tokens, stored).values())
+    return -(-used // ALIGN) * ALIGN
+
+
+class Paged:
+    """A live codec that knows where each layer's keys and values lie in a page, and leaves the rest to the kernel."""
+
+    def __init__(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype, stored: torch.dtype) -> None:
+        """dtype: the model's; stored: see PageStore."""
+        self._dtype = dtype
+        self._stores = _stores(group, page_tokens, stored)
+
+    def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
+        paged_attention.write(arena_PX, self._stores[layer], k_TGH, v_TGH, slots_T)
+
+    def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        k_LGH, v_LGH = paged_attention.read(arena_PX, self._stores[layer], pages_B, length)
+        return k_LGH.to(self._dtype), v_LGH.to(self._dtype)
+
+    def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
+        return paged_attention.attend(queries, arena_PX, self._stores[layer], reads)
+
+
+def _stores(group: GroupSpec, page_tokens: int, stored: torch.dtype) -> dict[int, PageStore]:
+    """Layer -> its part of a page, one after the other."""
+    stores, at = {}, 0
+    for member in group.members:
+        first = PageStore(at, at, page_tokens, len(member.kv_heads), member.head_size, stored)
+        stores[member.layer] = replace(first, v_at=at + first.nbytes)
+        at += 2 * first.nbytes
+    return stores

@@ -1,0 +1,85 @@
+"""Writing keys and values: the same bytes on every level, whatever the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from headrace import kernels
+from headrace.kernels.paged_attention import PageStore, read, write
+
+PAGES = 5
+STORED = (torch.float32, torch.bfloat16, torch.int8)
+
+each_level = pytest.mark.parametrize("level", kernels.available())
+
+
+def make(stored: torch.dtype, head_size: int, page_tokens: int) -> tuple[PageStore, Tensor]:
+    store = PageStore(64, 0, page_tokens, 3, head_size, stored)
+    store = dataclasses.replace(store, v_at=64 + store.nbytes)
+    return store, torch.full((PAGES, -(-(64 + 2 * store.nbytes) // 64) * 64), 0xFF, dtype=torch.uint8)
+
+
+def awkward(rows: int, head_size: int, seed: int) -> Tensor:
+    """Heads from subnormal to nearly too large, heads of ties, zeros of both signs, and one number in zeros."""
+    random = torch.Generator().manual_seed(seed)
+    x_TGH = torch.randn(rows, 3, head_size, generator=random)
+    kind = torch.randint(0, 6, (rows, 3, 1), generator=random)
+    scale = torch.pow(10.0, torch.randint(-46, 38, kind.shape, generator=random).double())
+    ties = (x_TGH * 20).round() / 2
+    ties[..., 0] = 127.0
+    alone = torch.zeros_like(x_TGH)
+    alone[..., -1] = x_TGH[..., -1]
+    for which, values in enumerate(
+        ((x_TGH.double() * scale).float(), ties, torch.zeros_like(x_TGH), -torch.zeros_like(x_TGH), alone)
+    ):
+        x_TGH = torch.where(kind == which, values, x_TGH)
+    return x_TGH.clamp(-3e38, 3e38)
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize(("head_size", "page_tokens"), [(16, 16), (64, 16), (80, 32)])
+@each_level
+def test_bytes_are_those_of_the_reference(
+    level: str, head_size: int, page_tokens: int, stored: torch.dtype
+) -> None:
+    rows = PAGES * page_tokens
+    slots = torch.randperm(rows, generator=torch.Generator().manual_seed(1))[: rows - 7]
+    k_TGH, v_TGH = (awkward(len(slots), head_size, seed) for seed in (2, 3))
+    arenas = []
+    for each in (level, kernels.REFERENCE):
+        store, arena = make(stored, head_size, page_tokens)
+        with kernels.forced(each):
+            write(arena, store, k_TGH, v_TGH, slots)
+        arenas.append(arena)
+    assert torch.equal(*arenas)
+
+
+@each_level
+def test_int8_is_off_by_at_most_half_a_step(level: str) -> None:
+    store, arena = make(torch.int8, 48, 16)
+    k_TGH, v_TGH = (torch.randn(80, 3, 48, generator=torch.Generator().manual_seed(s)) for s in (4, 5))
+    with kernels.forced(level):
+        write(arena, store, k_TGH, v_TGH, torch.arange(80))
+    for got, want in zip(read(arena, store, torch.arange(PAGES), 80), (k_TGH, v_TGH), strict=True):
+        step = want.abs().amax(-1, keepdim=True) / 127
+        assert bool(((got - want).abs() <= step * 0.5001).all())
+        assert torch.equal(got.abs().amax(-1, keepdim=True), step * 127)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@each_level
+def test_int8_does_not_hide_what_is_no_number(level: str, bad: float) -> None:
+    """The head reads as NaN, so that a broken layer is seen; the token's other heads are untouched."""
+    store, arena = make(torch.int8, 16, 16)
+    k_TGH = torch.ones(2, 3, 16)
+    k_TGH[1, 2, 5] = bad
+    with kernels.forced(level):
+        write(arena, store, k_TGH, k_TGH, torch.tensor([3, 4]))
+    for got in read(arena, store, torch.tensor([0]), 5):
+        assert bool(got[4, 2].isnan().all())
+        assert torch.equal(got[3], torch.ones(3, 16)) and torch.equal(got[4, :2], torch.ones(2, 16))
