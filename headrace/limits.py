@@ -95,7 +95,7 @@ def _affordable(size: int) -> int:
 
 def _arithmetic(name: str, seconds: float) -> float | None:
     """Operations per second of a kind of products; None where nothing native does them."""
-    run: Callable[..., int] | None = kernels.native(f"limits_{name}")  # type: ignore[assignment]
+    run: Callable[..., int] | None = kernels.native(f"limits_{name}")
     if run is None:
         return None
     pieces = _PIECES * kernels.threads()

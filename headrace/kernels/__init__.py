@@ -63,7 +63,7 @@ def operations() -> tuple[str, ...]:
     return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__) if found.ispkg))
 
 
-def native(operation: str) -> Callable[..., None] | None:
+def native(operation: str) -> Callable[..., Any] | None:
     """The native function to call for `operation` at the level in use; None means: run the reference.
 
     The function is called like the operation's folder; further ones of the same folder are `<folder>_<what>`.
@@ -150,7 +150,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 @functools.cache
-def _find(operation: str, level: str) -> tuple[str, Callable[..., None] | None]:
+def _find(operation: str, level: str) -> tuple[str, Callable[..., Any] | None]:
     """The highest level up to `level` that has `operation`, and its function there."""
     levels = available()
     module, _ = _load()

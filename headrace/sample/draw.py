@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 
-import torch
 from torch import Tensor
+
+from headrace.kernels import draw as kernel
 
 
 def uniform(seed: int, position: int, purpose: str) -> float:
@@ -21,10 +22,7 @@ def child_seed(seed: int, index: int) -> int:
 
 def choose(logits_V: Tensor, u: float) -> int:
     """The token at which the cumulative probability of softmax(logits) passes u. Forbidden tokens are never chosen."""
-    cumulative_V = torch.softmax(logits_V.double(), -1).cumsum(-1)
-    target = cumulative_V[-1] * u
-    token = int(torch.searchsorted(cumulative_V, target, right=True))
-    return min(token, len(logits_V) - 1)
+    return kernel.draw(logits_V, u)
 
 
 def _bits(seed: int, counter: int, purpose: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from headrace.kernels.argmax import argmax
 from headrace.sample import draw
 from headrace.sample.processors import Processor, State
 from headrace.types import Accepted, Logprob, Span, StepResult
@@ -56,7 +57,7 @@ class Sampler:
 
         logits_RV: rows of those spans, in order, 1 + len(draft) each. scores: prompt log-probabilities by sequence.
         """
-        greedy_R = logits_RV.argmax(-1).tolist()
+        greedy_R = argmax(logits_RV).tolist()
         accepted, row = [], 0
         for span in spans:
             seq = sequences[span.seq]
@@ -95,7 +96,7 @@ class Sampler:
             for state in states:
                 logits_V = state.apply(logits_V)
         if seq.request.params.temperature == 0:
-            token = int(logits_V.argmax()) if states else greedy
+            token = int(argmax(logits_V[None])) if states else greedy
         else:
             token = draw.choose(logits_V, draw.uniform(seq.seed, position, "token"))
         for state in states:

@@ -26,7 +26,9 @@ from headrace.slots import Card
 class Int8:
     """8-bit codes, whatever the model's dtype is."""
 
-    card: ClassVar[Card] = Card(slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2303.06865")
+    card: ClassVar[Card] = Card(
+        slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2303.06865", recordable=True
+    )
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         return page_bytes(group, tokens, torch.int8)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from headrace.kernels import draw
 from headrace.sample.stateless import Stateless
 from headrace.slots import Card
 from headrace.types import SamplingParams
@@ -37,4 +37,4 @@ class _State(Stateless):
         self._log_share = math.log(min_p)
 
     def apply(self, logits_V: Tensor) -> Tensor:
-        return logits_V.masked_fill(logits_V < logits_V.max() + self._log_share, -torch.inf)
+        return draw.min_p(logits_V, self._log_share)

@@ -35,4 +35,4 @@ class _State(Stateless):
         self._temperature = temperature
 
     def apply(self, logits_V: Tensor) -> Tensor:
-        return logits_V / self._temperature
+        return logits_V.div_(self._temperature)

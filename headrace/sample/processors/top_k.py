@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from headrace.kernels import draw
 from headrace.sample.stateless import Stateless
 from headrace.slots import Card
 from headrace.types import SamplingParams
@@ -36,7 +36,4 @@ class _State(Stateless):
         self._k = k
 
     def apply(self, logits_V: Tensor) -> Tensor:
-        if self._k >= len(logits_V):
-            return logits_V
-        least = torch.topk(logits_V, self._k, sorted=True).values[-1]
-        return logits_V.masked_fill(logits_V < least, -torch.inf)
+        return draw.top_k(logits_V, self._k)

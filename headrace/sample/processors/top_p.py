@@ -1,7 +1,8 @@
 """Keeps the smallest set of tokens whose probability reaches p (nucleus sampling).
 
 Paper   https://arxiv.org/abs/1904.09751 (the curious case of neural text degeneration)
-Idea    Sort by probability; keep tokens until their sum reaches p, the one that reaches it included.
+Idea    From the likeliest token down, keep tokens until their sum reaches p, the one that reaches it included.
+        Of equals, the lower ids come first.
 Trades  Cuts the unreliable tail, by a share that follows the shape of the distribution.
 """
 
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from headrace.kernels import draw
 from headrace.sample.stateless import Stateless
 from headrace.slots import Card
 from headrace.types import SamplingParams
@@ -36,6 +37,4 @@ class _State(Stateless):
         self._p = p
 
     def apply(self, logits_V: Tensor) -> Tensor:
-        probs_V, order_V = torch.softmax(logits_V, -1).sort(descending=True, stable=True)
-        before_V = probs_V.cumsum(-1) - probs_V  # probability of everything more likely
-        return logits_V.index_fill(0, order_V[before_V >= self._p], -torch.inf)
+        return draw.top_p(logits_V, self._p)

@@ -36,6 +36,7 @@ class Int4Dual:
         slot="weights",
         exact="lossy",
         paper="https://arxiv.org/abs/2405.04532",
+        recordable=True,
         needs=(
             ("float32", "activations are quantised from float32"),
             ("cpu", "its kernels are for processors"),

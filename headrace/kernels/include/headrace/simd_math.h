@@ -32,6 +32,14 @@ inline I32x16 nearest(F32x16 x) {
 inline F32x16 two_to(I32x16 n) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
 }
+// x where a < b, else y.
+inline F32x16 where_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), x.v)};
+}
+// Bit i: whether lane i of a is at least that of b.
+inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+}
 // x where a >= b, else 0.
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ), x.v)};
@@ -76,6 +84,14 @@ inline F32x16 two_to(I32x16 n) {
     const __m256i bias = _mm256_set1_epi32(127);
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.lo, bias), 23)),
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.hi, bias), 23))};
+}
+inline F32x16 where_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+    return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GE_OQ))) |
+           static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GE_OQ))) << 8;
 }
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     return {_mm256_and_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GE_OQ), x.lo),
@@ -139,6 +155,15 @@ inline I32x16 nearest(F32x16 x) {
 inline F32x16 two_to(I32x16 n) {
     F32x16 out;
     HR_LANES(__builtin_ldexpf(1.0f, n.lane[i]));
+}
+inline F32x16 where_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+    F32x16 out;
+    HR_LANES(a.lane[i] < b.lane[i] ? x.lane[i] : y.lane[i]);
+}
+inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.lane[i] >= b.lane[i]) << i;
+    return bits;
 }
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     F32x16 out;
