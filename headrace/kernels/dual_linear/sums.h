@@ -83,8 +83,8 @@ struct Group {
     Group(const DualShape& shape, const uint8_t* at, int64_t group)
         : chunks(at + shape.head_bytes()), count(shape.group_chunks(group)) {
         const Bytes both = load_bytes(at);
-        store_bytes(steps, field<0, 15>(both));
-        store_bytes(zeros, field<4, 15>(both));
+        store_bytes(steps, field(both, 0, 15));
+        store_bytes(zeros, field(both, 4, 15));
     }
 
     I32x16 step(int64_t tile) const { return load_u8(steps + tile * kTile) + all_lanes(1); }
