@@ -57,6 +57,7 @@ def int_linear(
         w.group,
         w.bits,
         w.zeros,
+        w.few,
         out,
         bias_O,
         add_TO,

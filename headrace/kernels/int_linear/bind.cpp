@@ -51,10 +51,10 @@ constexpr const char kTooLarge[] =
     "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16";
 
 // Room for whole tiles of rows: what lies in the last ones beyond the rows is computed with and dropped.
-IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows) {
+IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows, int64_t few) {
     constexpr int64_t kTileRows = 32;
     const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows, step = shape.step();
-    const bool stepwise = table.stepwise(shape, rows);
+    const bool stepwise = table.stepwise(shape, rows, few);
     const int64_t codes = tiled * shape.steps() * step + 63, scales = rows * 4 + 63;
     char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
     return {reinterpret_cast<int8_t*>(memory),
@@ -72,20 +72,21 @@ void bind_int_linear(nb::module_& m, Level level) {
     m.def(
         "int_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
-                 int bits, bool zeros, nb::handle out_object, nb::handle bias, nb::handle add, int before,
-                 nb::handle norm, float eps, float offset) {
+                 int bits, bool zeros, int64_t few, nb::handle out_object, nb::handle bias, nb::handle add,
+                 int before, nb::handle norm, float eps, float offset) {
             const IntShape shape = check_shape(outputs, width, group, bits, zeros);
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
-            const IntLinear product{shape, rows_in_scratch(table, shape, rows), check_packed(packed, shape),
-                                    check_end(out_object, bias, add, rows, outputs)};
+            const IntLinear product{shape, rows_in_scratch(table, shape, rows, few),
+                                    check_packed(packed, shape),
+                                    check_end(out_object, bias, add, rows, outputs), few};
             if (rows == 0) return;
             table.quantise(shape, source, product.rows);
             table.multiply(product);
         },
-        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "zeros"_a, "out"_a, "bias"_a.none(),
-        "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "zeros"_a, "few"_a, "out"_a,
+        "bias"_a.none(), "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     m.def(
         "int_linear_rows",
         [&table](nb::handle x_object, int64_t group, nb::handle codes_object, nb::handle scales_object,

@@ -15,8 +15,6 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kFewRows = 8;  // up to here codes are unpacked in registers, for each row count anew
-
 #if defined(HR_LEVEL_AMX)
 constexpr int64_t kDirectRows = 64;
 
@@ -25,12 +23,12 @@ constexpr int64_t kDirectRows = 64;
 bool direct(const IntShape& shape, int64_t rows) {
     return shape.bits == 8 && rows > 1 && rows <= kDirectRows;
 }
-bool stepwise(const IntShape& shape, int64_t rows) {
-    return rows > kFewRows || direct(shape, rows);
+bool stepwise(const IntShape& shape, int64_t rows, int64_t few) {
+    return rows > few || direct(shape, rows);
 }
 #else
-bool stepwise(const IntShape&, int64_t rows) {
-    return rows > kFewRows;
+bool stepwise(const IntShape&, int64_t rows, int64_t few) {
+    return rows > few;
 }
 #endif
 
@@ -66,7 +64,7 @@ void multiply_block(const IntLinear& a, int64_t block) {
 #if defined(HR_LEVEL_AMX)
     if (direct(a.shape, rows)) return direct_rows(a, block);
 #endif
-    if (rows <= kFewRows) return dot_rows<kBits, false>(a, block);
+    if (rows <= a.few) return dot_rows<kBits, false>(a, block);
 #if defined(HR_LEVEL_AMX)
     many_rows<kBits>(a, block);
 #else

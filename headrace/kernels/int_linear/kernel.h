@@ -69,6 +69,7 @@ struct IntLinear {
     IntRows rows;
     const uint8_t* packed;
     ProductEnd end;
+    int64_t few;  // up to so many rows, codes are unpacked in registers, for some rows at a time
 
     // Where an input's code lies in a row.
     int64_t place(int64_t input) const {
@@ -87,7 +88,7 @@ struct IntCodes {
 enum class Unfit { nothing, not_finite, too_large };
 
 struct IntLinearTable {
-    bool (*stepwise)(const IntShape&, int64_t rows);  // whether the rows' codes are wanted step by step
+    bool (*stepwise)(const IntShape&, int64_t rows, int64_t few);  // whether rows are wanted step by step
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const IntLinear&);
     void (*pack)(const IntShape&, const IntCodes&, uint8_t* packed);

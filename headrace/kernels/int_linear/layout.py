@@ -40,6 +40,9 @@ class IntWeight:
     bits: int
     zeros: bool
     """Whether zero points are stored; else they are 2 ** (bits - 1)."""
+    few: int = 8
+    """Up to so many rows, products unpack codes in registers; with more, into the cache. The same bits either way:
+    headrace.kernels.int_linear.crossing measures where one overtakes the other."""
 
     @property
     def groups(self) -> int:

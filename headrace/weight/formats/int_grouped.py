@@ -11,7 +11,7 @@ Deviates  The symmetric scale is the signed extreme over -2^(bits-1), as in llam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headrace.kernels import int_linear
 from headrace.kernels.before import Before
+from headrace.kernels.int_linear.crossing import few_rows
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
@@ -128,7 +129,7 @@ class IntPacking:
 
     def finish(self) -> IntMatrix:
         self._blocks.finish()
-        return IntMatrix(self._weight)
+        return IntMatrix(replace(self._weight, few=few_rows(self._weight)))
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
         w = self._weight
