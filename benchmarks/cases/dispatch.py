@@ -42,6 +42,8 @@ def weights(shape: str, spec: str) -> dict[str, IntWeight]:
     model, form = shapes.architecture(shape), make(spec)
     found: dict[str, IntWeight] = {}
     for name, size in places(model)[1].items():
+        if len(size) != 2:
+            continue
         head = "embed" in name or "head" in name
         text = f"{size[0]} x {size[1]}{' (head)' if head else ''}"
         if text not in found:
