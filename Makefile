@@ -8,15 +8,16 @@ export PROMPT
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-CXX_FILES := $(shell find headrace -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find headrace tests -name '*.cpp' -o -name '*.h')
 SETUP_FILES := pyproject.toml constraints.txt native/CMakeLists.txt $(CXX_FILES)
 
-.PHONY: help run test sanitize lint format clean
+.PHONY: help run test sanitize emulate lint format clean
 
 help:
 	@echo "make run       stream text from the model in the box   (PROMPT='...' ARGS='--max-tokens 64')"
 	@echo "make test      run the fast tests                      (ARGS='-m slow' for the slow ones)"
-	@echo "make sanitize  the tests of native code, under the sanitizers of GCC"
+	@echo "make emulate   the tests of native code, with AVX-512 and AMX emulated"
+	@echo "make sanitize  the same under the sanitizers of GCC    (ARGS='-k rope' for a part)"
 	@echo "make lint      the checks of CI: ruff, mypy, clang-format"
 	@echo "make format    apply the formatters"
 	@echo "make clean     remove .venv and everything built"
@@ -28,25 +29,31 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
 
-# Python is not built with the sanitizer, so its library is loaded first; the C++ library as well, whose throw it
-# replaces. Leaks are not looked for: Python and PyTorch keep much until the end. New memory is filled with ones, so
-# that a float that nobody wrote is not a number. --capture=sys leaves the report to the terminal, and an abort lets
-# Python say which test it was.
-SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:malloc_fill_byte=255:max_malloc_fill_size=67108864 \
-    UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
+# --- native code: a module in a build folder of its own, which only tests load -------------------------------
+
 NATIVE_TESTS := tests/kernels tests/weight/formats tests/kv/codecs
 
-sanitize: $(VENV)/.installed-dev
-	$(call build,sanitize,-DCMAKE_CXX_COMPILER=g++ -DHEADRACE_SANITIZE=ON)
-	@$(SANITIZED) $(BIN)/python -m pytest --native build/sanitize --capture=sys $(NATIVE_TESTS) $(ARGS)
-
-# The native module in a folder of its own, for tests only.
 define build
 	@PATH="$(abspath $(BIN)):$$PATH" && cmake -S native -B build/$(1) -G Ninja $(2) --log-level=WARNING \
 	    -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
 	    -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)" && ninja -C build/$(1) --quiet
 endef
+
+emulate: $(VENV)/.installed-dev
+	$(call build,emulate,-DHEADRACE_EMULATE=ON)
+	@$(BIN)/python -m pytest --native build/emulate $(NATIVE_TESTS) $(ARGS)
+
+# Python is not built with the sanitizer, so its library is loaded first; the C++ library as well, whose throw it
+# replaces. Leaks are not looked for: Python and PyTorch keep much until the end. New memory is filled with ones, so
+# that a float that nobody wrote is not a number. --capture=sys leaves the report to the terminal, and an abort lets
+# Python say which test it was. Levels are emulated where the sanitizer would not see into an instruction.
+SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:malloc_fill_byte=255:max_malloc_fill_size=67108864 \
+    UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
+
+sanitize: $(VENV)/.installed-dev
+	$(call build,sanitize,-DCMAKE_CXX_COMPILER=g++ -DHEADRACE_SANITIZE=ON -DHEADRACE_EMULATE=ON)
+	@$(SANITIZED) $(BIN)/python -m pytest --native build/sanitize --capture=sys $(NATIVE_TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

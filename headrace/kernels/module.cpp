@@ -33,7 +33,7 @@ HR_FOR_EACH_OPERATION(X)
 
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(HR_EMULATED)
 // AMX for integers and bfloat16, and the kernel's leave to use it. The leave is asked for here, once and for
 // all threads: eight kilobytes more to save per thread is why a process must ask.
 bool has_tiles() {
@@ -59,6 +59,10 @@ bool supported(Level level) {
         case Level::avx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                    __builtin_cpu_supports("bmi2");
+#if defined(HR_EMULATED)
+        default:  // of tests/kernels/emulated, compiled for AVX2
+            return supported(Level::avx2);
+#else
         case Level::avx512:
             return supported(Level::avx2) && __builtin_cpu_supports("avx512f") &&
                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
@@ -67,6 +71,7 @@ bool supported(Level level) {
                    __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
         default:
             return supported(Level::avx512) && has_tiles();
+#endif
 #endif
     }
     return false;

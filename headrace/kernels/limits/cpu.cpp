@@ -51,7 +51,7 @@ void read(const uint8_t* data, int64_t bytes) {
 
 // The same in registers, at no cost: what is the same in every round is computed in every round all the same,
 // and GCC does not copy sums around.
-#if defined(HR_LEVEL_AVX512)
+#if defined(HR_LEVEL_AVX512) && !defined(HR_EMULATED)
 template <class T>
 inline T held(T x) {
     auto v = x.v;

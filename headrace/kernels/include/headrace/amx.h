@@ -22,9 +22,13 @@ class Tiles {
             config.row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? step : 64);
             config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : step / 4);
         }
+#if defined(HR_EMULATED)
+        _tile_loadconfig(&config);
+#else
         // Not _tile_loadconfig: GCC 12's says that it reads eight bytes, and the stores of the others may be
         // dropped.
         __asm__ volatile("ldtilecfg %0" : : "m"(config));
+#endif
     }
     ~Tiles() { _tile_release(); }
     Tiles(const Tiles&) = delete;
