@@ -29,7 +29,8 @@ class Limits:
     read: float
     """Bytes per second from memory, on all threads of the pool."""
     int8: float | None
-    """Operations per second in dot products of bytes; None where nothing native measures it."""
+    """Operations per second in dot products of bytes, of the fastest kind: with AVX2 those of codes of few bits. None
+    where nothing native measures it."""
     bf16: float | None
     """The same of bfloat16; None where the processor has no instruction for it."""
     float32: float

@@ -151,7 +151,9 @@ def test_peak_memory_is_the_weights_and_a_chunk(spec: str, large: Path, tmp_path
     assert run.returncode == 0, run.stderr
     peak, weights = map(int, run.stdout.split())
     assert weights > 10e6
-    assert 0.98 * weights <= peak <= weights + checkpoint.CHUNK + 3e6
+    assert (
+        0.98 * weights <= peak <= weights + checkpoint.CHUNK + 4.5e6
+    )  # rows to time kernels with, among others
 
 
 def test_files_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:

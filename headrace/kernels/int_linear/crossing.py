@@ -6,7 +6,6 @@ matrix, so it is measured: once per shape and machine, in a few tenths of a seco
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,22 +19,23 @@ from headrace.kernels.int_linear.layout import IntWeight, packed_bytes
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Row counts at which both are timed. A single row is never worth a panel."""
 _REPEAT = 9
-_MOST_BYTES = 16 << 20  # of the matrix that stands in for a larger one
-_SOME_BYTE = 0x2C  # as a float16 scale, 0x2c2c is 0.065
+_MOST_OUTPUTS = 2048  # of a matrix that are multiplied: all blocks of outputs are alike
+_known: dict[tuple[str, str, int], int] = {}
 
 
 def few_rows(weight: IntWeight) -> int:
-    """Rows up to which products with a weight of this shape unpack in registers; the default without native kernels."""
+    """Rows up to which products with a weight of this shape unpack in registers; the default without native kernels.
+
+    A shape that this machine has not met is timed with the weight itself: no second one has to be in memory.
+    """
     if kernels.native("int_linear") is None:
         return weight.few
     w = weight
-    return _of_shape(w.outputs, w.width, w.group, w.bits, w.zeros, kernels.isa(), kernels.threads())
-
-
-@functools.cache
-def _of_shape(outputs: int, width: int, group: int, bits: int, zeros: bool, isa: str, threads: int) -> int:
-    name = f"int_linear {outputs}x{width} group={group} bits={bits} zeros={int(zeros)}"
-    return measured.lookup(name, max(ROWS), lambda: best_limit(_time(outputs, width, group, bits, zeros)))
+    shape = f"{w.outputs}x{w.width} group={w.group} bits={w.bits} zeros={int(w.zeros)}"
+    key = (shape, kernels.isa(), kernels.threads())
+    if key not in _known:
+        _known[key] = measured.lookup(f"int_linear {shape}", max(ROWS), lambda: best_limit(_time(w)))
+    return _known[key]
 
 
 def best_limit(seconds: Mapping[int, tuple[float, float]]) -> int:
@@ -47,19 +47,19 @@ def best_limit(seconds: Mapping[int, tuple[float, float]]) -> int:
     return min((1, *seconds), key=regret)
 
 
-def _time(outputs: int, width: int, group: int, bits: int, zeros: bool) -> dict[int, tuple[float, float]]:
+def _time(weight: IntWeight) -> dict[int, tuple[float, float]]:
     """The shortest of interleaved calls: whatever disturbs them makes them longer."""
-    per_output = packed_bytes(64, width, group, bits, zeros) // 64
-    outputs = min(outputs, max(64, _MOST_BYTES // per_output // 64 * 64))
-    packed = torch.full((packed_bytes(outputs, width, group, bits, zeros),), _SOME_BYTE, dtype=torch.uint8)
-    weight = IntWeight(packed, outputs, width, group, bits, zeros)
+    outputs = min(weight.outputs, _MOST_OUTPUTS)
+    size = packed_bytes(outputs, weight.width, weight.group, weight.bits, weight.zeros)
+    part = replace(weight, packed=weight.packed[:size], outputs=outputs)
+    x, out = torch.ones(max(ROWS), weight.width), torch.empty(max(ROWS), outputs)
     found = {}
     for rows in ROWS:
-        x_TI, out_TO = torch.ones(rows, width), torch.empty(rows, outputs)
+        x_TI, out_TO = x[:rows], out[:rows]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(_REPEAT):
             for unpacked, kept in enumerate(times):
-                kept.append(_call(replace(weight, few=0 if unpacked else rows), x_TI, out_TO))
+                kept.append(_call(replace(part, few=0 if unpacked else rows), x_TI, out_TO))
         found[rows] = (min(times[0]), min(times[1]))
     return found
 
