@@ -392,7 +392,17 @@ def test_doctor_watches_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ROW = {
-    *("batch", "prompt_len", "gen_len", "prefill_tok_s", "decode_tok_s", "ttft_s", "itl_p50_s", "itl_p99_s"),
+    *(
+        "batch",
+        "prompt_len",
+        "gen_len",
+        "prefill_tok_s",
+        "prefill_gop_s",
+        "decode_tok_s",
+        "ttft_s",
+        "itl_p50_s",
+        "itl_p99_s",
+    ),
     *("itl_max_s", "weight_bytes", "kv_bytes_per_token", "read_gb_s", "roofline_fraction", "peak_rss_bytes"),
     *("threads", "isa", "stack", "model", "dtype", "spread", "repetitions"),
 }

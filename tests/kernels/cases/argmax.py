@@ -32,7 +32,7 @@ def cases() -> Iterator[Case]:
     yield _edited("one-token-left", lambda x: x.fill_(-torch.inf).index_fill_(1, torch.tensor([9000]), -3.0))
     yield _edited("both-zeros", lambda x: x.fill_(-1.0), _put(-0.0, 70), _put(0.0, 5000))
     yield _edited("nan", _put(torch.nan, 9001))
-    yield _edited("nan-in-the-rest", _put(torch.nan, 9999))
+    yield _edited("nan-in-the-rest", _put(torch.nan, 10000))
     yield _edited("negative-nan", _put(-torch.tensor(torch.nan), 33))
     yield _edited("several-nan", _put(torch.nan, 8000, 5000, 8001))
     yield _edited("nan-and-infinity", _put(torch.inf, 3, 9000), _put(torch.nan, 4444))
