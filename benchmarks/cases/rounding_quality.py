@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
+import sys
 from pathlib import Path
 
 from headrace import LLM, kernels
@@ -45,14 +47,16 @@ def scores(model: str, slot: str, spec: str, tasks: list[str], count: int) -> tu
         return found, f"{llm.engine.kv.bytes_per_token():,.0f}"
 
 
-def report(model: str, slot: str, count: int, results: dict[str, tuple[list[Score], str]]) -> str:
+def report(
+    model: str, slot: str, count: int, results: dict[str, tuple[list[Score], str]], command: str
+) -> str:
     first = next(iter(results.values()))[0]
     sizes = {"weights": "weights, MB", "kv-codec": "bytes per token, from the pages"}
     lines = [
         f"# {TITLES[slot].format(model)}",
         "",
         f"{datetime.date.today()}, kernels {kernels.isa()}, {count} examples per task, seed 0; {NOTES[slot]}.",
-        f"`python benchmarks/cases/rounding_quality.py --slot {slot} --model {model} --n {count}`",
+        f"`python benchmarks/cases/rounding_quality.py {command}`",
         "",
         "| figure | " + " | ".join(f"`{spec}`" for spec in results) + " |",
         "|---|" + "---|" * len(results),
@@ -60,7 +64,7 @@ def report(model: str, slot: str, count: int, results: dict[str, tuple[list[Scor
     ]
     for i, score in enumerate(first):
         cells = [
-            f"{found[i].value:.4f} ({found[i].low:.3f}-{found[i].high:.3f})" for found, _ in results.values()
+            f"{found[i].value:.5f} ({found[i].low:.3f}-{found[i].high:.3f})" for found, _ in results.values()
         ]
         lines.append(f"| {score.task} {score.metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -82,7 +86,7 @@ def main() -> None:
         spec: scores(options.model, options.slot, spec, options.tasks, options.n)
         for spec in options.formats or FORMATS[options.slot]
     }
-    text = report(options.model, options.slot, options.n, results)
+    text = report(options.model, options.slot, options.n, results, shlex.join(sys.argv[1:]))
     print(text)
     if options.out is not None:
         options.out.write_text(text)
