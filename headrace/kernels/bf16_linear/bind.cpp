@@ -53,11 +53,12 @@ void bind_bf16_linear(nb::module_& m, Level level) {
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, width, before, norm, eps, offset);
             const int64_t rows = x.size(0), tiled = (rows + 31) / 32 * 32;
-            void* memory = scratch(Scratch::call, tiled * shape.chunks() * Bf16Shape::kChunk * 2);
+            void* memory =
+                scratch(Scratch::call, tiled * shape.chunks() * Bf16Shape::kChunk * table.row_item_bytes);
             const Bf16Linear product{shape,
                                      source,
                                      check_packed(packed, shape),
-                                     static_cast<bf16*>(memory),
+                                     memory,
                                      rows,
                                      Bf16Shape::kChunk,
                                      tiled * Bf16Shape::kChunk,

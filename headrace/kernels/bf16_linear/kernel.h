@@ -31,14 +31,15 @@ struct Bf16Linear {
     Bf16Shape shape;
     RowSource source;
     const bf16* packed;
-    // Input i of a row lies at row * stride + i / 32 * chunk_items + i % 32: chunk by chunk,
+    // Room for the rows: input i of one lies at row * stride + i / 32 * chunk_items + i % 32: chunk by chunk,
     // [chunks][rows][32].
-    bf16* rows;
+    void* rows;
     int64_t count, stride, chunk_items;
     ProductEnd end;
 };
 
 struct Bf16LinearTable {
+    int64_t row_item_bytes;  // rows are rounded to bfloat16; who multiplies floats keeps them as such
     void (*multiply)(const Bf16Linear&);
     void (*pack)(const Bf16Shape&, const Floats& weight, bf16* packed);
     void (*read_outputs)(const Bf16Shape&, const bf16* packed, const int64_t* outputs, int64_t count,

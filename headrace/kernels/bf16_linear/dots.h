@@ -1,0 +1,152 @@
+// Rows by dot products of pairs of inputs, where there are no matrix tiles.
+#pragma once
+
+#include "bf16_linear/rows.h"
+#include "headrace/simd_int.h"
+
+namespace headrace::HR_LEVEL {
+namespace {
+
+constexpr int64_t kSliceChunks = 4;  // inputs of a block that all rows pass together: first-level cache
+constexpr int64_t kPassRows = 96;  // rows per pass over a block: their inputs stay in the second-level cache
+constexpr int64_t kAhead = 8192;   // items from what is read to what is fetched
+
+// What one instruction, or two, multiply of a pair of sixteen outputs: both inputs, or the first, then the
+// second.
+#if defined(HR_LEVEL_AVX512)
+
+constexpr int kParts = 1;
+using Part = __m512bh;
+
+inline Part load_part(const bf16* pairs, int) {
+    return (__m512bh)_mm512_loadu_si512(pairs);
+}
+inline F32x16 add_part(F32x16 sum, Part weights, const bf16* x, int) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return {_mm512_dpbf16_ps(sum.v, weights, (__m512bh)_mm512_set1_epi32(pair))};
+}
+
+#else
+
+constexpr int kParts = 2;
+using Part = F32x16;
+
+inline F32x16 add_part(F32x16 sum, Part weights, const float* x, int part) {
+    return fma(weights, broadcast(x[part]), sum);
+}
+
+#if defined(HR_LEVEL_AVX2)
+inline Part load_part(const bf16* pairs, int part) {
+    const __m256i* p = reinterpret_cast<const __m256i*>(pairs);
+    const __m256i lo = _mm256_loadu_si256(p), hi = _mm256_loadu_si256(p + 1);
+    if (part == 0)
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    return {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)),
+            _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
+}
+#else
+inline Part load_part(const bf16* pairs, int part) {
+    F32x16 out;
+    for (int64_t i = 0; i < kLanes; ++i) out.lane[i] = to_float(pairs[2 * i + part]);
+    return out;
+}
+#endif
+
+#endif
+
+// Some chunks of a block, and where their inputs lie in the rows of a pass.
+struct Slice {
+    const bf16* weights;
+    const RowItem* x;
+    int64_t chunks;
+    bool fetch;  // nobody has read the weights before
+};
+
+// A slice's tiles from `t` on for kRows rows, sums of kAtOnce tiles in registers together; between slices
+// they lie in `sums`, [row][64].
+template <int kRows, int kAtOnce>
+void add_slice(const Bf16Linear& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
+    const int64_t stride = a.stride;
+    F32x16 sum[kRows][kAtOnce];
+    HR_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+        HR_UNROLL
+        for (int u = 0; u < kAtOnce; ++u) sum[r][u] = load(sums + r * Shape::kBlock + (t + u) * Shape::kTile);
+    }
+    const bool fetch = slice.fetch && row == 0;
+    for (int64_t c = 0; c < slice.chunks; ++c) {
+        const bf16* tile = slice.weights + (c * Shape::kTiles + t) * Shape::kTileItems;
+        // In the order of memory, which is not that of reading: the processor follows nothing else.
+        const bf16* next = slice.weights + (t * slice.chunks + c * kAtOnce) * Shape::kTileItems + kAhead;
+        const RowItem* x = slice.x + c * a.chunk_items + row * stride;
+        for (int64_t k = 0; k < kPairs; ++k) {
+            HR_UNROLL
+            for (int u = 0; u < kAtOnce; ++u) {
+                const bf16* pairs = tile + u * Shape::kTileItems + k * 2 * Shape::kTile;
+                if (fetch) prefetch(next + (k * kAtOnce + u) * 2 * Shape::kTile);
+                HR_UNROLL
+                for (int part = 0; part < kParts; ++part) {
+                    const Part weights = load_part(pairs, part);
+                    HR_UNROLL
+                    for (int r = 0; r < kRows; ++r)
+                        sum[r][u] = add_part(sum[r][u], weights, x + r * stride + 2 * k, part);
+                }
+            }
+        }
+    }
+    HR_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+        HR_UNROLL
+        for (int u = 0; u < kAtOnce; ++u) store(sums + r * Shape::kBlock + (t + u) * Shape::kTile, sum[r][u]);
+    }
+}
+
+// As many rows at a time as there are registers for. All of them pass a tile before the next one.
+void add_rows(const Bf16Linear& a, const Slice& slice, int64_t count, float* sums) {
+    int64_t done = 0;
+    auto take = [&]<int kRows, int kAtOnce>() {
+        const int64_t first = done;
+        for (int64_t t = 0; t < Shape::kTiles; t += kAtOnce)
+            for (done = first; done + kRows <= count; done += kRows)
+                add_slice<kRows, kAtOnce>(a, slice, t, done, sums + done * Shape::kBlock);
+    };
+#if defined(HR_LEVEL_AVX512)
+    take.template operator()<6, 4>();
+    take.template operator()<2, 4>();
+    take.template operator()<1, 4>();
+#elif defined(HR_LEVEL_AVX2)
+    take.template operator()<4, 1>();
+    take.template operator()<2, 2>();
+    take.template operator()<1, 4>();
+#else
+    take.template operator()<1, 1>();
+#endif
+}
+
+void pass_rows(const Bf16Linear& a, int64_t block, int64_t first, int64_t count) {
+    alignas(64) float sums[kPassRows * Shape::kBlock];
+    memset(sums, 0, static_cast<size_t>(count * Shape::kBlock) * sizeof(float));
+    const bf16* weights = a.packed + block * a.shape.block_items();
+    const RowItem* x = static_cast<const RowItem*>(a.rows) + first * a.stride;
+    const int64_t chunks = a.shape.chunks();
+    for (int64_t c = 0; c < chunks; c += kSliceChunks) {
+        const int64_t n = chunks - c < kSliceChunks ? chunks - c : kSliceChunks;
+        add_rows(a, {weights + c * Shape::kTiles * Shape::kTileItems, x + c * a.chunk_items, n, first == 0},
+                 count, sums);
+    }
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t t = 0; t < Shape::kTiles; ++t)
+            write_outputs(a.end, first + r, block * Shape::kBlock + t * Shape::kTile,
+                          load(sums + r * Shape::kBlock + t * Shape::kTile));
+}
+
+void multiply_block(const Bf16Linear& a, int64_t block) {
+    for (int64_t row = 0; row < a.count; row += kPassRows)
+        pass_rows(a, block, row, a.count - row < kPassRows ? a.count - row : kPassRows);
+}
+
+}  // namespace
+}  // namespace headrace::HR_LEVEL
