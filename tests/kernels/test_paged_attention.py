@@ -62,6 +62,20 @@ def test_bytes_are_those_of_the_reference(
 
 
 @each_level
+def test_no_rows_and_one_row_are_written(level: str) -> None:
+    for count in (0, 1):
+        store, arena = make(torch.int8, 48, 16)
+        x_TGH, slots = torch.ones(count, 3, 48), torch.full((count,), 17)
+        before = arena.clone()
+        with kernels.forced(level):
+            write(arena, store, x_TGH, x_TGH, slots)
+        assert (arena != before).any(1).tolist() == [False, count == 1, False, False, False], f"{count} rows"
+        assert all(
+            torch.equal(part[1:], x_TGH) for part in read(arena, store, torch.tensor([1]), 1 + count)
+        ), f"{count} rows"
+
+
+@each_level
 def test_int8_is_off_by_at_most_half_a_step(level: str) -> None:
     store, arena = make(torch.int8, 48, 16)
     k_TGH, v_TGH = (torch.randn(80, 3, 48, generator=torch.Generator().manual_seed(s)) for s in (4, 5))
