@@ -155,8 +155,11 @@ def run(model: Architecture, kv: KVCache, schedule: list[dict[int, int]]) -> Twi
     return twins
 
 
-@pytest.mark.parametrize("page_tokens", [1, 5])
-@pytest.mark.parametrize("windows", [(None, None), (6, None, 6), (3, 11), (200, None)], ids=str)
+@pytest.mark.parametrize(
+    ("windows", "page_tokens"),
+    [((None, None), 1), ((6, None, 6), 5), ((3, 11), 1), ((200, None), 5)],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", members(LAYOUTS))
 def test_pages_equal_one_dense_tensor(layout: str, windows: tuple[int | None, ...], page_tokens: int) -> None:
     model = architecture(*windows)

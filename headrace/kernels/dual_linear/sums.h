@@ -3,8 +3,9 @@
 //   total + step * (sum of code * a - zero * sum of a)
 //
 // AVX2 has the 16-bit sums of one chunk multiplied by the step where it widens them, which costs nothing; the
-// other levels multiply once per group. The integers are the same. On the way AVX2's may pass 2^31 and wrap
-// around; what they come to does not (kernel.h), and is right.
+// other levels multiply once per group or slice of one. The integers are the same. On the way totals may pass
+// 2^31 and wrap around, because the zeros of a group are taken off before all of its codes are added; what
+// they come to does not (kernel.h), and is right.
 #pragma once
 
 #include "dual_linear/kernel.h"

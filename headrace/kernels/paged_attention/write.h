@@ -21,18 +21,23 @@ inline void store(int8_t* to, F32x16 codes) {
     store_i8(to, nearest(codes));
 }
 
-// One head of one token, [H], to 8-bit codes, as floats; returns the scale.
+// One head of one token, [H], to 8-bit codes, as floats; returns the scale. Where a number is not finite,
+// codes are zeros and the scale is NaN.
 inline float quantise(const float* x, int64_t head_size, float* codes) {
     const F32x16 nothing = broadcast(0);
     F32x16 top = nothing, bad = nothing;
     for (int64_t h = 0; h < head_size; h += kLanes) {
         top = max(magnitude(load(x + h)), top);
-        bad = fma(load(x + h), nothing, bad);  // NaN where a number is not finite
+        bad = fma(load(x + h), nothing, bad);
+    }
+    if (!(sum(bad) == 0)) {
+        memset(codes, 0, static_cast<size_t>(head_size) * sizeof *codes);
+        return __builtin_nanf("");
     }
     const float most = largest(top);
     const F32x16 factor = broadcast(most >= 0x1p-100f ? 127.0f / most : 0.0f);
     for (int64_t h = 0; h < head_size; h += kLanes) store(codes + h, to_float(nearest(load(x + h) * factor)));
-    return most / 127.0f + sum(bad);
+    return most / 127.0f;
 }
 
 // One head of one token: keys `stride` apart, values side by side.

@@ -1,4 +1,7 @@
-"""Inputs for the contract suite: draw and its filters. `apply` says which; a draw gives the token of every u."""
+"""Inputs for the contract suite: draw and its filters. `apply` says which.
+
+Results are what a filter makes of the row with every option, [options, V], and the token that is drawn by every u.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -33,7 +36,7 @@ def _run(module, case: Case) -> Tensor:
     x, name = case["x"], case["apply"]
     if name == "draw":
         return torch.tensor([module.draw(x, u) for u in US])
-    return getattr(module, name)(x.clone(), case["option"])
+    return torch.stack([getattr(module, name)(x.clone(), option) for option in FILTERS[name]])
 
 
 def cases() -> Iterator[Case]:
@@ -46,7 +49,7 @@ def cases() -> Iterator[Case]:
             edit(x)
             yield from _cases(f"{name}-{width}", x)
     yield from _cases("float64", _logits(100, 3.0).double())
-    yield Case("draw-bf16", {"x": _logits(100, 3.0).bfloat16(), "apply": "draw", "option": None})
+    yield Case("draw-bf16", {"x": _logits(100, 3.0).bfloat16(), "apply": "draw"})
 
 
 def _put(value: float, *at: int) -> Edit:
@@ -83,7 +86,5 @@ def _logits(width: int, scale: float) -> Tensor:
 
 
 def _cases(name: str, x: Tensor) -> Iterator[Case]:
-    for operation, options in FILTERS.items():
-        for option in options:
-            yield Case(f"{operation}={option}-{name}", {"x": x, "apply": operation, "option": option})
-    yield Case(f"draw-{name}", {"x": x, "apply": "draw", "option": None})
+    for operation in (*FILTERS, "draw"):
+        yield Case(f"{operation}-{name}", {"x": x, "apply": operation})

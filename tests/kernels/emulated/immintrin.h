@@ -155,14 +155,29 @@ inline float _mm512_reduce_max_ps(__m512 x) {
     return x.lane[0];
 }
 inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
-    HR_ICHECK(predicate == _CMP_GE_OQ || predicate == _CMP_UNORD_Q, "predicate %d is not emulated",
-              predicate);
     unsigned mask = 0;
     for (int i = 0; i < 16; ++i) {
-        const bool unordered = a.lane[i] != a.lane[i] || b.lane[i] != b.lane[i];
-        mask |= unsigned{predicate == _CMP_GE_OQ ? a.lane[i] >= b.lane[i] : unordered} << i;
+        const float x = a.lane[i], y = b.lane[i];
+        bool holds = false;
+        switch (predicate) {
+            case _CMP_GE_OQ:
+                holds = x >= y;
+                break;
+            case _CMP_LT_OQ:
+                holds = x < y;
+                break;
+            case _CMP_UNORD_Q:
+                holds = x != x || y != y;
+                break;
+            default:
+                HR_ICHECK(false, "predicate %d is not emulated", predicate);
+        }
+        mask |= unsigned{holds} << i;
     }
     return static_cast<__mmask16>(mask);
+}
+inline __m512 _mm512_mask_mov_ps(__m512 otherwise, __mmask16 mask, __m512 x) {
+    return emulate<__m512>([&](int i) { return emulated_bit(mask, i) ? x.lane[i] : otherwise.lane[i]; });
 }
 inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) {
     return emulate<__m512>([&](int i) { return emulated_bit(mask, i) ? x.lane[i] : 0.0f; });
@@ -232,6 +247,11 @@ inline __m512 _mm512_cvtph_ps(__m256i halves) {
     uint16_t half[16];
     memcpy(half, &halves, sizeof half);
     return emulate<__m512>([&](int i) { return _cvtsh_ss(half[i]); });
+}
+inline __m512i _mm512_cvtepi8_epi32(__m128i bytes) {
+    int8_t byte[16];
+    memcpy(byte, &bytes, sizeof byte);
+    return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{byte[i]}); });
 }
 inline __m512i _mm512_cvtepu8_epi32(__m128i bytes) {
     uint8_t byte[16];

@@ -27,8 +27,9 @@ namespace headrace::HR_LEVEL {
 constexpr int64_t kLanes = 16;
 
 // Before a loop over registers: an array of them stays in registers only if the compiler sees every index as
-// a constant, early. Where a vector is itself an array, there is nothing to gain.
-#if defined(HR_LEVEL_GENERIC)
+// a constant, early. Where a vector is itself an array, there is nothing to gain, and emulated instructions
+// unrolled by the hundred take minutes to compile.
+#if defined(HR_LEVEL_GENERIC) || (defined(HR_LEVEL_AVX512) && defined(HR_EMULATED))
 #define HR_UNROLL
 #else
 #define HR_UNROLL _Pragma("GCC unroll 32")

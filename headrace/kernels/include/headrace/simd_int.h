@@ -197,8 +197,10 @@ inline I32x16 load_u8(const uint8_t* p) {
     for (int64_t i = 0; i < kLanes; ++i) out.lane[i] = p[i];
     return out;
 }
+// Wraps around, as that of vectors does.
 inline I32x16 operator*(I32x16 a, I32x16 b) {
-    for (int64_t i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
+    for (int64_t i = 0; i < kLanes; ++i)
+        a.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) * static_cast<uint32_t>(b.lane[i]));
     return a;
 }
 inline F32x16 to_float(I32x16 x) {

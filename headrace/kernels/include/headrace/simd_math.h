@@ -181,9 +181,10 @@ inline void store_u8(uint8_t* p, I32x16 x) {
         p[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
     }
 }
+// Wraps around, as that of vectors does.
 inline I32x16 operator+(I32x16 a, I32x16 b) {
     I32x16 out;
-    HR_LANES(a.lane[i] + b.lane[i]);
+    HR_LANES(static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i])));
 }
 inline int32_t sum(I32x16 x) {
     int32_t total = 0;
