@@ -1,7 +1,9 @@
 """What a decoding step spends outside native kernels: Python, dispatch, scheduler, sampler.
 
 Every native function is wrapped in a clock, and so is every stage of a step. What a stage takes beyond its native calls
-is overhead; a clock costs some 0.2 microseconds a call, which is counted as overhead, too.
+is overhead, the clocks among it. A recorded pass is played back as one native call, but with a clock around each of its
+kernels: what passes between two of them counts as overhead. What counts as the kernel's is the call itself, in which it
+checks what lies in memory (page numbers, positions), wakes the thread pool and waits for it.
 
     python benchmarks/cases/overhead.py [--shape qwen2.5-0.5b] [--weights int4] [--batch 1] [--out FILE]
 
@@ -54,6 +56,14 @@ class Clock:
 
         return timed
 
+    def of_played(self, calls: Any) -> Callable[[], None]:
+        def timed() -> None:
+            for name, (count, seconds) in calls.time().items():
+                self.native[name] += seconds
+                self.calls[name] += count
+
+        return timed
+
     def of_stage(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
             inside, begin = sum(self.native.values()), time.perf_counter()
@@ -69,14 +79,17 @@ def watch(engine: Engine, clock: Clock) -> None:
     """Puts the clocks in: for this process's whole life."""
     import headrace.engine as module
 
-    find = kernels._find
+    find, join = kernels._find, kernels.joined
 
     @functools.cache
     def timed(operation: str, level: str) -> tuple[str, Callable[..., Any] | None]:
         found, function = find(operation, level)
         return found, clock.of_native(operation, function) if function else None
 
-    kernels._find = timed
+    def joined(calls: list[kernels.Call]) -> list[kernels.Call]:
+        return [clock.of_played(call) if hasattr(call, "time") else call for call in join(calls)]
+
+    kernels._find, kernels.joined = timed, joined
     engine.plan = clock.of_stage("plan", engine.plan)
     engine.kv.reserve = clock.of_stage("reserve", engine.kv.reserve)
     module.build_batch = clock.of_stage("batch", module.build_batch)

@@ -89,7 +89,7 @@ class Recording:
     """The native calls of one batch. They read the batch's tensors, and leave the result where it was."""
 
     def __init__(self, batch: Batch, calls: list[kernels.Call], hidden_TD: Tensor) -> None:
-        self._batch, self._calls, self._hidden_TD = batch, calls, hidden_TD
+        self._batch, self._calls, self._hidden_TD = batch, kernels.joined(calls), hidden_TD
 
     def holds(self, batch: Batch) -> bool:
         """Whether there is room for the batch's pages."""
@@ -106,8 +106,8 @@ class Recording:
         for reads, new in zip(own.reads, batch.reads, strict=True):
             reads.pages_B[: len(new.pages_B)].copy_(new.pages_B)
             reads.runs_W5.copy_(new.runs_W5)
-        for function, arguments in self._calls:
-            function(*arguments)
+        for call in self._calls:
+            call()
         return self._hidden_TD
 
 
