@@ -62,6 +62,31 @@ def test_the_same_tokens(model: str, played: Counter[int]) -> None:
     assert with_recordings == run(model, record=False)[0]
 
 
+@pytest.mark.parametrize("model", ["int4", "int8_windows"])
+def test_rows_that_are_sampled_come_with_the_batch(model: str, played: Counter[int]) -> None:
+    """Two prompts of six tokens in all, cut differently each time: rows 1 and 5, then 2 and 5, then 3 and 5."""
+    config = EngineConfig(
+        stack={**models.stack(model), "policy": "orca"}, threads=2, page_tokens=16, prefix_cache=False
+    )
+
+    def outputs(record: bool) -> list[Outputs]:
+        engine = Engine(config, decoder=models.decoder(model), poison=True)
+        if not record:
+            engine.runner.recordings = None
+        found = []
+        for first in (2, 3, 4):
+            for i, count in enumerate((first, 6 - first)):
+                prompt = tuple((5 * first + 11 * i + k) % models.VOCAB for k in range(count))
+                params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+                engine.add(Request(id=f"{first}-{i}", prompt=prompt, params=params))
+            found.append(collect(engine))
+        return found
+
+    with_recordings = outputs(record=True)
+    assert played[6] >= 2, "prompts were not played back"
+    assert with_recordings == outputs(record=False)
+
+
 def test_pages_beyond_the_spare_ones_need_a_new_recording(
     monkeypatch: pytest.MonkeyPatch, played: Counter[int]
 ) -> None:
