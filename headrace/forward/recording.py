@@ -3,7 +3,8 @@
 Between two kernels lie some 15 microseconds of Python, more when the weights that stream by have driven the interpreter
 out of the caches. In a small model that is a fifth of a decoding step. So the native calls of a batch are written down
 with their arguments; a later batch of the same shape is copied into the tensors of the first, and the calls are made
-again. What CUDA graphs do on a GPU, for the processor.
+again, as one native call where their kernels can be bound (headrace/calls.h). What CUDA graphs do on a GPU, for the
+processor.
 
 A pass is recorded only where that is the whole of it: every technique that acts in it says so on its card
 (`recordable`); only native calls touched tensors, which a dispatch mode watches; and played back, over memory

@@ -3,7 +3,8 @@
     kernels/<operation>/__init__.py    the signature, its contract, and the choice by device and dtype
                         reference.py   the obvious PyTorch twin, which all others are tested against
                         cpu.cpp        the native loops, compiled once per instruction-set level
-                        kernel.h       what cpu.cpp offers; bind.cpp checks arguments and calls it
+                        kernel.h       what cpu.cpp offers; bind.cpp checks arguments and calls it, with def_call
+                                       (headrace/calls.h) so that recordings need no Python to make the call again
 
 `limits/` is no operation: native loops that measure the machine (headrace/limits.py), with nothing to refer to.
 

@@ -118,7 +118,8 @@ NB_MODULE(_native, m) {
     m.def("threads", threads);
     m.def("set_threads", set_threads);
     bind_calls(m);
-    nb::set_leak_warnings(false);  // an engine in a daemon thread outlives the interpreter, and that is no leak
+    nb::set_leak_warnings(
+        false);  // an engine in a daemon thread outlives the interpreter, and that is no leak
 
     auto bind_all = [](nb::module_ submodule, Level level) {
         submodule.def_submodule("calls");
