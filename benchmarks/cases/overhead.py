@@ -1,9 +1,11 @@
 """What a decoding step spends outside native kernels: Python, dispatch, scheduler, sampler.
 
 Every native function is wrapped in a clock, and so is every stage of a step. What a stage takes beyond its native calls
-is overhead; a clock costs some 0.2 microseconds a call, which is counted as overhead, too.
+is overhead, the clocks among it. A recorded pass is played back as one native call, but with a clock around each of its
+kernels: what passes between two of them counts as overhead. What counts as the kernel's is the call itself, in which it
+checks what lies in memory (page numbers, positions), wakes the thread pool and waits for it.
 
-    python benchmarks/cases/overhead.py [--shape qwen2.5-0.5b] [--weights int4] [--batch 1] [--out FILE]
+    python benchmarks/cases/overhead.py [--shape qwen2.5-0.5b] [--weights int4] [--batch 1] [--repeats 5] [--out FILE]
 
 Target  at most 8 % of a step at batch 1
 """
@@ -54,6 +56,14 @@ class Clock:
 
         return timed
 
+    def of_played(self, calls: Any) -> Callable[[], None]:
+        def timed() -> None:
+            for name, (count, seconds) in calls.time().items():
+                self.native[name] += seconds
+                self.calls[name] += count
+
+        return timed
+
     def of_stage(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
             inside, begin = sum(self.native.values()), time.perf_counter()
@@ -69,14 +79,17 @@ def watch(engine: Engine, clock: Clock) -> None:
     """Puts the clocks in: for this process's whole life."""
     import headrace.engine as module
 
-    find = kernels._find
+    find, join = kernels._find, kernels.joined
 
     @functools.cache
     def timed(operation: str, level: str) -> tuple[str, Callable[..., Any] | None]:
         found, function = find(operation, level)
         return found, clock.of_native(operation, function) if function else None
 
-    kernels._find = timed
+    def joined(calls: list[kernels.Call]) -> list[kernels.Call]:
+        return [clock.of_played(call) if hasattr(call, "time") else call for call in join(calls)]
+
+    kernels._find, kernels.joined = timed, joined
     engine.plan = clock.of_stage("plan", engine.plan)
     engine.kv.reserve = clock.of_stage("reserve", engine.kv.reserve)
     module.build_batch = clock.of_stage("batch", module.build_batch)
@@ -107,22 +120,30 @@ def read(engine: Engine, clock: Clock, batch: int, prompt_len: int, steps: int) 
     return readings[WARM:]
 
 
-def report(readings: list[tuple[float, Clock]], header: str) -> str:
-    """Markdown: medians (lowest-highest) over the steps."""
+def share(readings: list[tuple[float, Clock]]) -> Spread:
+    """What lies outside native kernels, of each step."""
+    return Spread.of([1 - sum(clock.native.values()) / seconds for seconds, clock in readings])
+
+
+def report(repeats: list[list[tuple[float, Clock]]], header: str) -> str:
+    """Markdown: the share of each repetition; medians (lowest-highest) over the steps of all."""
 
     def cell(values: list[float]) -> str:
         s = Spread.of([value * 1e6 for value in values])
         return f"{s.median:.0f} ({s.low:.0f}-{s.high:.0f})"
 
+    readings = [reading for repeat in repeats for reading in repeat]
     steps = [seconds for seconds, _ in readings]
     native = [sum(clock.native.values()) for _, clock in readings]
     outside = [total - inside for total, inside in zip(steps, native, strict=True)]
     middle = Spread.of(steps).median
-    share = Spread.of([out / total for out, total in zip(outside, steps, strict=True)])
+    medians = [share(repeat).median for repeat in repeats]
+    every = share(readings)
     lines = [
         "# What a decoding step spends outside native kernels",
         header,
-        f"**{share.median:.1%}** of a step (median of {len(steps)} steps; {share.low:.1%} to {share.high:.1%}).",
+        f"**{every.median:.1%}** of a step (median of {len(steps)} steps; single ones {every.low:.1%} to "
+        f"{every.high:.1%}).  \nMedians of {len(repeats)} repetitions: {', '.join(f'{m:.1%}' for m in medians)}.",
         "| part | calls | microseconds per step | of the step |\n|---|---|---|---|",
     ]
     rows = [("the step", "", steps), ("native kernels", "", native), ("outside", "", outside)]
@@ -146,19 +167,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     config = EngineConfig(stack={"weights": given.weights, "kv-codec": given.kv_codec})
     engine = start(config, given.shape, [(given.batch, given.prompt_len, given.steps + WARM + 1)])
     clock = Clock()
     watch(engine, clock)
-    readings = read(engine, clock, given.batch, given.prompt_len, given.steps)
+    repeats = [read(engine, clock, given.batch, given.prompt_len, given.steps) for _ in range(given.repeats)]
     header = (
         f"{platform.machine()}, level {kernels.isa()}, {kernels.threads()} threads, {datetime.date.today()}.  \n"
         f"`python benchmarks/cases/overhead.py --shape {given.shape} --weights {given.weights} "
-        f"--kv-codec {given.kv_codec} --batch {given.batch} --prompt-len {given.prompt_len} --steps {given.steps}`"
+        f"--kv-codec {given.kv_codec} --batch {given.batch} --prompt-len {given.prompt_len} --steps {given.steps} "
+        f"--repeats {given.repeats}`"
     )
-    text = report(readings, header)
+    text = report(repeats, header)
     print(text)
     if given.out:
         given.out.write_text(text)

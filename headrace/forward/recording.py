@@ -3,7 +3,8 @@
 Between two kernels lie some 15 microseconds of Python, more when the weights that stream by have driven the interpreter
 out of the caches. In a small model that is a fifth of a decoding step. So the native calls of a batch are written down
 with their arguments; a later batch of the same shape is copied into the tensors of the first, and the calls are made
-again. What CUDA graphs do on a GPU, for the processor.
+again, as one native call where their kernels can be bound (headrace/calls.h). What CUDA graphs do on a GPU, for the
+processor.
 
 A pass is recorded only where that is the whole of it: every technique that acts in it says so on its card
 (`recordable`); only native calls touched tensors, which a dispatch mode watches; and played back, over memory
@@ -27,13 +28,13 @@ from headrace.types import Batch, Reads
 MOST_ROWS = 8
 """Of a batch that is worth it: with more rows, the kernels take so long that nothing else counts."""
 MOST = 4
-"""Recordings held at once: each keeps what lies between its kernels, some megabytes."""
+"""Recordings held at once: each keeps what lies between its kernels, and its logits, some megabytes."""
 _SPARE_PAGES = 64  # a recording holds for that many more pages than its first batch reads
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
 _log = logging.getLogger(__name__)
 Shape = tuple[int, ...]
-Forward = Callable[[Batch], Tensor]
+Forward = Callable[[Batch], tuple[Tensor, ...]]
 
 
 class Recordings:
@@ -48,7 +49,7 @@ class Recordings:
     def __len__(self) -> int:
         return sum(recording is not None for recording in self._made.values())
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the forward pass returns. A batch's shape is recorded when it comes for the second time."""
         if self.refused or len(batch.ids_T) > MOST_ROWS:
             return self._forward(batch)
@@ -56,29 +57,29 @@ class Recordings:
         known = shape in self._made
         recording = self._made.pop(shape, None)
         if recording is None or not recording.holds(batch):
-            recording, hidden_TD = self._record(batch) if known else (None, self._forward(batch))
+            recording, results = self._record(batch) if known else (None, self._forward(batch))
         else:
-            hidden_TD = recording.play(batch)
+            results = recording.play(batch)
         self._made[shape] = recording
         if len(self._made) > MOST:
             del self._made[next(iter(self._made))]
-        return hidden_TD
+        return results
 
-    def _record(self, batch: Batch) -> tuple[Recording | None, Tensor]:
+    def _record(self, batch: Batch) -> tuple[Recording | None, tuple[Tensor, ...]]:
         own = _copy(batch)
         calls: list[kernels.Call] = []
         with _Watch() as watch, kernels.written_down(calls):
-            hidden_TD = self._forward(own)
+            results = self._forward(own)
         if watch.other:
             self._refuse(f"{watch.other} is part of the forward pass")
-            return None, hidden_TD
-        recording, expected_TD = Recording(own, calls, hidden_TD), hidden_TD.clone()
+            return None, results
+        recording, expected = Recording(own, calls, results), tuple(result.clone() for result in results)
         for tensor in watch.allocated:
             tensor.view(torch.uint8).fill_(0xFF)  # NaN in every floating-point format
-        if not torch.equal(recording.play(own), expected_TD):
+        if not all(map(torch.equal, recording.play(own), expected)):
             self._refuse("it does something besides its native calls")
             return None, self._forward(batch)  # keys and values are spoilt, too
-        return recording, expected_TD
+        return recording, expected
 
     def _refuse(self, why: str) -> None:
         self.refused = why
@@ -86,29 +87,30 @@ class Recordings:
 
 
 class Recording:
-    """The native calls of one batch. They read the batch's tensors, and leave the result where it was."""
+    """The native calls of one batch. They read the batch's tensors, and leave the results where they were."""
 
-    def __init__(self, batch: Batch, calls: list[kernels.Call], hidden_TD: Tensor) -> None:
-        self._batch, self._calls, self._hidden_TD = batch, calls, hidden_TD
+    def __init__(self, batch: Batch, calls: list[kernels.Call], results: tuple[Tensor, ...]) -> None:
+        self._batch, self._calls, self._results = batch, kernels.joined(calls), results
 
     def holds(self, batch: Batch) -> bool:
         """Whether there is room for the batch's pages."""
         mine = zip(self._batch.reads, batch.reads, strict=True)
         return all(len(new.pages_B) <= len(own.pages_B) for own, new in mine)
 
-    def play(self, batch: Batch) -> Tensor:
-        """Hidden states of a batch of the same shape; overwritten by the next."""
+    def play(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The results for a batch of the same shape; overwritten by the next."""
         own = self._batch
         own.ids_T.copy_(batch.ids_T)
         own.positions_T.copy_(batch.positions_T)
+        own.rows_R.copy_(batch.rows_R)
         for slots_T, new_T in zip(own.slots, batch.slots, strict=True):
             slots_T.copy_(new_T)
         for reads, new in zip(own.reads, batch.reads, strict=True):
             reads.pages_B[: len(new.pages_B)].copy_(new.pages_B)
             reads.runs_W5.copy_(new.runs_W5)
-        for function, arguments in self._calls:
-            function(*arguments)
-        return self._hidden_TD
+        for call in self._calls:
+            call()
+        return self._results
 
 
 class _Watch(TorchDispatchMode):
@@ -130,7 +132,7 @@ class _Watch(TorchDispatchMode):
 
 def _shape(batch: Batch) -> Shape:
     """Everything about a batch that decides which calls are made; only numbers in tensors may differ."""
-    return (len(batch.ids_T), *(len(reads.runs) for reads in batch.reads))
+    return (len(batch.ids_T), len(batch.rows_R), *(len(reads.runs) for reads in batch.reads))
 
 
 def _copy(batch: Batch) -> Batch:
@@ -145,6 +147,7 @@ def _copy(batch: Batch) -> Batch:
         batch,
         ids_T=batch.ids_T.clone(),
         positions_T=batch.positions_T.clone(),
+        rows_R=batch.rows_R.clone(),
         slots=tuple(slots_T.clone() for slots_T in batch.slots),
         reads=tuple(reads),
     )

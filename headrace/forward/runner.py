@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headrace.forward.decoder import Decoder
 from headrace.forward.recording import Recordings
+from headrace.kernels.route import gather
 from headrace.kv.cache import KVCache
 from headrace.sample.sampler import raw_logprobs
 from headrace.types import Batch, Logprob, Scored
@@ -22,7 +23,7 @@ class Logits(NamedTuple):
     """What a forward pass yields."""
 
     logits_RV: Tensor
-    """Of batch.rows_R."""
+    """Of batch.rows_R. Overwritten by the next pass."""
     scores: Mapping[int, tuple[Logprob, ...]]
     """Raw log-probabilities of prompt tokens, by sequence, where asked for."""
 
@@ -38,12 +39,16 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Logits:
-        hidden_TD = self._pass(batch) if self.recordings is None else self.recordings(batch)
+        run = self._pass if self.recordings is None else self.recordings
+        hidden_TD, logits_RV = run(batch)
         scores = {part.seq: self._score(part, hidden_TD) for part in batch.scored}
-        return Logits(self._decoder.logits(hidden_TD[batch.rows_R]), scores)
+        return Logits(logits_RV, scores)
 
-    def _pass(self, batch: Batch) -> Tensor:
-        return self._decoder.forward(batch, self._kv)
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, D] and logits [R, V]."""
+        hidden_TD = self._decoder.forward(batch, self._kv)
+        every = len(batch.rows_R) == len(hidden_TD)
+        return hidden_TD, self._decoder.logits(hidden_TD if every else gather(hidden_TD, batch.rows_R))
 
     def _score(self, part: Scored, hidden_TD: Tensor) -> tuple[Logprob, ...]:
         found: list[Logprob] = []

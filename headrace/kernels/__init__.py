@@ -3,7 +3,8 @@
     kernels/<operation>/__init__.py    the signature, its contract, and the choice by device and dtype
                         reference.py   the obvious PyTorch twin, which all others are tested against
                         cpu.cpp        the native loops, compiled once per instruction-set level
-                        kernel.h       what cpu.cpp offers; bind.cpp checks arguments and calls it
+                        kernel.h       what cpu.cpp offers; bind.cpp checks arguments and calls it, with def_call
+                                       (headrace/calls.h) so that recordings need no Python to make the call again
 
 `limits/` is no operation: native loops that measure the machine (headrace/limits.py), with nothing to refer to.
 
@@ -33,8 +34,8 @@ from headrace.errors import ConfigError
 
 REFERENCE = "reference"
 
-Call = tuple[Callable[..., None], tuple[Any, ...]]
-"""A native function and what it was called with."""
+Call = Callable[[], Any]
+"""A native call with its arguments, to make again."""
 
 _log = logging.getLogger(__name__)
 _level: str | None = None  # the level in use; None until first asked
@@ -68,15 +69,20 @@ def native(operation: str) -> Callable[..., Any] | None:
 
     The function is called like the operation's folder; further ones of the same folder are `<folder>_<what>`.
     """
-    function = _find(operation, isa())[1]
+    level, function = _find(operation, isa())
     if _calls is None or function is None:
         return function
-    return functools.partial(_write_down, _calls, function)
+    module, _ = _load()
+    bind = getattr(getattr(module, level).calls, operation, None)
+    return functools.partial(_write_down, _calls, bind or functools.partial(functools.partial, function))
 
 
 @contextmanager
 def written_down(calls: list[Call]) -> Iterator[None]:
-    """Native calls are made as ever, and appended to `calls`, until the end of the `with` block."""
+    """Native calls are made as ever, and appended to `calls`, until the end of the `with` block.
+
+    Arguments are checked now and for all times; the calls hold them, and they must not be resized.
+    """
     global _calls
     before, _calls = _calls, calls
     try:
@@ -85,9 +91,25 @@ def written_down(calls: list[Call]) -> Iterator[None]:
         _calls = before
 
 
-def _write_down(calls: list[Call], function: Callable[..., None], *arguments: Any) -> None:
-    function(*arguments)
-    calls.append((function, arguments))
+def _write_down(calls: list[Call], bind: Callable[..., Call], *arguments: Any) -> None:
+    call = bind(*arguments)
+    call()
+    calls.append(call)
+
+
+def joined(calls: list[Call]) -> list[Call]:
+    """The same calls, each stretch of those that are bound natively (headrace/calls.h) as one."""
+    module, _ = _load()
+    assert module is not None, "native calls, and no native module"
+    made: list[Call] = []
+    for call in calls:
+        if not isinstance(call, module.Calls):
+            made.append(call)
+            continue
+        if not made or not isinstance(made[-1], module.Calls):
+            made.append(module.Calls())
+        made[-1].add(call)  # type: ignore[attr-defined]
+    return made
 
 
 def explain() -> dict[str, Any]:

@@ -5,6 +5,7 @@
 //   _native.threads(), _native.set_threads(n)   the pool's size; 0: one per core
 //   _native.avx2.rms_norm(...) an operation at a level; calling one that is not supported is an illegal
 //   instruction
+//   _native.avx2.calls.rms_norm(...)   the same as Calls, to make again and again (headrace/calls.h)
 #include <nanobind/nanobind.h>
 
 #if defined(__x86_64__)
@@ -19,6 +20,7 @@
 #include <cstdio>
 #include <stdexcept>
 
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "headrace/level.h"
 #include "headrace/pool.h"
@@ -115,8 +117,12 @@ NB_MODULE(_native, m) {
     m.def("supported", [] { return level_names(true); });
     m.def("threads", threads);
     m.def("set_threads", set_threads);
+    bind_calls(m);
+    nb::set_leak_warnings(
+        false);  // an engine in a daemon thread outlives the interpreter, and that is no leak
 
     auto bind_all = [](nb::module_ submodule, Level level) {
+        submodule.def_submodule("calls");
 #define X(operation) bind_##operation(submodule, level);
         HR_FOR_EACH_OPERATION(X)
 #undef X

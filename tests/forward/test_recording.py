@@ -57,7 +57,34 @@ def test_the_same_tokens(model: str, played: Counter[int]) -> None:
     with_recordings, engine = run(model, record=True)
     assert engine.runner.recordings and not engine.runner.recordings.refused
     assert sum(played.values()) >= 20 and {1, 2} <= set(played), "hardly anything was played back"
+    made = [recording for recording in engine.runner.recordings._made.values() if recording is not None]
+    assert made and all(len(recording._calls) == 1 for recording in made), "a kernel went the slow way"
     assert with_recordings == run(model, record=False)[0]
+
+
+@pytest.mark.parametrize("model", ["int4", "int8_windows"])
+def test_rows_that_are_sampled_come_with_the_batch(model: str, played: Counter[int]) -> None:
+    """Two prompts of six tokens in all, cut differently each time: rows 1 and 5, then 2 and 5, then 3 and 5."""
+    config = EngineConfig(
+        stack={**models.stack(model), "policy": "orca"}, threads=2, page_tokens=16, prefix_cache=False
+    )
+
+    def outputs(record: bool) -> list[Outputs]:
+        engine = Engine(config, decoder=models.decoder(model), poison=True)
+        if not record:
+            engine.runner.recordings = None
+        found = []
+        for first in (2, 3, 4):
+            for i, count in enumerate((first, 6 - first)):
+                prompt = tuple((5 * first + 11 * i + k) % models.VOCAB for k in range(count))
+                params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+                engine.add(Request(id=f"{first}-{i}", prompt=prompt, params=params))
+            found.append(collect(engine))
+        return found
+
+    with_recordings = outputs(record=True)
+    assert played[6] >= 2, "prompts were not played back"
+    assert with_recordings == outputs(record=False)
 
 
 def test_pages_beyond_the_spare_ones_need_a_new_recording(
@@ -108,17 +135,3 @@ def test_a_call_that_was_not_written_down_is_noticed(
 def test_a_technique_that_does_not_say_so_is_not_recorded() -> None:
     config = EngineConfig(stack={"weights": "plain"}, threads=1)
     assert Engine(config, decoder=models.decoder("mixed")).runner.recordings is None
-
-
-def test_calls_are_written_down_only_while_asked() -> None:
-    calls: list[kernels.Call] = []
-    native = kernels.native("rms_norm")
-    x, weight, out = torch.randn(2, 8), torch.ones(8), torch.empty(2, 8)
-    with kernels.written_down(calls):
-        kernels.native("rms_norm")(x, weight, out, 1e-6, 0.0)
-    assert kernels.native("rms_norm") is native
-    ((function, arguments),) = calls
-    expected = out.clone()
-    out.zero_()
-    function(*arguments)
-    assert torch.equal(out, expected)

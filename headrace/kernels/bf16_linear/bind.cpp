@@ -3,6 +3,7 @@
 
 #include "bf16_linear/kernel.h"
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "headrace/pool.h"
 #include "headrace/product_check.h"
@@ -44,8 +45,8 @@ bf16* check_packed(const Array& packed, const Bf16Shape& shape) {
 
 void bind_bf16_linear(nb::module_& m, Level level) {
     const Bf16LinearTable& table = table_of(level);
-    m.def(
-        "bf16_linear",
+    def_call(
+        m, "bf16_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width,
                  nb::handle out, nb::handle bias, nb::handle add, int before, nb::handle norm, float eps,
                  float offset) {
@@ -53,17 +54,20 @@ void bind_bf16_linear(nb::module_& m, Level level) {
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, width, before, norm, eps, offset);
             const int64_t rows = x.size(0), tiled = (rows + 31) / 32 * 32;
-            void* memory =
-                scratch(Scratch::call, tiled * shape.chunks() * Bf16Shape::kChunk * table.row_item_bytes);
-            const Bf16Linear product{shape,
-                                     source,
-                                     check_packed(packed, shape),
-                                     memory,
-                                     rows,
-                                     Bf16Shape::kChunk,
-                                     tiled * Bf16Shape::kChunk,
-                                     check_end(out, bias, add, rows, outputs)};
-            if (rows) table.multiply(product);
+            Bf16Linear product{shape,
+                               source,
+                               check_packed(packed, shape),
+                               nullptr,
+                               rows,
+                               Bf16Shape::kChunk,
+                               tiled * Bf16Shape::kChunk,
+                               check_end(out, bias, add, rows, outputs)};
+            const int64_t bytes = tiled * shape.chunks() * Bf16Shape::kChunk * table.row_item_bytes;
+            return [&table, product, bytes]() mutable {
+                if (product.count == 0) return;
+                product.rows = scratch(Scratch::call, bytes);
+                table.multiply(product);
+            };
         },
         "x"_a, "packed"_a, "outputs"_a, "width"_a, "out"_a, "bias"_a.none(), "add"_a.none(), "before"_a,
         "norm"_a.none(), "eps"_a, "offset"_a);
@@ -73,19 +77,23 @@ void bind_bf16_linear(nb::module_& m, Level level) {
         const Bf16Shape shape = check_shape(weight.size(0), weight.size(1));
         table.pack(shape, from, check_packed(packed, shape));
     });
-    m.def("bf16_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
-                                          nb::handle ids_object, nb::handle out_object) {
-        const Bf16Shape shape = check_shape(outputs, width);
-        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
-        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
-        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
-                 "out must be float32 [T, %lld]", static_cast<Int>(width));
-        const int64_t* id = ids.data<const int64_t>();
-        for (int64_t i = 0; i < ids.size(); ++i)
-            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
-                     static_cast<Int>(outputs));
-        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
-    });
+    def_call(m, "bf16_linear_outputs",
+             [&table](nb::handle packed_object, int64_t outputs, int64_t width, nb::handle ids_object,
+                      nb::handle out_object) {
+                 const Bf16Shape shape = check_shape(outputs, width);
+                 const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+                 HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(),
+                          "ids must be int64 [T]");
+                 HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                          "out must be float32 [T, %lld]", static_cast<Int>(width));
+                 return [&table, shape, bytes = check_packed(packed, shape), id = ids.data<const int64_t>(),
+                         count = ids.size(), to = out.data<float>()] {
+                     for (int64_t i = 0; i < count; ++i)
+                         HR_CHECK(id[i] >= 0 && id[i] < shape.outputs, "output %lld of %lld",
+                                  static_cast<Int>(id[i]), static_cast<Int>(shape.outputs));
+                     table.read_outputs(shape, bytes, id, count, to);
+                 };
+             });
 }
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 
 #include "dual_linear/kernel.h"
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "headrace/pool.h"
 #include "headrace/product_check.h"
@@ -61,8 +62,8 @@ IntRows rows_in_scratch(const DualShape& shape, int64_t rows) {
 
 void bind_dual_linear(nb::module_& m, Level level) {
     const DualLinearTable& table = table_of(level);
-    m.def(
-        "dual_linear",
+    def_call(
+        m, "dual_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
                  nb::handle out_object, nb::handle bias, nb::handle add, int before, nb::handle norm,
                  float eps, float offset) {
@@ -70,11 +71,14 @@ void bind_dual_linear(nb::module_& m, Level level) {
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
-            const DualLinear product{shape, rows_in_scratch(shape, rows), check_packed(packed, shape),
-                                     check_end(out_object, bias, add, rows, outputs)};
-            if (rows == 0) return;
-            table.quantise(shape, source, product.rows);
-            table.multiply(product);
+            const uint8_t* bytes = check_packed(packed, shape);
+            const ProductEnd end = check_end(out_object, bias, add, rows, outputs);
+            return [&table, shape, source, rows, bytes, end] {
+                if (rows == 0) return;
+                const DualLinear product{shape, rows_in_scratch(shape, rows), bytes, end};
+                table.quantise(shape, source, product.rows);
+                table.multiply(product);
+            };
         },
         "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "out"_a, "bias"_a.none(), "add"_a.none(),
         "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
@@ -90,19 +94,23 @@ void bind_dual_linear(nb::module_& m, Level level) {
                 "some weights are infinite or not a number: the checkpoint is damaged, download it again");
         },
         "rows"_a, "group"_a, "packed"_a);
-    m.def("dual_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
-                                          int64_t group, nb::handle ids_object, nb::handle out_object) {
-        const DualShape shape = check_shape(outputs, width, group);
-        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
-        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
-        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
-                 "out must be float32 [T, %lld]", static_cast<Int>(width));
-        const int64_t* id = ids.data<const int64_t>();
-        for (int64_t i = 0; i < ids.size(); ++i)
-            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
-                     static_cast<Int>(outputs));
-        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
-    });
+    def_call(m, "dual_linear_outputs",
+             [&table](nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
+                      nb::handle ids_object, nb::handle out_object) {
+                 const DualShape shape = check_shape(outputs, width, group);
+                 const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+                 HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(),
+                          "ids must be int64 [T]");
+                 HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                          "out must be float32 [T, %lld]", static_cast<Int>(width));
+                 return [&table, shape, bytes = check_packed(packed, shape), id = ids.data<const int64_t>(),
+                         count = ids.size(), to = out.data<float>()] {
+                     for (int64_t i = 0; i < count; ++i)
+                         HR_CHECK(id[i] >= 0 && id[i] < shape.outputs, "output %lld of %lld",
+                                  static_cast<Int>(id[i]), static_cast<Int>(shape.outputs));
+                     table.read_outputs(shape, bytes, id, count, to);
+                 };
+             });
 }
 
 }  // namespace headrace

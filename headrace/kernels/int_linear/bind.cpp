@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "headrace/pool.h"
 #include "headrace/product_check.h"
@@ -69,8 +70,8 @@ IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int6
 
 void bind_int_linear(nb::module_& m, Level level) {
     const IntLinearTable& table = table_of(level);
-    m.def(
-        "int_linear",
+    def_call(
+        m, "int_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
                  int bits, bool zeros, int64_t few, nb::handle out_object, nb::handle bias, nb::handle add,
                  int before, nb::handle norm, float eps, float offset) {
@@ -78,12 +79,14 @@ void bind_int_linear(nb::module_& m, Level level) {
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
-            const IntLinear product{shape, rows_in_scratch(table, shape, rows, few),
-                                    check_packed(packed, shape),
-                                    check_end(out_object, bias, add, rows, outputs), few};
-            if (rows == 0) return;
-            table.quantise(shape, source, product.rows);
-            table.multiply(product);
+            const uint8_t* bytes = check_packed(packed, shape);
+            const ProductEnd end = check_end(out_object, bias, add, rows, outputs);
+            return [&table, shape, source, rows, bytes, end, few] {
+                if (rows == 0) return;
+                const IntLinear product{shape, rows_in_scratch(table, shape, rows, few), bytes, end, few};
+                table.quantise(shape, source, product.rows);
+                table.multiply(product);
+            };
         },
         "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "zeros"_a, "few"_a, "out"_a,
         "bias"_a.none(), "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
@@ -138,20 +141,23 @@ void bind_int_linear(nb::module_& m, Level level) {
             HR_CHECK(unfit != Unfit::too_large, "%s", kTooLarge);
         },
         "rows"_a, "group"_a, "bits"_a, "zeros"_a, "packed"_a);
-    m.def("int_linear_outputs", [&table](nb::handle packed_object, int64_t outputs, int64_t width,
-                                         int64_t group, int bits, bool zeros, nb::handle ids_object,
-                                         nb::handle out_object) {
-        const IntShape shape = check_shape(outputs, width, group, bits, zeros);
-        const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
-        HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
-        HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
-                 "out must be float32 [T, %lld]", static_cast<Int>(width));
-        const int64_t* id = ids.data<const int64_t>();
-        for (int64_t i = 0; i < ids.size(); ++i)
-            HR_CHECK(id[i] >= 0 && id[i] < outputs, "output %lld of %lld", static_cast<Int>(id[i]),
-                     static_cast<Int>(outputs));
-        table.read_outputs(shape, check_packed(packed, shape), id, ids.size(), out.data<float>());
-    });
+    def_call(m, "int_linear_outputs",
+             [&table](nb::handle packed_object, int64_t outputs, int64_t width, int64_t group, int bits,
+                      bool zeros, nb::handle ids_object, nb::handle out_object) {
+                 const IntShape shape = check_shape(outputs, width, group, bits, zeros);
+                 const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
+                 HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(),
+                          "ids must be int64 [T]");
+                 HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+                          "out must be float32 [T, %lld]", static_cast<Int>(width));
+                 return [&table, shape, bytes = check_packed(packed, shape), id = ids.data<const int64_t>(),
+                         count = ids.size(), to = out.data<float>()] {
+                     for (int64_t i = 0; i < count; ++i)
+                         HR_CHECK(id[i] >= 0 && id[i] < shape.outputs, "output %lld of %lld",
+                                  static_cast<Int>(id[i]), static_cast<Int>(shape.outputs));
+                     table.read_outputs(shape, bytes, id, count, to);
+                 };
+             });
 }
 
 }  // namespace headrace

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "paged_attention/kernel.h"
 
@@ -79,8 +80,8 @@ void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages)
 
 void bind_paged_attention(nb::module_& m, Level level) {
     const PagedAttentionTable& table = table_of(level);
-    m.def(
-        "paged_attention",
+    def_call(
+        m, "paged_attention",
         [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
                  int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window,
@@ -114,13 +115,15 @@ void bind_paged_attention(nb::module_& m, Level level) {
                                    window,
                                    out.data<float>(),
                                    lse.data<float>()};
-            check_runs(a, pages.size(), arena.size(0));
-            table.attend(a);
+            return [&table, a, num_pages = pages.size(), arena_pages = arena.size(0)] {
+                check_runs(a, num_pages, arena_pages);
+                table.attend(a);
+            };
         },
         "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a, "positions"_a,
         "pages"_a, "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
-    m.def(
-        "paged_attention_write",
+    def_call(
+        m, "paged_attention_write",
         [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t item_bytes,
                  nb::handle k_object, nb::handle v_object, nb::handle slots_object) {
             const Array arena(arena_object, "arena"), k(k_object, "k"), v(v_object, "v"),
@@ -138,10 +141,12 @@ void bind_paged_attention(nb::module_& m, Level level) {
                                check_heads(v, kv_heads, head_size),
                                rows,
                                slots.data<const int64_t>()};
-            for (int64_t i = 0; i < rows; ++i)
-                HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena.size(0) * page_tokens,
-                         "slot %lld is outside the arena", static_cast<Int>(a.slots[i]));
-            table.write(a);
+            return [&table, a, arena_slots = arena.size(0) * page_tokens] {
+                for (int64_t i = 0; i < a.rows; ++i)
+                    HR_CHECK(a.slots[i] >= 0 && a.slots[i] < arena_slots, "slot %lld is outside the arena",
+                             static_cast<Int>(a.slots[i]));
+                table.write(a);
+            };
         },
         "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "item_bytes"_a, "k"_a, "v"_a, "slots"_a);
 }

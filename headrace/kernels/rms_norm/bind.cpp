@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "rms_norm/kernel.h"
 
@@ -21,8 +22,8 @@ const RmsNormTable& table_of(Level level) {
     fail_internal("no such level: %d", static_cast<int>(level));
 }
 
-void run(const RmsNormTable& table, nb::handle x_object, nb::handle weight_object, nb::handle out_object,
-         float eps, float weight_offset) {
+auto check(const RmsNormTable& table, nb::handle x_object, nb::handle weight_object, nb::handle out_object,
+           float eps, float weight_offset) {
     const Array x(x_object, "x"), weight(weight_object, "weight"), out(out_object, "out");
     HR_CHECK(x.dims() >= 1 && x.size(x.dims() - 1) > 0, "x must have rows of at least one value");
     const int64_t width = x.size(x.dims() - 1), count = x.size();
@@ -39,17 +40,17 @@ void run(const RmsNormTable& table, nb::handle x_object, nb::handle weight_objec
     const RmsNorm arguments{
         x.data<const void>(), weight.data<const void>(), out.data<void>(), count / width, width, eps,
         weight_offset};
-    // The interpreter lock is kept: a call takes microseconds, and getting the lock back may take
-    // milliseconds.
-    (x.dtype() == DType::f32 ? table.f32 : table.bf16)(arguments);
+    return [kernel = x.dtype() == DType::f32 ? table.f32 : table.bf16, arguments] { kernel(arguments); };
 }
 
 }  // namespace
 
 void bind_rms_norm(nb::module_& m, Level level) {
     const RmsNormTable& table = table_of(level);
-    m.def("rms_norm", [&table](nb::handle x, nb::handle weight, nb::handle out, float eps,
-                               float weight_offset) { run(table, x, weight, out, eps, weight_offset); });
+    def_call(m, "rms_norm",
+             [&table](nb::handle x, nb::handle weight, nb::handle out, float eps, float weight_offset) {
+                 return check(table, x, weight, out, eps, weight_offset);
+             });
 }
 
 }  // namespace headrace
