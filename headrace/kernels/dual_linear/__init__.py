@@ -27,6 +27,9 @@ from headrace.kernels.int_linear.reference import quantise
 
 __all__ = ["DualWeight", "Parts", "dual_linear", "outputs", "pack", "round_and_pack"]
 
+FEW = 8
+"""Rows up to which codes are unpacked in registers, for some rows at a time; more share a panel."""
+
 
 def dual_linear(
     x: Tensor,
@@ -49,7 +52,7 @@ def dual_linear(
         return y_TO if out_TO is None else out_TO.copy_(y_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
-    native(x, w.packed, w.outputs, w.width, w.group, out, bias_O, add_TO, *native_before(before))
+    native(x, w.packed, w.outputs, w.width, w.group, FEW, out, bias_O, add_TO, *native_before(before))
     return out
 
 

@@ -5,8 +5,8 @@
 #include "headrace/array.h"
 #include "headrace/calls.h"
 #include "headrace/check.h"
-#include "headrace/pool.h"
 #include "headrace/product_check.h"
+#include "int_linear/row_scratch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,18 +46,6 @@ const uint8_t* check_packed(const Array& packed, const DualShape& shape) {
     return packed.data<const uint8_t>();
 }
 
-IntRows rows_in_scratch(const DualShape& shape, int64_t rows) {
-    const int64_t stride = shape.steps() * shape.step();
-    const int64_t codes = (rows * stride + 63) / 64 * 64, scales = (rows * 4 + 63) / 64 * 64;
-    char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
-    return {reinterpret_cast<int8_t*>(memory),
-            reinterpret_cast<float*>(memory + codes),
-            reinterpret_cast<int32_t*>(memory + codes + scales),
-            rows,
-            stride,
-            shape.step()};
-}
-
 }  // namespace
 
 void bind_dual_linear(nb::module_& m, Level level) {
@@ -65,23 +53,23 @@ void bind_dual_linear(nb::module_& m, Level level) {
     def_call(
         m, "dual_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
-                 nb::handle out_object, nb::handle bias, nb::handle add, int before, nb::handle norm,
-                 float eps, float offset) {
+                 int64_t few, nb::handle out_object, nb::handle bias, nb::handle add, int before,
+                 nb::handle norm, float eps, float offset) {
             const DualShape shape = check_shape(outputs, width, group);
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
             const uint8_t* bytes = check_packed(packed, shape);
             const ProductEnd end = check_end(out_object, bias, add, rows, outputs);
-            return [&table, shape, source, rows, bytes, end] {
+            return [&table, shape, source, rows, bytes, end, few] {
                 if (rows == 0) return;
-                const DualLinear product{shape, rows_in_scratch(shape, rows), bytes, end};
+                const DualLinear product{shape, rows_in_scratch(shape, rows, table.stepwise(shape, rows, few)), bytes, end, few};
                 table.quantise(shape, source, product.rows);
                 table.multiply(product);
             };
         },
-        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "out"_a, "bias"_a.none(), "add"_a.none(),
-        "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "few"_a, "out"_a, "bias"_a.none(),
+        "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     m.def(
         "dual_linear_round_and_pack",
         [&table](nb::handle rows_object, int64_t group, nb::handle packed_object) {

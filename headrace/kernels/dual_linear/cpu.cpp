@@ -4,29 +4,23 @@
 // output follow.
 //
 // Bounds, per 64 outputs x 32 inputs: 1024 bytes read; 32 r dot instructions of 64 products for r rows.
-#include "dual_linear/few.h"
 #include "dual_linear/pack.h"
-#include "dual_linear/panel.h"
+#include "dual_linear/record.h"
+#include "int_linear/dots.h"
 #include "int_linear/rows.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kFewRows = 8;  // up to here codes are unpacked in registers, for each row count anew
+bool stepwise(const IntShape&, int64_t rows, int64_t few) {
+    return rows > few;
+}
 
 void multiply_block(const DualLinear& a, int64_t block) {
-    const int64_t rows = a.rows.rows;
-    if (rows > kFewRows) {
-        many_rows(a, block);
-    } else if (rows == 1) {
-        few_rows<1>(a, block);
-    } else if (rows == 2) {
-        few_rows<2>(a, block);
-    } else if (rows <= 4) {
-        few_rows<4>(a, block);
-    } else {
-        few_rows<8>(a, block);
-    }
+    if (a.rows.rows <= a.few)
+        dot_rows<DualRecord, 4, false>(a, block);
+    else
+        dot_rows<DualRecord, 4, true>(a, block);
 }
 
 void multiply(const DualLinear& a) {
@@ -40,14 +34,14 @@ void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, 
     const uint8_t* block = packed + output / kBlock * shape.block_bytes();
     const int64_t place = output % kBlock, tile = place / kTile, lane = place % kTile;
     const float scale = reinterpret_cast<const float*>(block)[place];
-    const uint8_t* at = block + shape.scale_bytes();
+    const uint8_t* at = block + shape.top_bytes();
     float* const end = out + shape.width;
     for (int64_t g = 0; g < shape.groups(); ++g) {
-        const Group group(shape, at, g);
-        const int step = group.steps[place] + 1, zero = group.zeros[place];
-        for (int64_t c = 0; c < group.count; ++c) {
+        const DualRecord record(shape, at, g);
+        const int step = record.steps[place] + 1, zero = record.zeros[place];
+        for (int64_t c = 0; c < record.count; ++c) {
             Bytes quad[kQuads];
-            unpack<4>(group.chunks + (c * kTiles + tile) * 4 * 64, quad);
+            unpack<4>(record.chunks + (c * kTiles + tile) * 4 * 64, quad);
             for (int64_t k = 0; k < kQuads; ++k) {
                 uint8_t codes[64];
                 store_bytes(codes, quad[k]);
@@ -55,7 +49,7 @@ void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, 
                     *out++ = static_cast<float>(step * (codes[4 * lane + i] - zero)) * scale;
             }
         }
-        at = group.end(shape);
+        at = record.end(shape);
     }
 }
 
@@ -67,6 +61,6 @@ void read_outputs(const DualShape& shape, const uint8_t* packed, const int64_t* 
 
 }  // namespace
 
-constinit const DualLinearTable dual_linear = {quantise, multiply, round, read_outputs};
+constinit const DualLinearTable dual_linear = {stepwise, quantise, multiply, round, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

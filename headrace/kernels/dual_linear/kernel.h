@@ -24,19 +24,15 @@ struct DualShape : IntShape {
     DualShape(int64_t width, int64_t outputs, int64_t group)
         : IntShape{width, outputs, group, /*bits=*/4, /*zeros=*/false} {}
 
-    int64_t scale_bytes() const { return kBlock * 4; }
+    int64_t top_bytes() const { return kBlock * 4; }
     int64_t head_bytes() const { return kBlock; }
-    int64_t block_bytes() const { return scale_bytes() + groups() * head_bytes() + chunks() * chunk_bytes(); }
+    int64_t block_bytes() const { return top_bytes() + groups() * head_bytes() + chunks() * chunk_bytes(); }
 };
 
-struct DualLinear {
-    DualShape shape;
-    IntRows rows;
-    const uint8_t* packed;
-    ProductEnd end;
-};
+using DualLinear = PackedLinear<DualShape>;
 
 struct DualLinearTable {
+    bool (*stepwise)(const IntShape&, int64_t rows, int64_t few);  // as int_linear's
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const DualLinear&);
     bool (*round)(const DualShape&, const Floats& rows, uint8_t* packed);  // false: some were not finite

@@ -7,9 +7,9 @@
 // Bounds: the source read twice (the second time from the cache), the packed bytes written once.
 #pragma once
 
-#include "dual_linear/sums.h"
 #include "headrace/parallel.h"
 #include "headrace/transpose.h"
+#include "int_linear/codes.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -89,7 +89,7 @@ bool pack_tile(const DualShape& shape, const T* rows, int64_t tile, uint8_t* pac
     uint8_t* codes = reinterpret_cast<uint8_t*>(w8 + padded);
     memset(codes, 0, static_cast<size_t>(kTile * padded));
     uint8_t* const block = packed + tile / kTiles * shape.block_bytes();
-    uint8_t* const groups = block + shape.scale_bytes();
+    uint8_t* const groups = block + shape.top_bytes();
     bool finite = true;
     for (int64_t lane = 0; lane < kTile; ++lane) {
         const int64_t output = tile * kTile + lane, at = tile % kTiles * kTile + lane;

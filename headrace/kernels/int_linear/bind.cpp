@@ -4,9 +4,9 @@
 #include "headrace/array.h"
 #include "headrace/calls.h"
 #include "headrace/check.h"
-#include "headrace/pool.h"
 #include "headrace/product_check.h"
 #include "int_linear/kernel.h"
+#include "int_linear/row_scratch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -51,21 +51,6 @@ constexpr const char kNotFinite[] =
 constexpr const char kTooLarge[] =
     "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16";
 
-// Room for whole tiles of rows: what lies in the last ones beyond the rows is computed with and dropped.
-IntRows rows_in_scratch(const IntLinearTable& table, const IntShape& shape, int64_t rows, int64_t few) {
-    constexpr int64_t kTileRows = 32;
-    const int64_t tiled = (rows + kTileRows - 1) / kTileRows * kTileRows, step = shape.step();
-    const bool stepwise = table.stepwise(shape, rows, few);
-    const int64_t codes = tiled * shape.steps() * step + 63, scales = rows * 4 + 63;
-    char* memory = static_cast<char*>(scratch(Scratch::call, codes + scales + rows * shape.groups() * 4));
-    return {reinterpret_cast<int8_t*>(memory),
-            reinterpret_cast<float*>(memory + codes / 64 * 64),
-            reinterpret_cast<int32_t*>(memory + codes / 64 * 64 + scales / 64 * 64),
-            rows,
-            stepwise ? step : shape.steps() * step,
-            stepwise ? tiled * step : step};
-}
-
 }  // namespace
 
 void bind_int_linear(nb::module_& m, Level level) {
@@ -83,7 +68,7 @@ void bind_int_linear(nb::module_& m, Level level) {
             const ProductEnd end = check_end(out_object, bias, add, rows, outputs);
             return [&table, shape, source, rows, bytes, end, few] {
                 if (rows == 0) return;
-                const IntLinear product{shape, rows_in_scratch(table, shape, rows, few), bytes, end, few};
+                const IntLinear product{shape, rows_in_scratch(shape, rows, table.stepwise(shape, rows, few)), bytes, end, few};
                 table.quantise(shape, source, product.rows);
                 table.multiply(product);
             };

@@ -40,6 +40,8 @@ inline void unpack(const uint8_t* p, Bytes (&quad)[kQuads]) {
 
 // One group of one block: where its parts lie, and what its sums start from.
 struct Record {
+    using Total = float;  // of all groups
+
     const uint16_t* scales;
     const uint8_t* zeros;  // null: every zero point is 2^(bits-1)
     const uint8_t* chunks;
@@ -62,8 +64,8 @@ inline I32x16 start(const Record& record, int64_t tile, int32_t row_sum) {
     return load_u8(record.zeros + tile * kTile) * all_lanes(-row_sum) + all_lanes(kCentre<kBits> * row_sum);
 }
 
-inline F32x16 add_group(F32x16 total, I32x16 group, const Record& record, int64_t tile) {
-    return fma(to_float(group), load_f16(record.scales + tile * kTile), total);
+inline void add_group(float* total, I32x16 group, const Record& record, int64_t tile) {
+    store(total, fma(to_float(group), load_f16(record.scales + tile * kTile), load(total)));
 }
 
 inline void finish(const IntLinear& a, int64_t block, int64_t row, const float* totals) {

@@ -64,11 +64,11 @@ void multiply_block(const IntLinear& a, int64_t block) {
 #if defined(HR_LEVEL_AMX)
     if (direct(a.shape, rows)) return direct_rows(a, block);
 #endif
-    if (rows <= a.few) return dot_rows<kBits, false>(a, block);
+    if (rows <= a.few) return dot_rows<Record, kBits, false>(a, block);
 #if defined(HR_LEVEL_AMX)
     many_rows<kBits>(a, block);
 #else
-    dot_rows<kBits, true>(a, block);
+    dot_rows<Record, kBits, true>(a, block);
 #endif
 }
 

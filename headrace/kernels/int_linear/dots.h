@@ -2,6 +2,9 @@
 //
 // A block's codes are taken from where they are packed, and unpacked in registers for some rows at a time; or
 // they are unpacked into a panel first, for all rows.
+//
+// Shared by formats whose blocks hold the same chunks. Each brings its Record, what a group's sums start from
+// (`start`), how they join the totals (`add_group`), and what becomes of these (`finish`).
 #pragma once
 
 #include "headrace/parallel.h"
@@ -13,6 +16,7 @@ namespace {
 constexpr int64_t kPassRows = 384;  // rows per pass over a block: their sums stay in the second-level cache
 
 // Some chunks of a group that all rows pass together: they stay in the first-level cache.
+template <class Record>
 struct Slice {
     static constexpr int64_t kMost = 8;
 
@@ -21,7 +25,8 @@ struct Slice {
     bool fetch;         // nobody has read them before
     int64_t at[kMost];  // where in a row's codes each chunk begins
 
-    Slice(const IntLinear& a, const Record& record, int64_t group, int64_t first, bool fetch)
+    template <class Linear>
+    Slice(const Linear& a, const Record& record, int64_t group, int64_t first, bool fetch)
         : record(record),
           group(group),
           first(first),
@@ -34,10 +39,10 @@ struct Slice {
 };
 
 // Codes as they are packed, those to come fetched on the way.
-template <int kBits>
+template <int kBits, class Record>
 struct Packed {
     static constexpr bool kPanel = false;
-    const Slice& slice;
+    const Slice<Record>& slice;
 
     Bytes quad(int64_t c, int64_t t, int k) const {
         return quad_of<kBits>(k, slice.record.chunks + ((slice.first + c) * kTiles + t) * 64 * kBits);
@@ -62,8 +67,9 @@ struct Panel {
     }
     void fetch(int64_t, int) const {}
 
-    void fill(const Slice& slice) const {
-        const Packed<kBits> packed{slice};
+    template <class Record>
+    void fill(const Slice<Record>& slice) const {
+        const Packed<kBits, Record> packed{slice};
         for (int64_t c = 0; c < slice.count; ++c) {
             for (int64_t t = 0; t < kTiles; ++t) {
                 HR_UNROLL
@@ -77,15 +83,17 @@ struct Panel {
 };
 
 // What has been added up of some rows of a block: [row][64] of each.
+template <class Total>
 struct Sums {
-    float* totals;   // of whole groups
+    Total* totals;   // of whole groups
     int32_t* group;  // of the group that is not finished
 };
 
 // A slice for kRows rows, the sums of kAtOnce tiles in registers together. Loops over registers are unrolled
 // by name: an array stays in registers only if the compiler sees every index early.
-template <int kBits, int kRows, int kAtOnce, class Codes>
-void add_slice(const IntLinear& a, const Slice& slice, const Codes& from, int64_t row, const Sums& sums) {
+template <int kBits, int kRows, int kAtOnce, class Linear, class Record, class Codes>
+void add_slice(const Linear& a, const Slice<Record>& slice, const Codes& from, int64_t row,
+               const Sums<typename Record::Total>& sums) {
     const int64_t stride = a.rows.stride, groups = a.shape.groups();
     const int32_t* row_sums = a.rows.sums + row * groups + slice.group;
     for (int64_t t = 0; t < kTiles; t += kAtOnce) {
@@ -116,8 +124,7 @@ void add_slice(const IntLinear& a, const Slice& slice, const Codes& from, int64_
             for (int u = 0; u < kAtOnce; ++u) {
                 const int64_t at = r * kBlock + (t + u) * kTile;
                 if (slice.ends())
-                    store(sums.totals + at,
-                          add_group(load(sums.totals + at), dots[r][u].sum, slice.record, t + u));
+                    add_group(sums.totals + at, dots[r][u].sum, slice.record, t + u);
                 else
                     store_i32(sums.group + at, dots[r][u].sum);
             }
@@ -126,9 +133,9 @@ void add_slice(const IntLinear& a, const Slice& slice, const Codes& from, int64_
 }
 
 // As many rows at a time as there are registers for.
-template <int kBits, class Codes>
-void add_rows(const IntLinear& a, const Slice& slice, const Codes& from, int64_t first, int64_t count,
-              const Sums& sums) {
+template <int kBits, class Linear, class Record, class Codes>
+void add_rows(const Linear& a, const Slice<Record>& slice, const Codes& from, int64_t first, int64_t count,
+              const Sums<typename Record::Total>& sums) {
     int64_t r = 0;
     auto take = [&]<int kRows, int kAtOnce>() {
         for (; r + kRows <= count; r += kRows)
@@ -152,25 +159,27 @@ void add_rows(const IntLinear& a, const Slice& slice, const Codes& from, int64_t
 #endif
 }
 
-template <int kBits, bool kUnpack>
-void pass_rows(const IntLinear& a, int64_t block, int64_t first, int64_t count) {
-    const IntShape& shape = a.shape;
-    const int64_t panel_bytes = kUnpack ? Slice::kMost * kChunk * kBlock : 0;
+template <class Record, int kBits, bool kUnpack, class Linear>
+void pass_rows(const Linear& a, int64_t block, int64_t first, int64_t count) {
+    using Total = typename Record::Total;
+    constexpr int64_t kMost = Slice<Record>::kMost;
+    const auto& shape = a.shape;
+    const int64_t panel_bytes = kUnpack ? kMost * kChunk * kBlock : 0;
     uint8_t* memory = static_cast<uint8_t*>(scratch(Scratch::piece, panel_bytes + 2 * count * kBlock * 4));
-    float* totals = reinterpret_cast<float*>(memory + panel_bytes);
-    const Sums sums{totals, reinterpret_cast<int32_t*>(totals + count * kBlock)};
+    Total* totals = reinterpret_cast<Total*>(memory + panel_bytes);
+    const Sums<Total> sums{totals, reinterpret_cast<int32_t*>(totals + count * kBlock)};
     memset(totals, 0, static_cast<size_t>(count * kBlock * 4));
-    const uint8_t* at = a.packed + block * shape.block_bytes();
+    const uint8_t* at = a.packed + block * shape.block_bytes() + shape.top_bytes();
     for (int64_t g = 0; g < shape.groups(); ++g) {
         const Record record(shape, at, g);
-        for (int64_t c = 0; c < record.count; c += Slice::kMost) {
-            const Slice slice(a, record, g, c, first == 0);
+        for (int64_t c = 0; c < record.count; c += kMost) {
+            const Slice<Record> slice(a, record, g, c, first == 0);
             if constexpr (kUnpack) {
                 const Panel<kBits> panel{memory};
                 panel.fill(slice);
                 add_rows<kBits>(a, slice, panel, first, count, sums);
             } else {
-                add_rows<kBits>(a, slice, Packed<kBits>{slice}, first, count, sums);
+                add_rows<kBits>(a, slice, Packed<kBits, Record>{slice}, first, count, sums);
             }
         }
         at = record.end(shape);
@@ -178,11 +187,11 @@ void pass_rows(const IntLinear& a, int64_t block, int64_t first, int64_t count) 
     for (int64_t row = 0; row < count; ++row) finish(a, block, first + row, totals + row * kBlock);
 }
 
-template <int kBits, bool kUnpack>
-void dot_rows(const IntLinear& a, int64_t block) {
+template <class Record, int kBits, bool kUnpack, class Linear>
+void dot_rows(const Linear& a, int64_t block) {
     for (int64_t row = 0; row < a.rows.rows; row += kPassRows)
-        pass_rows<kBits, kUnpack>(a, block, row,
-                                  a.rows.rows - row < kPassRows ? a.rows.rows - row : kPassRows);
+        pass_rows<Record, kBits, kUnpack>(a, block, row,
+                                          a.rows.rows - row < kPassRows ? a.rows.rows - row : kPassRows);
 }
 
 }  // namespace

@@ -49,6 +49,7 @@ struct IntShape {
     // Inputs that a tile of rows covers; no step crosses a group.
     int64_t step() const { return group % 64 == 0 || group >= width ? 64 : kChunk; }
     int64_t steps() const { return (padded() + step() - 1) / step(); }
+    int64_t top_bytes() const { return 0; }  // of a block, before its first record
     int64_t head_bytes() const { return kBlock * (zeros ? 3 : 2); }
     int64_t chunk_bytes() const { return 4 * 64 * bits; }
     int64_t block_bytes() const { return groups() * head_bytes() + chunks() * chunk_bytes(); }
@@ -64,8 +65,10 @@ struct IntRows {
     int64_t rows, stride, step_bytes;
 };
 
-struct IntLinear {
-    IntShape shape;
+// Rows times packed weights, of this shape or another one made of the same chunks.
+template <class Shape>
+struct PackedLinear {
+    Shape shape;
     IntRows rows;
     const uint8_t* packed;
     ProductEnd end;
@@ -76,6 +79,7 @@ struct IntLinear {
         return input / shape.step() * rows.step_bytes + input % shape.step();
     }
 };
+using IntLinear = PackedLinear<IntShape>;
 
 // What is packed: value = scale * (code - zero).
 struct IntCodes {

@@ -262,7 +262,7 @@ inline void direct_tile(const IntLinear& a, int64_t block, int64_t first, int64_
                 float* total = totals + r * kBlock + t * kTile;
                 const I32x16 sum =
                     load_i32(sums + r * kBlock + t * kTile) + start<8>(record, t, row_sums[r * groups + g]);
-                store(total, add_group(load(total), sum, record, t));
+                add_group(total, sum, record, t);
             }
         }
         at = record.end(shape);
