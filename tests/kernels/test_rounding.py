@@ -9,18 +9,9 @@ from torch import Tensor
 from headrace import kernels
 from headrace.kernels import bf16_linear, int_linear
 from headrace.kernels.bf16_linear import reference as bf16_reference
+from tests.kernels.rounding import DTYPES, SIZES, no_numbers_that_pass
 
 NATIVE = kernels.available()[1:]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIZES = (  # outputs, inputs, group
-    (1, 1, 32),
-    (3, 33, 32),
-    (64, 64, 64),
-    (70, 130, 64),
-    (130, 200, 128),
-    (65, 96, 96),
-    (17, 257, 1024),
-)
 
 each_level = pytest.mark.parametrize("level", kernels.available())
 each_kind = pytest.mark.parametrize("asymmetric", [False, True], ids=["symmetric", "asymmetric"])
@@ -105,18 +96,7 @@ def test_a_group_below_float16_is_zero(asymmetric: bool, level: str) -> None:
 @each_level
 @each_kind
 def test_no_numbers_are_refused(asymmetric: bool, level: str) -> None:
-    def refused(place: tuple[int, int], value: float, dtype: torch.dtype) -> bool:
-        weight_OI = torch.randn(70, 130).to(dtype)
-        weight_OI[place] = value
-        try:
-            rounded(level, weight_OI, 64, 4, asymmetric)
-        except ValueError as error:
-            return "infinite or not a number: " in str(error) and "download it again" in str(error)
-        return False
-
-    values = (float("nan"), float("inf"), float("-inf"))
-    cases = product([(0, 0), (31, 40), (69, 129)], values, DTYPES)
-    assert not [case for case in cases if not refused(*case)]
+    assert not no_numbers_that_pass(lambda rows_OI: rounded(level, rows_OI, 64, 4, asymmetric))
 
 
 @each_level

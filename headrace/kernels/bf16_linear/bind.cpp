@@ -53,20 +53,14 @@ void bind_bf16_linear(nb::module_& m, Level level) {
             const Bf16Shape shape = check_shape(outputs, width);
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, width, before, norm, eps, offset);
-            const int64_t rows = x.size(0), tiled = (rows + 31) / 32 * 32;
-            Bf16Linear product{shape,
-                               source,
-                               check_packed(packed, shape),
-                               nullptr,
-                               rows,
-                               Bf16Shape::kChunk,
-                               tiled * Bf16Shape::kChunk,
-                               check_end(out, bias, add, rows, outputs)};
-            const int64_t bytes = tiled * shape.chunks() * Bf16Shape::kChunk * table.row_item_bytes;
-            return [&table, product, bytes]() mutable {
-                if (product.count == 0) return;
-                product.rows = scratch(Scratch::call, bytes);
-                table.multiply(product);
+            const int64_t rows = x.size(0);
+            bf16* weights = check_packed(packed, shape);
+            const ProductEnd end = check_end(out, bias, add, rows, outputs);
+            return [&table, shape, source, rows, weights, end] {
+                if (rows == 0) return;
+                const int64_t tiled = (rows + 31) / 32 * 32, chunk_items = tiled * Bf16Shape::kChunk;
+                void* memory = scratch(Scratch::call, shape.chunks() * chunk_items * table.row_item_bytes);
+                table.multiply({shape, source, weights, memory, rows, Bf16Shape::kChunk, chunk_items, end});
             };
         },
         "x"_a, "packed"_a, "outputs"_a, "width"_a, "out"_a, "bias"_a.none(), "add"_a.none(), "before"_a,
@@ -81,17 +75,11 @@ void bind_bf16_linear(nb::module_& m, Level level) {
              [&table](nb::handle packed_object, int64_t outputs, int64_t width, nb::handle ids_object,
                       nb::handle out_object) {
                  const Bf16Shape shape = check_shape(outputs, width);
-                 const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
-                 HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(),
-                          "ids must be int64 [T]");
-                 HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
-                          "out must be float32 [T, %lld]", static_cast<Int>(width));
-                 return [&table, shape, bytes = check_packed(packed, shape), id = ids.data<const int64_t>(),
-                         count = ids.size(), to = out.data<float>()] {
-                     for (int64_t i = 0; i < count; ++i)
-                         HR_CHECK(id[i] >= 0 && id[i] < shape.outputs, "output %lld of %lld",
-                                  static_cast<Int>(id[i]), static_cast<Int>(shape.outputs));
-                     table.read_outputs(shape, bytes, id, count, to);
+                 const Array packed(packed_object, "packed");
+                 const Lookup lookup = check_lookup(ids_object, out_object, outputs, width);
+                 return [&table, shape, lookup, bytes = check_packed(packed, shape)] {
+                     lookup.check_ids();
+                     table.read_outputs(shape, bytes, lookup.ids, lookup.count, lookup.out);
                  };
              });
 }

@@ -86,17 +86,11 @@ void bind_dual_linear(nb::module_& m, Level level) {
              [&table](nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
                       nb::handle ids_object, nb::handle out_object) {
                  const DualShape shape = check_shape(outputs, width, group);
-                 const Array packed(packed_object, "packed"), ids(ids_object, "ids"), out(out_object, "out");
-                 HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(),
-                          "ids must be int64 [T]");
-                 HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
-                          "out must be float32 [T, %lld]", static_cast<Int>(width));
-                 return [&table, shape, bytes = check_packed(packed, shape), id = ids.data<const int64_t>(),
-                         count = ids.size(), to = out.data<float>()] {
-                     for (int64_t i = 0; i < count; ++i)
-                         HR_CHECK(id[i] >= 0 && id[i] < shape.outputs, "output %lld of %lld",
-                                  static_cast<Int>(id[i]), static_cast<Int>(shape.outputs));
-                     table.read_outputs(shape, bytes, id, count, to);
+                 const Array packed(packed_object, "packed");
+                 const Lookup lookup = check_lookup(ids_object, out_object, outputs, width);
+                 return [&table, shape, lookup, bytes = check_packed(packed, shape)] {
+                     lookup.check_ids();
+                     table.read_outputs(shape, bytes, lookup.ids, lookup.count, lookup.out);
                  };
              });
 }

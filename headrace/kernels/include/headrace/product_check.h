@@ -56,4 +56,27 @@ inline ProductEnd check_end(nanobind::handle out_object, nanobind::handle bias, 
             optional<float>(add, "add", DType::f32, rows * outputs), out.data<float>()};
 }
 
+// Outputs of a weight to look up, as rows of an embedding.
+struct Lookup {
+    const int64_t* ids;  // [count]
+    int64_t count, outputs;
+    float* out;  // [count, width]
+
+    // Ids lie in memory: they may have changed since the rest was checked.
+    void check_ids() const {
+        for (int64_t i = 0; i < count; ++i)
+            HR_CHECK(ids[i] >= 0 && ids[i] < outputs, "output %lld of %lld", static_cast<long long>(ids[i]),
+                     static_cast<long long>(outputs));
+    }
+};
+
+inline Lookup check_lookup(nanobind::handle ids_object, nanobind::handle out_object, int64_t outputs,
+                           int64_t width) {
+    const Array ids(ids_object, "ids"), out(out_object, "out");
+    HR_CHECK(ids.dtype() == DType::i64 && ids.dims() == 1 && ids.contiguous(), "ids must be int64 [T]");
+    HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == ids.size() * width,
+             "out must be float32 [T, %lld]", static_cast<long long>(width));
+    return {ids.data<const int64_t>(), ids.size(), outputs, out.data<float>()};
+}
+
 }  // namespace headrace
