@@ -70,7 +70,9 @@ def compare(
             if variant not in results.failures and variant not in results.beaten:
                 take_turn(variant, turns, repetition, given.repeat, results)
         if repetition == 0:
-            results.beaten = {v for group in chosen.values() for v in report.beaten(group, results, case.batches)}
+            results.beaten = {
+                v for group in chosen.values() for v in report.beaten(group, results, case.batches)
+            }
         done = (
             f"{repetition + 1} of {given.repeat} repetitions done." if repetition + 1 < given.repeat else ""
         )

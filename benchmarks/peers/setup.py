@@ -1,6 +1,7 @@
 """Installs peers, each into a virtual environment of its own, and writes the random-weight models that they read.
 
-    python -m benchmarks.peers.setup llama_cpp|openvino|vllm|transformers|all [--shape NAME,...] [--weights int4,...] [--envs DIR]
+    python -m benchmarks.peers.setup llama_cpp|openvino|vllm|transformers|all
+        [--shape NAME,...] [--weights int4,...] [--envs DIR]
 
 Run it again after a failure, or for another shape: what is there already is kept. On Linux the default PyTorch brings
 CUDA along: where its CPU build is enough, tell pip where to find that one (PIP_INDEX_URL and the like are passed on).
@@ -16,7 +17,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers.roster import DEFAULT_ENVS, PEERS, Peer, groups, has_amx, models_of, python_of, show_tiles
+from benchmarks.peers.roster import (
+    DEFAULT_ENVS,
+    PEERS,
+    Peer,
+    groups,
+    has_amx,
+    models_of,
+    python_of,
+    show_tiles,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
