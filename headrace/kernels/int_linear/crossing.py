@@ -20,7 +20,7 @@ from headrace.kernels.int_linear.layout import IntWeight, packed_bytes
 ROWS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 """Row counts at which both are timed. A single row is never worth a panel."""
 _REPEAT = 15
-_MOST_OUTPUTS = 8192  # of a matrix that are multiplied at a time: all blocks of outputs are alike
+_MOST_OUTPUTS = 4096  # of a matrix that are multiplied at a time: all blocks of outputs are alike
 _known: dict[tuple[str, str, int], int] = {}
 
 
