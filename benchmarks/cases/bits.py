@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from result import show
+
 from headrace import kernels
 from headrace.meter import Spread
 
@@ -49,12 +51,10 @@ def main() -> None:
     for bits in widths:
         rates, size = Spread.of([turn[bits][0] for turn in turns]), turns[0][bits][1]
         faster, fewer = rates.median / base, turns[0][widths[0]][1] / size
-        speed = f"{rates.median:.1f} ({rates.low:.1f}-{rates.high:.1f})"
-        lines.append(f"| {bits} | {size:.3f} | {speed} | {faster:.2f} | {fewer:.2f} | {faster / fewer:.0%} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.out:
-        given.out.write_text(text)
+        lines.append(
+            f"| {bits} | {size:.3f} | {rates:.1f} | {faster:.2f} | {fewer:.2f} | {faster / fewer:.0%} |"
+        )
+    show("\n".join(lines) + "\n", given.out)
 
 
 if __name__ == "__main__":

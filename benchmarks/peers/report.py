@@ -185,7 +185,7 @@ def _limits(results: Results) -> str:
     """The machine's limits, and what share of them headrace reaches."""
     units = {"read_gb_s": "memory read, GB/s"}
     lines = [
-        f"- {units.get(name, name.replace('_gop_s', ' products, GOP/s'))}: {_spread(Spread.of(values))}"
+        f"- {units.get(name, name.replace('_gop_s', ' products, GOP/s'))}: {Spread.of(values):.1f}"
         for name, values in results.limits.items()
     ]
     head = ["Measured in the same run, natively, with the same threads:"] if lines else []
@@ -205,14 +205,10 @@ def _shares(results: Results) -> list[str]:
             if values and limit in results.limits:
                 mine, most = Spread.of(values), Spread.of(results.limits[limit])
                 lines.append(
-                    f"- {variants[0].engine}, {what}: {_spread(mine)} of {most.median:.1f} = "
+                    f"- {variants[0].engine}, {what}: {mine:.1f} of {most.median:.1f} = "
                     f"**{mine.median / most.median:.0%}** of `{limit}`"
                 )
     return lines
-
-
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f})"
 
 
 def data(results: Results, case: Case, header: Sequence[str]) -> dict[str, Any]:

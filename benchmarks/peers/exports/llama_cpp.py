@@ -114,19 +114,20 @@ def quantise(source: Path, target: Path, ftype: int) -> None:
 
 
 def write(source: Path, target: Path, kinds: list[str]) -> None:
-    """The files that are not there yet. F16 is what the others are made of, and stays only if it is asked for."""
+    """The files that are not there yet. The others are made of F16, which goes again if nobody asked for it."""
     first = target / f"{F16_FIRST}.gguf"
+    only_now = F16_FIRST not in kinds and not first.exists()
     absent = [kind for kind in kinds if not (target / f"{kind}.gguf").exists()]
-    if absent and not first.exists():
-        partial = first.with_suffix(".partial")
-        write_f16(source, partial)
-        partial.rename(first)
-    for kind in absent:
-        if kind != F16_FIRST:
-            partial = target / f"{kind}.partial"
+    for kind in dict.fromkeys([F16_FIRST, *absent] if absent else []):
+        path, partial = target / f"{kind}.gguf", target / f"{kind}.partial"
+        if path.exists():
+            continue
+        if kind == F16_FIRST:
+            write_f16(source, partial)
+        else:
             quantise(first, partial, FTYPES[kind])
-            partial.rename(target / f"{kind}.gguf")
-    if F16_FIRST not in kinds:
+        partial.rename(path)
+    if only_now:
         first.unlink(missing_ok=True)
 
 
