@@ -66,7 +66,8 @@ def main() -> None:
         "# The chosen way to multiply, against the better one\n",
         f"Level {kernels.isa()}, {kernels.threads()} threads, {datetime.date.today()}. Microseconds: median "
         f"(lowest-highest) of {given.repetitions} interleaved calls.  ",
-        f"`python benchmarks/cases/dispatch.py --shape {given.shape} --weights {given.weights}`\n",
+        f"`python benchmarks/cases/dispatch.py --shape {given.shape} --weights {given.weights} "
+        f"--repetitions {given.repetitions}`\n",
         "| matrix | rows | in registers | through a panel | chosen | chosen / better |\n|---|---|---|---|---|---|",
     ]
     worst = 1.0

@@ -20,7 +20,7 @@ from headrace.kernels.int_linear.layout import IntWeight, packed_bytes
 ROWS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 """Row counts at which both are timed. A single row is never worth a panel."""
 _REPEAT = 15
-_MOST_OUTPUTS = 4096  # of a matrix that are multiplied at a time: all blocks of outputs are alike
+_MOST_OUTPUTS = 8192  # of a matrix that are multiplied at a time: all blocks of outputs are alike
 _known: dict[tuple[str, str, int], int] = {}
 
 
@@ -36,7 +36,7 @@ def few_rows(weight: IntWeight) -> int:
     key = (shape, kernels.isa(), kernels.threads())
     if key not in _known:
         _known[key] = measured.lookup(
-            f"int_linear panel above {shape}", max(ROWS), lambda: best_limit(_time(w))
+            f"int_linear panel after {shape}", max(ROWS), lambda: best_limit(_time(w))
         )
     return _known[key]
 
@@ -59,7 +59,8 @@ def _time(weight: IntWeight) -> dict[int, tuple[float, float]]:
     size = packed_bytes(outputs, weight.width, weight.group, weight.bits, weight.zeros)
     pieces = [weight.packed[first : first + size] for first in range(0, len(weight.packed) - size + 1, size)]
     parts = itertools.cycle(replace(weight, packed=piece, outputs=outputs) for piece in pieces)
-    x, out = torch.ones(max(ROWS), weight.width), torch.empty(max(ROWS), outputs)
+    x = torch.ones(1, weight.width).expand(max(ROWS), -1)  # every row is the same memory
+    out = torch.empty(max(ROWS), outputs)
     found = {}
     for rows in ROWS:
         x_TI, out_TO = x[:rows], out[:rows]
