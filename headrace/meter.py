@@ -31,6 +31,10 @@ class Spread:
         """Median, smallest and largest of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
+    def __format__(self, spec: str) -> str:
+        """As tables show it, `spec` for each number: 29.0 (27.1-34.2)."""
+        return f"{self.median:{spec}} ({self.low:{spec}}-{self.high:{spec}})"
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` (0 to 1) of the values lie, between neighbours in proportion."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from result import show
 
 from headrace import kernels
 from headrace.commands import shapes
@@ -65,7 +66,8 @@ def main() -> None:
         "# The chosen way to multiply, against the better one\n",
         f"Level {kernels.isa()}, {kernels.threads()} threads, {datetime.date.today()}. Microseconds: median "
         f"(lowest-highest) of {given.repetitions} interleaved calls.  ",
-        f"`python benchmarks/cases/dispatch.py --shape {given.shape} --weights {given.weights}`\n",
+        f"`python benchmarks/cases/dispatch.py --shape {given.shape} --weights {given.weights} "
+        f"--repetitions {given.repetitions}`\n",
         "| matrix | rows | in registers | through a panel | chosen | chosen / better |\n|---|---|---|---|---|---|",
     ]
     worst = 1.0
@@ -75,14 +77,11 @@ def main() -> None:
             chosen = int(rows > weight.few)
             ratio = ways[chosen].median / min(way.median for way in ways)
             worst = max(worst, ratio)
-            cells = [f"{way.median:.0f} ({way.low:.0f}-{way.high:.0f})" for way in ways]
+            cells = [f"{way:.0f}" for way in ways]
             name = ("registers", "panel")[chosen]
             lines.append(f"| {size} | {rows} | {cells[0]} | {cells[1]} | {name} | {ratio:.2f} |")
     lines.append(f"\nWorst: {worst:.2f}.")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.out:
-        given.out.write_text(text)
+    show("\n".join(lines) + "\n", given.out)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from result import show
+
 from headrace import kernels
 from headrace.commands.bench import start
 from headrace.config import EngineConfig
@@ -129,8 +131,7 @@ def report(repeats: list[list[tuple[float, Clock]]], header: str) -> str:
     """Markdown: the share of each repetition; medians (lowest-highest) over the steps of all."""
 
     def cell(values: list[float]) -> str:
-        s = Spread.of([value * 1e6 for value in values])
-        return f"{s.median:.0f} ({s.low:.0f}-{s.high:.0f})"
+        return f"{Spread.of([value * 1e6 for value in values]):.0f}"
 
     readings = [reading for repeat in repeats for reading in repeat]
     steps = [seconds for seconds, _ in readings]
@@ -182,9 +183,7 @@ def main() -> None:
         f"--repeats {given.repeats}`"
     )
     text = report(repeats, header)
-    print(text)
-    if given.out:
-        given.out.write_text(text)
+    show(text, given.out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from result import show
+
 from headrace import LLM, kernels
 from headrace.box.evaluate import Score, evaluate
 from headrace.box.tasks import TASKS
@@ -87,9 +89,7 @@ def main() -> None:
         for spec in options.formats or FORMATS[options.slot]
     }
     text = report(options.model, options.slot, options.n, results, shlex.join(sys.argv[1:]))
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    show(text, options.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from result import show
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
@@ -129,9 +130,7 @@ def main() -> None:
             "",
         ]
     )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    show(text, arguments.out)
 
 
 if __name__ == "__main__":

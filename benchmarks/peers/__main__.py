@@ -3,7 +3,8 @@
     python -m benchmarks.peers [--shape llama-3.2-1b] [--weights int4,bf16] [--batch 1,4,16] [--repeat 5] [--envs DIR]
 
 Repetition 1 of every engine, then repetition 2 of every engine, ...; each turn is a process of its own, in the engine's
-own virtual environment, and never two at once. An engine that is not set up or that fails has the reason in its row;
+own virtual environment, and never two at once. A variant of an engine that is more than a tenth behind another one in
+every speed takes one turn only. An engine that is not set up or that fails has the reason in its row;
 `python -m benchmarks.peers.setup` installs them.
 """
 
@@ -66,8 +67,12 @@ def compare(
         for name, limit in read_limits(case).items():
             results.limits.setdefault(name, []).append(limit)
         for variant in variants:
-            if variant not in results.failures:
+            if variant not in results.failures and variant not in results.beaten:
                 take_turn(variant, turns, repetition, given.repeat, results)
+        if repetition == 0:
+            results.beaten = {
+                v for group in chosen.values() for v in report.beaten(group, results, case.batches)
+            }
         done = (
             f"{repetition + 1} of {given.repeat} repetitions done." if repetition + 1 < given.repeat else ""
         )

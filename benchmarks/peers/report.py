@@ -35,6 +35,8 @@ class Results:
     groups: Mapping[str, Sequence[Variant]]
     readings: dict[Variant, list[Reading]] = field(default_factory=dict)
     failures: dict[Variant, str] = field(default_factory=dict)
+    beaten: set[Variant] = field(default_factory=set)
+    """Far behind another variant of their engine in the first repetition: they take no more turns."""
     limits: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -78,6 +80,18 @@ def best(variants: Sequence[Variant], results: Results, column: Column) -> Cell 
         if known:
             cells.append(Cell(Spread.of(known), variant.label, variant.peer != HEADRACE))
     return _first(cells, column)
+
+
+def beaten(variants: Sequence[Variant], results: Results, batches: Sequence[int]) -> set[Variant]:
+    """Variants that another one of their engine leaves behind by more than a tenth in every speed."""
+    speeds = [column for column in columns(batches) if not column.least]
+    found = set()
+    for variant in variants:
+        rivals = [other for other in variants if other.engine == variant.engine and other != variant]
+        pairs = [(best([variant], results, column), best(rivals, results, column)) for column in speeds]
+        if all(own and other and own.spread.median < 0.9 * other.spread.median for own, other in pairs):
+            found.add(variant)
+    return found
 
 
 def _first(cells: Sequence[Cell], column: Column) -> Cell | None:
@@ -129,6 +143,8 @@ def notes(variants: Sequence[Variant], results: Results) -> str:
         said = [f"{readings[0].version}", *readings[0].notes] if readings else []
         if variant in results.failures:
             said.append(f"failed after {len(readings)} repetitions: {results.failures[variant]}")
+        if variant in results.beaten:
+            said.append("ran once: more than a tenth behind its engine's better variant in every speed")
         if said:
             lines.append(f"- {variant.name}: " + "; ".join(said))
     return "\n".join(lines)
@@ -169,7 +185,7 @@ def _limits(results: Results) -> str:
     """The machine's limits, and what share of them headrace reaches."""
     units = {"read_gb_s": "memory read, GB/s"}
     lines = [
-        f"- {units.get(name, name.replace('_gop_s', ' products, GOP/s'))}: {_spread(Spread.of(values))}"
+        f"- {units.get(name, name.replace('_gop_s', ' products, GOP/s'))}: {Spread.of(values):.1f}"
         for name, values in results.limits.items()
     ]
     head = ["Measured in the same run, natively, with the same threads:"] if lines else []
@@ -189,14 +205,10 @@ def _shares(results: Results) -> list[str]:
             if values and limit in results.limits:
                 mine, most = Spread.of(values), Spread.of(results.limits[limit])
                 lines.append(
-                    f"- {variants[0].engine}, {what}: {_spread(mine)} of {most.median:.1f} = "
+                    f"- {variants[0].engine}, {what}: {mine:.1f} of {most.median:.1f} = "
                     f"**{mine.median / most.median:.0%}** of `{limit}`"
                 )
     return lines
-
-
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f})"
 
 
 def data(results: Results, case: Case, header: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Installs peers, each into a virtual environment of its own, and writes the random-weight models that they read.
 
-    python -m benchmarks.peers.setup llama_cpp|openvino|vllm|transformers|all [--shape NAME,...] [--envs DIR]
+    python -m benchmarks.peers.setup llama_cpp|openvino|vllm|transformers|all
+        [--shape NAME,...] [--weights int4,...] [--envs DIR]
 
 Run it again after a failure, or for another shape: what is there already is kept. On Linux the default PyTorch brings
 CUDA along: where its CPU build is enough, tell pip where to find that one (PIP_INDEX_URL and the like are passed on).
@@ -16,7 +17,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers.roster import DEFAULT_ENVS, PEERS, Peer, has_amx, models_of, python_of, show_tiles
+from benchmarks.peers.roster import (
+    DEFAULT_ENVS,
+    PEERS,
+    Peer,
+    groups,
+    has_amx,
+    models_of,
+    python_of,
+    show_tiles,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -58,7 +68,7 @@ def install(peer: Peer, name: str, envs: Path, python: str) -> None:
     stamp.write_text(wanted)
 
 
-def export(peer: Peer, name: str, envs: Path, shape: str) -> None:
+def export(peer: Peer, name: str, envs: Path, shape: str, weights: list[str]) -> None:
     """Writes the shape's models for the peer; the Hugging Face folder first, with this Python."""
     folder = models_of(envs, shape)
     say(f"{name}: models of {shape}")
@@ -71,10 +81,17 @@ def export(peer: Peer, name: str, envs: Path, shape: str) -> None:
         "--target",
         str(folder / "source"),
     )
-    if peer.export:
+    kinds = models_read(name, weights)
+    if peer.export and kinds:
         module = f"benchmarks.peers.exports.{peer.export}"
         paths = ("--source", str(folder / "source"), "--target", str(folder / peer.export))
-        _run(str(python_of(envs, name)), "-m", module, *paths, HF_HUB_OFFLINE="1")
+        _run(str(python_of(envs, name)), "-m", module, *paths, "--only", ",".join(kinds), HF_HUB_OFFLINE="1")
+
+
+def models_read(name: str, weights: list[str]) -> list[str]:
+    """Which of its models a peer's variants read, in these groups."""
+    read = (variant.model for group in weights for variant in groups()[group] if variant.peer == name)
+    return list(dict.fromkeys(Path(model).stem for model in read))
 
 
 def build_show_tiles(envs: Path) -> None:
@@ -97,13 +114,13 @@ def say(line: str) -> None:
     print(f"peers: {line}", file=sys.stderr, flush=True)
 
 
-def set_up(name: str, envs: Path, shapes: list[str], python: str) -> str | None:
+def set_up(name: str, envs: Path, shapes: list[str], weights: list[str], python: str) -> str | None:
     """One peer. The reason if it failed: the others are set up all the same."""
     peer = PEERS[name]
     try:
         install(peer, name, envs, python)
         for shape in shapes:
-            export(peer, name, envs, shape)
+            export(peer, name, envs, shape, weights)
     except subprocess.CalledProcessError as error:
         return f"`{' '.join(error.cmd[:5])} ...` failed with {error.returncode}"
     return None
@@ -115,15 +132,19 @@ def main() -> int:
     parser.add_argument(
         "--shape", default="llama-3.2-1b", help="one or several, as headrace bench knows them"
     )
+    parser.add_argument("--weights", default=",".join(groups()), help="groups whose models are written")
     parser.add_argument("--envs", type=Path, default=DEFAULT_ENVS)
     parser.add_argument("--python", default=sys.executable, help="interpreter for the environments")
     given = parser.parse_args()
+    for group in given.weights.split(","):
+        if group not in groups():
+            parser.error(f"--weights: {group!r} is none of {', '.join(groups())}")
     envs = given.envs.expanduser().absolute()
     usable = [name for name, peer in PEERS.items() if has_amx() or not peer.only_with_amx]
     build_show_tiles(envs)
     failed = 0
     for name in usable if "all" in given.peers else given.peers:
-        reason = set_up(name, envs, given.shape.split(","), given.python)
+        reason = set_up(name, envs, given.shape.split(","), given.weights.split(","), given.python)
         failed += reason is not None
         say(f"{name}: {reason or 'ready'}")
     return 1 if failed else 0

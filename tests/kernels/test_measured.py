@@ -12,6 +12,7 @@ import torch
 from headrace import kernels
 from headrace.kernels import int_linear, measured
 from headrace.kernels.int_linear import crossing
+from headrace.kernels.int_linear.layout import IntWeight
 from tests.kernels.cases.int_linear import weight
 
 
@@ -77,3 +78,19 @@ def test_both_ways_give_the_same_bits(path: Path) -> None:
     assert all(torch.equal(result, results[0]) for result in results)
     limit = crossing.few_rows(packed)
     assert limit in (1, *crossing.ROWS)
+
+
+def test_a_large_matrix_is_timed_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last call has left in the cache is not what a model finds there."""
+    seen: list[torch.Tensor] = []
+
+    def call(part: IntWeight, x_TI: torch.Tensor, out_TO: torch.Tensor) -> float:
+        seen.append(part.packed)
+        return 1.0
+
+    monkeypatch.setattr(crossing, "_MOST_OUTPUTS", 64)
+    monkeypatch.setattr(crossing, "_call", call)
+    packed = weight(4, 130, 256, 64, False)
+    crossing._time(packed)
+    assert torch.equal(torch.cat(seen[:3]), packed.packed)  # three blocks of 64 outputs
+    assert seen[3].data_ptr() == seen[0].data_ptr()

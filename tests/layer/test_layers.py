@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.kernels.before import Before
 from headrace.layer.attention import SelfAttention
 from headrace.layer.embedding import Embedding, Head
 from headrace.layer.linear import Linear
-from headrace.layer.mlp import GatedMlp
+from headrace.layer.mlp import ROWS, GatedMlp
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.weight.formats.plain import PlainMatrix
@@ -69,6 +70,21 @@ def test_gated_mlp(name, act) -> None:
 
 def norm() -> RmsNorm:
     return RmsNorm(torch.linspace(1, 2, D).double(), 1e-5)
+
+
+def test_gated_mlp_takes_many_rows_in_parts() -> None:
+    layer, counts, gate_up = gated(), [], linear(2 * F_, D)
+
+    def watched(x: Tensor, before: Before = None, add: Tensor | None = None) -> Tensor:
+        counts.append(len(x))
+        return gate_up(x, before, add)
+
+    layer.gate_up = watched
+    x, add = rows(2 * ROWS + 3), rows(2 * ROWS + 3)
+    want = layer.down(gate_up(x), "silu", add.clone())
+    assert torch.allclose(layer(x, None, add.clone()), want, atol=1e-12)
+    assert torch.allclose(layer(x), want - add, atol=1e-12)
+    assert counts == [ROWS, ROWS, 3] * 2
 
 
 def mixture(renormalise: bool = True, experts: list[GatedMlp] | None = None) -> MixtureMlp:

@@ -3,7 +3,7 @@
 No tokenizer is written (`tokenizer.ggml.model = no_vocab`): the runner passes token ids. Bfloat16 is read by hand,
 because numpy has no such type and PyTorch is not needed here for anything else.
 
-    python -m benchmarks.peers.exports.llama_cpp --source DIR --target DIR
+    python -m benchmarks.peers.exports.llama_cpp --source DIR --target DIR [--only Q4_0,Q8_0]
 """
 
 from __future__ import annotations
@@ -113,23 +113,32 @@ def quantise(source: Path, target: Path, ftype: int) -> None:
         raise SystemExit(f"llama_model_quantize returns {code} for {target.name}")
 
 
+def write(source: Path, target: Path, kinds: list[str]) -> None:
+    """The files that are not there yet. The others are made of F16, which goes again if nobody asked for it."""
+    first = target / f"{F16_FIRST}.gguf"
+    only_now = F16_FIRST not in kinds and not first.exists()
+    absent = [kind for kind in kinds if not (target / f"{kind}.gguf").exists()]
+    for kind in dict.fromkeys([F16_FIRST, *absent] if absent else []):
+        path, partial = target / f"{kind}.gguf", target / f"{kind}.partial"
+        if path.exists():
+            continue
+        if kind == F16_FIRST:
+            write_f16(source, partial)
+        else:
+            quantise(first, partial, FTYPES[kind])
+        partial.rename(path)
+    if only_now:
+        first.unlink(missing_ok=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--only", default=",".join((F16_FIRST, *FTYPES)), help="formats, separated by commas")
     given = parser.parse_args()
     given.target.mkdir(parents=True, exist_ok=True)
-    first = given.target / f"{F16_FIRST}.gguf"
-    for name in (F16_FIRST, *FTYPES):
-        path = given.target / f"{name}.gguf"
-        if path.exists():
-            continue
-        partial = path.with_suffix(".partial")
-        if name == F16_FIRST:
-            write_f16(given.source, partial)
-        else:
-            quantise(first, partial, FTYPES[name])
-        partial.rename(path)
+    write(given.source, given.target, given.only.split(","))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 int4: symmetric, groups of 128, every layer but embedding and head, which optimum-intel keeps in 8 bits.
 int8, fp16: every layer.
 
-    python -m benchmarks.peers.exports.openvino --source DIR --target DIR
+    python -m benchmarks.peers.exports.openvino --source DIR --target DIR [--only int4,int8]
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(FORMATS), help="formats, separated by commas")
     given = parser.parse_args()
     command = str(Path(sys.executable).with_name("optimum-cli"))
-    for name, flags in FORMATS.items():
+    for name in given.only.split(","):
+        flags = FORMATS[name]
         path, partial = given.target / name, given.target / f"{name}.partial"
         if path.exists():
             continue

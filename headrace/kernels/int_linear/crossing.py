@@ -6,6 +6,7 @@ matrix, so it is measured: once per shape and machine, in a few tenths of a seco
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +17,10 @@ from headrace import kernels
 from headrace.kernels import measured
 from headrace.kernels.int_linear.layout import IntWeight, packed_bytes
 
-ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+ROWS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 """Row counts at which both are timed. A single row is never worth a panel."""
-_REPEAT = 9
-_MOST_OUTPUTS = 2048  # of a matrix that are multiplied: all blocks of outputs are alike
+_REPEAT = 15
+_MOST_OUTPUTS = 8192  # of a matrix that are multiplied at a time: all blocks of outputs are alike
 _known: dict[tuple[str, str, int], int] = {}
 
 
@@ -34,7 +35,9 @@ def few_rows(weight: IntWeight) -> int:
     shape = f"{w.outputs}x{w.width} group={w.group} bits={w.bits} zeros={int(w.zeros)}"
     key = (shape, kernels.isa(), kernels.threads())
     if key not in _known:
-        _known[key] = measured.lookup(f"int_linear {shape}", max(ROWS), lambda: best_limit(_time(w)))
+        _known[key] = measured.lookup(
+            f"int_linear panel after {shape}", max(ROWS), lambda: best_limit(_time(w))
+        )
     return _known[key]
 
 
@@ -48,18 +51,23 @@ def best_limit(seconds: Mapping[int, tuple[float, float]]) -> int:
 
 
 def _time(weight: IntWeight) -> dict[int, tuple[float, float]]:
-    """The shortest of interleaved calls: whatever disturbs them makes them longer."""
+    """The shortest of interleaved calls: whatever disturbs them makes them longer.
+
+    Each takes the next part of a large matrix: a model's weights come from memory, not from the last call's cache.
+    """
     outputs = min(weight.outputs, _MOST_OUTPUTS)
     size = packed_bytes(outputs, weight.width, weight.group, weight.bits, weight.zeros)
-    part = replace(weight, packed=weight.packed[:size], outputs=outputs)
-    x, out = torch.ones(max(ROWS), weight.width), torch.empty(max(ROWS), outputs)
+    pieces = [weight.packed[first : first + size] for first in range(0, len(weight.packed) - size + 1, size)]
+    parts = itertools.cycle(replace(weight, packed=piece, outputs=outputs) for piece in pieces)
+    x = torch.ones(1, weight.width).expand(max(ROWS), -1)  # every row is the same memory
+    out = torch.empty(max(ROWS), outputs)
     found = {}
     for rows in ROWS:
         x_TI, out_TO = x[:rows], out[:rows]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(_REPEAT):
             for unpacked, kept in enumerate(times):
-                kept.append(_call(replace(part, few=0 if unpacked else rows), x_TI, out_TO))
+                kept.append(_call(replace(next(parts), few=0 if unpacked else rows), x_TI, out_TO))
         found[rows] = (min(times[0]), min(times[1]))
     return found
 

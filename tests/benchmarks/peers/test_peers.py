@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import model, process, report, roster
+from benchmarks.peers import model, process, report, roster, setup
 from benchmarks.peers.process import Case, Failed
 from benchmarks.peers.report import Results
 from benchmarks.peers.roster import HEADRACE, PEERS, Variant
@@ -162,6 +162,29 @@ def test_headrace_runs_with_its_defaults_if_it_refuses_a_flag(
     found = process.Turns(case).read(OURS, 0)
     assert found.decode_tok_s == {1: 3.0, 4: 3.0}
     assert "its default stack" in found.notes[0]
+
+
+# ---- who goes on ----
+
+
+@pytest.mark.parametrize(
+    "slow, beaten",
+    [((80, 1.7, 3.5), True), ((80, 1.9, 3.5), False), ((101, 1.0, 1.0), False)],
+    ids=["behind-everywhere", "close-in-one", "ahead-in-one"],
+)
+def test_a_variant_behind_in_every_speed_is_beaten(slow: tuple[float, ...], beaten: bool) -> None:
+    results = Results({"int4": [FAST, SLOW, OTHER]})
+    results.readings = {FAST: [reading(100, 2, 4)], SLOW: [reading(*slow)], OTHER: [reading(900, 9, 9)]}
+    assert report.beaten([FAST, SLOW, OTHER], results, (1, 4)) == ({SLOW} if beaten else set())
+
+
+# ---- what setting up writes ----
+
+
+def test_only_the_models_of_a_group_are_written() -> None:
+    assert setup.models_read("llama_cpp", ["int4"]) == ["Q4_0", "Q4_K_M"]
+    assert setup.models_read("openvino", ["int4", "bf16"]) == ["int4", "fp16"]
+    assert setup.models_read("vllm", ["int4"]) == []
 
 
 # ---- the whole command ----
