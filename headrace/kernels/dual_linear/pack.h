@@ -7,6 +7,7 @@
 // Bounds: the source read twice (the second time from the cache), the packed bytes written once.
 #pragma once
 
+#include "dual_linear/kernel.h"
 #include "headrace/parallel.h"
 #include "headrace/transpose.h"
 #include "int_linear/codes.h"

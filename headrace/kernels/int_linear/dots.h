@@ -118,6 +118,7 @@ void add_slice(const Linear& a, const Slice<Record>& slice, const Codes& from, i
                 for (int r = 0; r < kRows; ++r) dots[r][u].add(k, codes, load_four(x + r * stride + 4 * k));
             }
         }
+        asm("" ::: "memory");  // else GCC widens what add_group reads ahead of the loop, and spills the sums
         HR_UNROLL
         for (int r = 0; r < kRows; ++r) {
             HR_UNROLL
