@@ -8,7 +8,7 @@ from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.layer.attention import KeysValues, SelfAttention, Turn
 from headrace.layer.embedding import Embedding, Head
 from headrace.layer.linear import Linear
-from headrace.layer.mlp import GatedMlp
+from headrace.layer.mlp import GatedMlp, Room
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.layer.positions import LivePositions
@@ -107,6 +107,7 @@ class _Builder:
     def __init__(self, architecture: Architecture, weights: Weights) -> None:
         self._architecture = architecture
         self._weights = weights
+        self._room = Room()
 
     def block(self, layer: int, block: Block, rotary: int) -> DecoderBlock:
         at = f"blocks.{layer}"
@@ -152,6 +153,8 @@ class _Builder:
             spec.activation,
             gate_up=self._linear(f"{at}.gate_up"),
             down=self._linear(f"{at}.down"),
+            width=spec.width,
+            room=self._room,
         )
 
     def _linear(self, at: str) -> Linear:

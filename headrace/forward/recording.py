@@ -121,6 +121,11 @@ class _Watch(TorchDispatchMode):
         self.allocated: list[Tensor] = []
         self.other = ""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled. Otherwise the first call imports PyTorch's compiler: a second, and 45 MB."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.name() in _EMPTY:

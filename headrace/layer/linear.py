@@ -20,6 +20,8 @@ class Linear:
         self.matrix = matrix
         self.bias_O = bias_O
 
-    def __call__(self, x: Tensor, before: Before = None, add_TO: Tensor | None = None) -> Tensor:
-        """[T, I] -> [T, O]. The result may lie in add_TO, which the caller gives away."""
-        return self.matrix.multiply(x, self.bias_O, before=before, add_TO=add_TO)
+    def __call__(
+        self, x: Tensor, before: Before = None, add_TO: Tensor | None = None, out_TO: Tensor | None = None
+    ) -> Tensor:
+        """[T, I] -> [T, O]. The result may lie in out_TO or add_TO, which the caller gives away."""
+        return self.matrix.multiply(x, self.bias_O, before=before, add_TO=add_TO, out_TO=out_TO)

@@ -13,19 +13,45 @@ ROWS = 256
 """Rows at a time: what lies between the two products is the widest thing in a forward pass, and stays in the cache."""
 
 
+class Room:
+    """Memory for what lies between the two products, kept for the next MLP.
+
+    The C library would place something small where such a large tensor was freed, and the next one beside it: every
+    step of another size would leave a hole in the heap.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def take(self, rows: int, width: int, like: Tensor) -> Tensor:
+        """[rows, width] of like's dtype and device, until the next call; what is in it is left from before."""
+        size = rows * width
+        if self._kept is None or len(self._kept) < size:
+            self._kept = None  # freed before the larger one is fetched
+            self._kept = like.new_empty(size)
+        return self._kept[:size].view(rows, width)
+
+
 class GatedMlp:
     """down(act(gate(x)) * up(x)); gate and up are one matrix, gate's outputs first."""
 
-    __slots__ = ("activation", "down", "gate_up")
+    __slots__ = ("activation", "down", "gate_up", "room", "width")
 
-    def __init__(self, activation: Activation, *, gate_up: Linear, down: Linear) -> None:
+    def __init__(
+        self, activation: Activation, *, gate_up: Linear, down: Linear, width: int, room: Room
+    ) -> None:
+        """width: of gate's outputs. `room` may be shared by MLPs that do not run at the same time."""
         self.activation: Activation = activation
         self.gate_up, self.down = gate_up, down
+        self.width, self.room = width, room
 
     def __call__(self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None) -> Tensor:
         """mlp(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
         if len(x_TD) <= ROWS:
-            return self.down(self.gate_up(x_TD, before), self.activation, add_TD)
+            room_TF = self.room.take(len(x_TD), 2 * self.width, x_TD)
+            return self.down(self.gate_up(x_TD, before, out_TO=room_TF), self.activation, add_TD)
         parts = x_TD.split(ROWS)
         adds = [None] * len(parts) if add_TD is None else add_TD.split(ROWS)
         return torch.cat([self(x, before, add) for x, add in zip(parts, adds, strict=True)])

@@ -19,11 +19,18 @@ class Matrix(Protocol):
     """Memory that they take."""
 
     def multiply(
-        self, x: Tensor, bias_O: Tensor | None = None, *, before: Before = None, add_TO: Tensor | None = None
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
     ) -> Tensor:
         """before(x) W^T + bias + add, [T, I] -> [T, O] (x is [T, 2 I] where `before` is a gate).
 
-        May write its result into add_TO, which nobody else reads. A row's result does not depend on the other rows.
+        May write its result into out_TO, or add_TO where that is None; nobody else reads them. A row's result does
+        not depend on the other rows.
         """
         ...
 

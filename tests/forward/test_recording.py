@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -130,6 +132,19 @@ def test_a_call_that_was_not_written_down_is_noticed(
     assert "besides its native calls" in engine.runner.recordings.refused and sum(played.values()) == 1
     monkeypatch.undo()
     assert outputs == run("int4", record=False)[0]
+
+
+def test_watching_a_pass_imports_no_compiler() -> None:
+    """PyTorch's takes a second and 45 MB."""
+    code = """if True:
+        import sys, torch
+        from headrace.forward.recording import _Watch
+        with _Watch() as watch:
+            torch.empty(3)
+        assert len(watch.allocated) == 1
+        assert "torch._dynamo" not in sys.modules, "torch._dynamo is imported"
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_technique_that_does_not_say_so_is_not_recorded() -> None:

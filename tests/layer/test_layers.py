@@ -11,7 +11,7 @@ from headrace.kernels.before import Before
 from headrace.layer.attention import SelfAttention
 from headrace.layer.embedding import Embedding, Head
 from headrace.layer.linear import Linear
-from headrace.layer.mlp import ROWS, GatedMlp
+from headrace.layer.mlp import ROWS, GatedMlp, Room
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.weight.formats.plain import PlainMatrix
@@ -30,7 +30,7 @@ def linear(outputs: int, inputs: int, bias: bool = False) -> Linear:
 
 
 def gated(activation="silu") -> GatedMlp:
-    return GatedMlp(activation, gate_up=linear(2 * F_, D), down=linear(D, F_))
+    return GatedMlp(activation, gate_up=linear(2 * F_, D), down=linear(D, F_), width=F_, room=Room())
 
 
 def rows(count: int) -> Tensor:
@@ -75,9 +75,9 @@ def norm() -> RmsNorm:
 def test_gated_mlp_takes_many_rows_in_parts() -> None:
     layer, counts, gate_up = gated(), [], linear(2 * F_, D)
 
-    def watched(x: Tensor, before: Before = None, add: Tensor | None = None) -> Tensor:
+    def watched(x: Tensor, before: Before = None, out_TO: Tensor | None = None) -> Tensor:
         counts.append(len(x))
-        return gate_up(x, before, add)
+        return gate_up(x, before, out_TO=out_TO)
 
     layer.gate_up = watched
     x, add = rows(2 * ROWS + 3), rows(2 * ROWS + 3)
@@ -167,3 +167,11 @@ def test_attention_hands_the_store_normed_then_rotated_heads() -> None:
         attention(x, torch.negative, "batch", store, norm().spec, x.clone()),
         x + attention(norm()(x), torch.negative, "batch", store),
     )
+
+
+def test_room_between_products_is_kept_and_grows() -> None:
+    room, like = Room(), torch.zeros(1)
+    first = room.take(3, 8, like)
+    assert first.shape == (3, 8) and first.dtype == like.dtype
+    assert room.take(2, 8, like).data_ptr() == first.data_ptr()
+    assert room.take(4, 8, like).shape == (4, 8)

@@ -10,7 +10,7 @@ from headrace import kernels
 from headrace.kernels.route import reference
 from headrace.layer import moe
 from headrace.layer.linear import Linear
-from headrace.layer.mlp import GatedMlp
+from headrace.layer.mlp import GatedMlp, Room
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.weight.formats import SLOT
@@ -27,8 +27,10 @@ def linear(outputs: int, inputs: int, random: torch.Generator) -> Linear:
 
 def mixture(renormalise: bool = True) -> MixtureMlp:
     random = torch.Generator().manual_seed(3)
+    room = Room()
     experts = [
-        GatedMlp("silu", gate_up=linear(2 * F, D, random), down=linear(D, F, random)) for _ in range(E)
+        GatedMlp("silu", gate_up=linear(2 * F, D, random), down=linear(D, F, random), width=F, room=room)
+        for _ in range(E)
     ]
     return MixtureMlp(router=linear(E, D, random), experts=experts, active=K, renormalise=renormalise)
 

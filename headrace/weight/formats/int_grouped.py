@@ -149,9 +149,16 @@ class IntMatrix:
         self.nbytes = weight.nbytes
 
     def multiply(
-        self, x: Tensor, bias_O: Tensor | None = None, *, before: Before = None, add_TO: Tensor | None = None
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
     ) -> Tensor:
-        return int_linear.int_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=add_TO)
+        out_TO = add_TO if out_TO is None else out_TO
+        return int_linear.int_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
 
     def rows(self, ids_T: Tensor) -> Tensor:
         return int_linear.outputs(self.weight, ids_T)

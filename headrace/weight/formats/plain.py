@@ -60,7 +60,13 @@ class PlainMatrix:
         self.nbytes = weight_OI.nbytes
 
     def multiply(
-        self, x: Tensor, bias_O: Tensor | None = None, *, before: Before = None, add_TO: Tensor | None = None
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
     ) -> Tensor:
         y_TO = F.linear(apply(before, x), self.weight_OI, bias_O)
         return y_TO if add_TO is None else y_TO.add_(add_TO)

@@ -103,6 +103,8 @@ def test_what_goes_before_and_after(spec: str) -> None:
     norm = Norm(random(64, seed=5), 1e-5, 1.0)
     want_TO = matrix.multiply(x_TI) + bias_O + add_TO
     assert torch.allclose(matrix.multiply(x_TI, bias_O, add_TO=add_TO.clone()), want_TO, atol=1e-5)
+    got_TO = matrix.multiply(x_TI, bias_O, add_TO=add_TO, out_TO=torch.full((5, 80), torch.nan))
+    assert torch.allclose(got_TO, want_TO, atol=1e-5)
     assert torch.allclose(matrix.multiply(x_TI, before=norm), matrix.multiply(apply(norm, x_TI)), atol=1e-5)
     for gate in ("silu", "gelu_tanh"):
         got, want = (
