@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from torch import Tensor
-
-from headrace.kernels.attention import Queries, State
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card, Slot
 from headrace.types import Reads
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from headrace.kernels.attention import Queries, State
 
 
 class LiveCodec(Protocol):
