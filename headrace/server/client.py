@@ -128,7 +128,8 @@ class EngineClient:
             command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._end = await ApiEnd.open(ours)
-        self._end.send(Start(fields_of(self.config)))
+        room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
+        self._end.send(Start(fields_of(self.config) | {"max_waiting": room}))
         while True:
             try:
                 message = await self._end.receive()
@@ -234,8 +235,11 @@ class EngineClient:
 
     # ---- jobs ----
 
-    def submit(self, requests: Sequence[Request]) -> list[Job]:
-        """Hands requests to the engine, all or none; they are one call. Raises Unavailable or QueueFull."""
+    def submit(self, requests: Sequence[Request], *, again: bool = True) -> list[Job]:
+        """Hands requests to the engine, all or none; they are one call. Raises Unavailable or QueueFull.
+
+        again: if the engine dies before it runs them, the next one does.
+        """
         if self.state is not State.READY:
             raise Unavailable(self.why)
         limit = self.config.max_seqs + self.config.max_waiting
@@ -245,7 +249,8 @@ class EngineClient:
                 f"{under_way} samples are under way, and the queue takes {limit}: try again later"
             )
         events: asyncio.Queue[Event] = asyncio.Queue()
-        jobs = [Job(request, events, set(range(request.params.n))) for request in requests]
+        tries = 0 if again else MOST_TRIES - 1
+        jobs = [Job(request, events, set(range(request.params.n)), tries=tries) for request in requests]
         for job in jobs:
             self._jobs[job.request.id] = job
             self._hand_over(job)

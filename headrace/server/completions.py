@@ -162,7 +162,12 @@ class Completion:
         """The choice's log-probabilities, which know how far its text goes."""
         if choice not in self._logprobs:
             count = self._body.logprobs or 0
-            self._logprobs[choice] = OfCompletion(self._service.tokenizer, self._names, count)
+            self._logprobs[choice] = OfCompletion(
+                self._service.tokenizer,
+                self._names,
+                count,
+                skip_special=self._body.skip_special_tokens is not False,
+            )
         return self._logprobs[choice]
 
 

@@ -73,5 +73,5 @@ class Health:
             arrival=time.monotonic(),
             priority=-(1 << 30),
         )
-        async for _ in client.deltas(client.submit([request])):
+        async for _ in client.deltas(client.submit([request], again=False)):
             pass

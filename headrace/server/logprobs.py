@@ -48,9 +48,13 @@ def of_chat(items: Iterable[Logprob], names: Names) -> dict[str, Any]:
 class OfCompletion:
     """{"tokens", "token_logprobs", "top_logprobs", "text_offset"}, piece by piece: offsets go on."""
 
-    def __init__(self, tokenizer: Tokenizer, names: Names, count: int) -> None:
-        """count: alternatives per token; the token itself is among them even if it is not that likely."""
+    def __init__(self, tokenizer: Tokenizer, names: Names, count: int, *, skip_special: bool) -> None:
+        """count: alternatives per token; the token itself is among them even if it is not that likely.
+
+        With `skip_special`, tokens that steer the model are no part of the text, and take no room in it.
+        """
         self._tokenizer, self._names, self._count = tokenizer, names, count
+        self._skipped = tokenizer.special if skip_special else frozenset()
         self._offset = 0
 
     def __call__(self, tokens: Sequence[int], items: Sequence[Logprob | None]) -> dict[str, Any]:
@@ -58,7 +62,8 @@ class OfCompletion:
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(self._tokenizer.bytes_of(token).decode("utf-8", "ignore"))
+            if token not in self._skipped:
+                self._offset += len(self._tokenizer.bytes_of(token).decode("utf-8", "ignore"))
         return {
             "text_offset": offsets,
             "tokens": [self._names(token) for token in tokens],

@@ -109,8 +109,9 @@ class Metrics:
         self.running.labels(model).set(view.running)
         self.waiting.labels(model).set(view.waiting + view.swapped)
         self.kv_usage.labels(model).set(1 - (view.free_pages + view.cached_pages) / max(view.pages, 1))
-        self.step_seconds.labels(model).observe(view.seconds)
-        self.step_tokens.labels(model).observe(sum(s.stop - s.start + s.draft for s in view.spans))
+        if view.spans:
+            self.step_seconds.labels(model).observe(view.seconds)
+            self.step_tokens.labels(model).observe(sum(s.stop - s.start + s.draft for s in view.spans))
 
     def engine(self, up: bool, restarts: int) -> None:
         """How the engine process is."""

@@ -119,7 +119,9 @@ def parse(kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
     """The body, and the names of what was ignored. Raises ApiError that names the first field that does not fit."""
     try:
         values = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise bad(f"the body is not valid UTF-8 at byte {error.start}", code="invalid_json") from None
+    except (msgspec.DecodeError, RecursionError) as error:
         raise bad(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(values, dict):
         raise bad("the body must be a JSON object", code="invalid_json")

@@ -49,10 +49,13 @@ class Worker:
     def run(self) -> None:
         """Until the API process closes the socket: raises Closed then."""
         while True:
-            for message in self._end.receive(wait=not self._engine.busy):
+            was_busy = self._engine.busy
+            for message in self._end.receive(wait=not was_busy):
                 self._take(message)
             if self._engine.busy:
                 self._end.send(self._step())
+            elif was_busy:  # the last request was cancelled: nobody else says that the pages are free
+                self._end.send(Stepped((), (), self._view(0.0, ())))
 
     def _take(self, message: ToEngine) -> None:
         match message:

@@ -43,7 +43,18 @@ def test_a_row() -> None:
 
 
 def test_against_a_running_server(server: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = ["--requests", "12", "--clients", "4", "--words", "5-20", "--shared-words", "4", "--max-tokens", "6"]
+    flags = [
+        "--requests",
+        "12",
+        "--clients",
+        "4",
+        "--words",
+        "5-20",
+        "--shared-words",
+        "4",
+        "--max-tokens",
+        "6",
+    ]
     assert cli.main(["bench", "serve", "--url", f"{server.url}/v1", *flags, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["requests"] == 12 and row["failed"] == 0

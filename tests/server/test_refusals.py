@@ -24,7 +24,7 @@ COMPLETIONS = [
     ({"prompt": [-1]}, None, "vocabulary"),
     ({"prompt": "a", "max_tokens": -1}, "max_tokens", "at least 1"),
     ({"prompt": "a", "max_tokens": 0}, "max_tokens", "echo"),
-    ({"prompt": "a", "max_tokens": 4096}, "max_tokens", "4097, and the context holds 2048"),
+    ({"prompt": "a", "max_tokens": 4096}, "max_tokens", "4098, and the context holds 2048"),
     ({"prompt": "a", "max_tokens": "8"}, "max_tokens", "Expected `int"),
     ({"prompt": "a", "max_tokens": True}, "max_tokens", "Expected `int"),
     ({"prompt": "a", "n": 9}, "n", "at most 8"),
@@ -169,7 +169,7 @@ def test_every_route_needs_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
             for path, methods in paths.items():
                 for method in methods:
                     call = path.replace("{name}", "tiny-draft")
-                    for key in (None, "Bearer wrong-key", "Basic secret-key", "Bearer ", "secret-key"):
+                    for key in (None, "Bearer wrong-key", "Basic secret-key", "Bearer", "secret-key"):
                         headers = {} if key is None else {"authorization": key}
                         status = client.request(method, call, headers=headers).status_code
                         assert (status == 401) == (path not in OPEN), (path, key, status)
