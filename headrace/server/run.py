@@ -212,9 +212,9 @@ class Stat:
         self._at, self._before = time.monotonic(), dict(view.counters)
         if not new["steps"]:
             return ""
-        prompts = max(new["prompt_tokens"], 1)
+        cached = 100 * new["cached_tokens"] / max(new["prompt_tokens"], 1)
         return (
-            f"prompts {new['prompt_tokens'] / took:.0f} tokens/s ({100 * new['cached_tokens'] / prompts:.0f} % cached), "
+            f"prompts {new['prompt_tokens'] / took:.0f} tokens/s ({cached:.0f} % cached), "
             f"answers {new['generated_tokens'] / took:.0f} tokens/s; {view.running} running, "
             f"{view.waiting + view.swapped} waiting, KV {100 * (1 - view.free_pages / max(view.pages, 1)):.0f} % full"
         )
