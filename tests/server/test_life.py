@@ -132,7 +132,8 @@ def test_a_full_queue_is_429() -> None:
         with client.stream(
             "POST", "/v1/completions", json={**LONG, "n": 2, "temperature": 1, "stream": True}
         ) as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()
+            next(lines)
             answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
             assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
             assert int(answer.headers["retry-after"]) > 0
