@@ -640,9 +640,7 @@ def test_what_a_step_reads_leaves_out_a_table_that_is_only_looked_up() -> None:
         table = SimpleNamespace(nbytes=30)
         engine = SimpleNamespace(
             architecture=SimpleNamespace(blocks=[block], tied_head=tied, vocab=1000, width=1000),
-            decoder=SimpleNamespace(
-                weight_bytes=100, embed=SimpleNamespace(table=table), dtype=torch.float32
-            ),
+            decoder=SimpleNamespace(weight_bytes=100, embed=SimpleNamespace(table=table)),
             kv=SimpleNamespace(bytes_per_token=lambda: 2),
         )
         return bytes_per_step(engine, Case(batch=3, prompt_len=4, gen_len=2))
