@@ -627,3 +627,22 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size"):
         parse_size("--kv-bytes", text)
+
+
+def test_what_a_step_reads_leaves_out_a_table_that_is_only_looked_up() -> None:
+    """As it is stored: packed, not in the arithmetic's type."""
+    from types import SimpleNamespace
+
+    from headrace.commands.bench import Case, bytes_per_step
+
+    def read(tied: bool) -> float | None:
+        block = SimpleNamespace(mlp=SimpleNamespace(experts=0))
+        table = SimpleNamespace(nbytes=30)
+        engine = SimpleNamespace(
+            architecture=SimpleNamespace(blocks=[block], tied_head=tied, vocab=1000, width=1000),
+            decoder=SimpleNamespace(weight_bytes=100, embed=SimpleNamespace(table=table)),
+            kv=SimpleNamespace(bytes_per_token=lambda: 2),
+        )
+        return bytes_per_step(engine, Case(batch=3, prompt_len=4, gen_len=2))
+
+    assert read(tied=True) == 100 + 30 and read(tied=False) == 70 + 30

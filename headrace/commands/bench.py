@@ -240,7 +240,7 @@ def bytes_per_step(engine: Engine, case: Case) -> float | None:
     if any(block.mlp.experts for block in model.blocks):
         return None
     # An embedding that is not also the head is not read whole: one row per token.
-    table = 0 if model.tied_head else model.vocab * model.width * engine.decoder.dtype.itemsize
+    table = 0 if model.tied_head else engine.decoder.embed.table.nbytes
     tokens = case.batch * (case.prompt_len + case.gen_len / 2)
     return engine.decoder.weight_bytes - table + tokens * engine.kv.bytes_per_token()
 
