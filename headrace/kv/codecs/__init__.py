@@ -34,10 +34,8 @@ class LiveCodec(Protocol):
         """
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
-        """Attention of a whole batch's rows over their runs; kernels.paged_attention.reference says what it computes.
-
-        N are the query heads that share this group's kv heads. A codec without a kernel of its own calls that.
-        """
+        """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what a codec without
+        a kernel of its own calls. N are the query heads that share this group's kv heads."""
 
 
 class Codec(Protocol):
