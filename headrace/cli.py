@@ -22,12 +22,14 @@ from headrace.errors import ConfigError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("headrace.commands.run:run", "Continue a prompt and stream the text."),
     "chat": ("headrace.commands.chat:chat", "Talk in the terminal."),
+    "serve": ("headrace.commands.serve:serve", "Serve an OpenAI-compatible API."),
     "eval": ("headrace.commands.evaluate:evaluate", "Score a model on tasks with exact answers."),
     "bench latency": ("headrace.commands.bench:latency", "Time prompts and decoding, batch by batch."),
     "bench kernels": (
         "headrace.commands.bench_kernels:kernels",
         "Time each kernel against the machine's limits.",
     ),
+    "bench serve": ("headrace.commands.bench_serve:load", "Put load on a server, and time its answers."),
     "techniques": ("headrace.commands.techniques:techniques", "List every technique, or explain one."),
     "doctor": ("headrace.commands.doctor:doctor", "Say what this machine has, and what costs speed."),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace import box
+from headrace import box, kernels
 from headrace.architecture import Architecture
 from headrace.compose import Stack, compose
 from headrace.config import EngineConfig
@@ -135,6 +135,8 @@ class Engine:
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters = Counters()
+        self.last_plan = StepPlan(())
+        """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
         self._next_seq = 0
         _log.info("stack: %s", self.stack.describe())
@@ -164,19 +166,9 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
-        if not request.prompt:
-            raise ConfigError("the prompt is empty: give at least one token")
-        if len(request.prompt) >= self.context:
-            raise ConfigError(
-                f"the prompt has {len(request.prompt)} tokens, and the context holds {self.context} with at least one "
-                f"for the answer: shorten the prompt{self._longer()}"
-            )
-        bad = next((t for t in request.prompt if not 0 <= t < self.architecture.vocab), None)
-        params = request.params
-        ids = (*params.logit_bias, *params.stop_token_ids)
-        bad = next((t for t in ids if t >= self.architecture.vocab), None) if bad is None else bad
-        if bad is not None:
-            raise ConfigError(f"token {bad} is not in the vocabulary of {self.architecture.vocab} tokens")
+        why = request.misfit(self.context, self.architecture.vocab)
+        if why:
+            raise ConfigError(why + (self._longer() if len(request.prompt) >= self.context else ""))
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
@@ -232,6 +224,13 @@ class Engine:
             counters=dataclasses.replace(self.counters),
         )
 
+    def describe(self) -> str:
+        """Model, arithmetic and stack in one line."""
+        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        native = f"{kernels.threads()} threads, {kernels.isa()}"
+        where = native if self.device.type == "cpu" else str(self.device)
+        return f"{self.config.model}, {dtype}, {where}, context {self.context}: {self.stack.describe()}"
+
     def close(self) -> None:
         """Ends every request and empties the prefix cache."""
         for request in list(self._requests):
@@ -248,7 +247,7 @@ class Engine:
         if not self.busy:
             return []
         try:
-            plan = self.plan()
+            plan = self.last_plan = self.plan()
             self.kv.reserve(plan, self.queues.sequences)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             logits, scores = self.runner.forward(batch)

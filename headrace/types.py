@@ -155,6 +155,20 @@ class Request:
     salt: str = ""
     """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
 
+    def misfit(self, context: int, vocab: int) -> str:
+        """Why an engine with this context and vocabulary could never run it; empty if it can."""
+        if not self.prompt:
+            return "the prompt is empty: give at least one token"
+        if len(self.prompt) >= context:
+            return (
+                f"the prompt has {len(self.prompt)} tokens, and the context holds {context} with at least one for the "
+                "answer: shorten the prompt"
+            )
+        ids = (self.params.logit_bias, self.params.stop_token_ids)
+        bad = next((t for t in self.prompt if not 0 <= t < vocab), None)
+        bad = next((t for some in ids for t in some if t >= vocab), None) if bad is None else bad
+        return "" if bad is None else f"token {bad} is not in the vocabulary of {vocab} tokens"
+
 
 class Status(Enum):
     """Where a sequence is. Arrows: HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED (paused)."""

@@ -30,7 +30,7 @@ RANKS = (
     ("forward", "schedule", "sample"),
     ("engine", "limits", "meter"),
     ("llm",),
-    ("box.evaluate",),
+    ("box.evaluate", "server"),
     ("commands", "cli", "__main__", "__init__"),
 )
 LONG_FILES: dict[str, str] = {}

@@ -15,7 +15,6 @@ import typer
 
 from headrace.commands.flags import AsJson, Quiet, parse_counts
 from headrace.commands.output import note, write_json, write_table
-from headrace.commands.start import describe
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.limits import read_bandwidth
@@ -67,7 +66,7 @@ def latency(
         )
     )
     engine = start(config, shape, cases)
-    note(describe(engine) + (" (random weights)" if shape else ""), quiet)
+    note(engine.describe() + (" (random weights)" if shape else ""), quiet)
     rows = []
     with ProgressBar(len(cases) * (repeat + 1), "runs") as bar:
         for case in cases:

@@ -77,6 +77,7 @@ ENGINE = (
     Flag("swap_bytes", str, "Host memory for paused sequences, such as 1GiB, with --preempt swap."),
     Flag("no_prefix_cache", bool, "Do not reuse the keys and values of earlier prompts."),
     Flag("max_seqs", int, "Most sequences that run at once. Default: 64."),
+    Flag("max_waiting", int, "Most sequences that wait; one more is refused. Default: 4096."),
 )
 """Fields of EngineConfig; and one flag per slot, see stack_flags."""
 

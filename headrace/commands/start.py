@@ -8,7 +8,6 @@ from headrace.commands.output import note
 from headrace.config import EngineConfig
 
 if TYPE_CHECKING:
-    from headrace.engine import Engine
     from headrace.llm import LLM
 
 
@@ -17,17 +16,5 @@ def start(config: EngineConfig, quiet: bool) -> LLM:
     from headrace.llm import LLM
 
     llm = LLM.from_config(config)
-    note(describe(llm.engine), quiet)
+    note(llm.engine.describe(), quiet)
     return llm
-
-
-def describe(engine: Engine) -> str:
-    """Model, arithmetic and stack in one line."""
-
-    from headrace import kernels
-
-    dtype = str(engine.decoder.dtype).removeprefix("torch.")
-    where = (
-        f"{kernels.threads()} threads, {kernels.isa()}" if engine.device.type == "cpu" else str(engine.device)
-    )
-    return f"{engine.config.model}, {dtype}, {where}, context {engine.context}: {engine.stack.describe()}"

@@ -37,6 +37,8 @@ class Sample:
     logprobs: tuple[Logprob, ...]
     """One per token if they were asked for."""
     finish_reason: FinishReason | None
+    stop: str | None = None
+    """The stop string that ended it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,12 @@ class Reply:
         *,
         prompt: str | None,
         at: float,
+        skip_special: bool = True,
     ) -> None:
-        """`at`: when the request was made, in seconds on any clock; `take` is told the time on the same one."""
+        """`at`: when the request was made, in seconds on any clock; `take` is told the time on the same one.
+
+        With `skip_special`, tokens that steer the model are not part of the text.
+        """
         self.prompt = prompt
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
@@ -89,7 +95,7 @@ class Reply:
         self._began = at
         self._first: float | None = None
         self._last = at
-        self._drafts = [_Draft(tokenizer, params) for _ in range(params.n)]
+        self._drafts = [_Draft(tokenizer, params, skip_special) for _ in range(params.n)]
 
     @property
     def done(self) -> bool:
@@ -110,10 +116,14 @@ class Reply:
             self._last = at
         return draft.take(delta)
 
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)))
+
     def output(self) -> Output:
         """All that has come so far."""
         samples = tuple(draft.sample() for draft in self._drafts)
-        count = sum(len(sample.token_ids) for sample in samples)
         later = sum(max(len(sample.token_ids) - 1, 0) for sample in samples)
         first = self._last if self._first is None else self._first
         return Output(
@@ -121,7 +131,7 @@ class Reply:
             prompt_token_ids=self.prompt_token_ids,
             samples=samples,
             prompt_logprobs=tuple(self._prompt_logprobs),
-            usage=Usage(len(self.prompt_token_ids), count),
+            usage=self.usage,
             ttft_s=first - self._began,
             decode_tok_s=later / (self._last - first) if later and self._last > first else None,
         )
@@ -130,8 +140,10 @@ class Reply:
 class _Draft:
     """One sample while it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self._detokenizer = Detokenizer(tokenizer, params.stop, min_tokens=params.min_tokens)
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool) -> None:
+        self._detokenizer = Detokenizer(
+            tokenizer, params.stop, min_tokens=params.min_tokens, skip_special=skip_special
+        )
         self._texts: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[Logprob] = []
@@ -163,4 +175,11 @@ class _Draft:
         return chunk
 
     def sample(self) -> Sample:
-        return Sample("".join(self._texts), tuple(self._tokens), tuple(self._logprobs), self.finish_reason)
+        stop = self._detokenizer.stopped
+        return Sample(
+            "".join(self._texts), tuple(self._tokens), tuple(self._logprobs), self.finish_reason, stop
+        )
+
+    def __len__(self) -> int:
+        """Tokens so far."""
+        return len(self._tokens)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from torch import Tensor
-
-from headrace.kernels.attention import Queries, State
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card, Slot
 from headrace.types import Reads
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from headrace.kernels.attention import Queries, State
 
 
 class LiveCodec(Protocol):
@@ -32,10 +34,8 @@ class LiveCodec(Protocol):
         """
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
-        """Attention of a whole batch's rows over their runs; kernels.paged_attention.reference says what it computes.
-
-        N are the query heads that share this group's kv heads. A codec without a kernel of its own calls that.
-        """
+        """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what a codec without
+        a kernel of its own calls. N are the query heads that share this group's kv heads."""
 
 
 class Codec(Protocol):

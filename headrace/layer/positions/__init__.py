@@ -6,12 +6,13 @@ Add one: a file here with a frozen dataclass that has `card` and `start`, and a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.slots import Card, Slot
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class LivePositions(Protocol):

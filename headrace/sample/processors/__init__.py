@@ -6,12 +6,13 @@ Add one: a file here with a frozen dataclass that has `card` and `init`, and a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.slots import Card, Slot
 from headrace.types import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class State(Protocol):

@@ -5,11 +5,13 @@ Add one: a file here with a frozen dataclass that has `card`, `longest_span` and
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from headrace.schedule.queues import Budget, View
 from headrace.slots import Card, Slot
 from headrace.types import StepPlan
+
+if TYPE_CHECKING:
+    from headrace.schedule.queues import Budget, View
 
 
 class Policy(Protocol):

@@ -5,12 +5,14 @@ Add one: a file here with a frozen dataclass that has `card`, `head` and `start`
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
-
-import torch
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.slots import Card, Slot
-from headrace.weight.matrix import Packing
+
+if TYPE_CHECKING:
+    import torch
+
+    from headrace.weight.matrix import Packing
 
 
 class Format(Protocol):

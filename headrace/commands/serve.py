@@ -1,0 +1,59 @@
+"""`headrace serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from headrace.commands.flags import Quiet
+from headrace.commands.output import note
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError
+
+API_KEY = "HEADRACE_API_KEY"
+
+
+def serve(
+    config: EngineConfig,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 is any that is free.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Key that clients must send; may be repeated. Also {API_KEY}, which `ps` does not show."
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="What clients call the model. Default: its own name.")
+    ] = None,
+    strict_params: Annotated[
+        bool, typer.Option("--strict-params", help="Refuse parameters that are not known.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in without a key.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve an OpenAI-compatible API."""
+    from headrace.server.run import Options
+    from headrace.server.run import serve as run
+
+    keys = [*(api_key or []), *filter(None, [os.environ.get(API_KEY)])]
+    if any(len(key) < 8 for key in keys):
+        raise ConfigError("an API key must have 8 characters or more")
+    options = Options(
+        host=host,
+        port=port,
+        name=served_model_name or "",
+        api_keys=tuple(keys),
+        insecure=insecure,
+        strict=strict_params,
+    )
+    code = asyncio.run(run(config, options, lambda line: note(line, quiet)))
+    if code:
+        raise typer.Exit(code)

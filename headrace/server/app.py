@@ -1,0 +1,223 @@
+"""Routes. Each parses its body, hands it on, and writes the answer; everything else is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from headrace import __version__
+from headrace.errors import HeadraceError
+from headrace.server import errors
+from headrace.server.chats import Chat
+from headrace.server.client import State
+from headrace.server.completions import Completion
+from headrace.server.errors import ApiError, bad
+from headrace.server.health import Health
+from headrace.server.schema import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse,
+)
+from headrace.server.service import Service
+from headrace.server.stream import EventStream, events
+
+_log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class Api:
+    """The endpoints of one service."""
+
+    def __init__(self, service: Service, *, strict: bool = False) -> None:
+        """strict: a field that is not known is an error."""
+        self.service, self.strict = service, strict
+        self.health = Health(service)
+
+    def app(self) -> FastAPI:
+        """The ASGI application."""
+        app = FastAPI(title="headrace", version=__version__, docs_url=None, redoc_url=None)
+        app.add_exception_handler(HTTPException, _http_error)
+        app.add_exception_handler(Exception, _error)
+        app.add_exception_handler(HeadraceError, _error)
+        self._post(app, "/v1/completions", self.completions, CompletionRequest)
+        self._post(app, "/v1/chat/completions", self.chats, ChatRequest)
+        self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
+        self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
+        for path, route in (
+            ("/v1/models", self.models),
+            ("/v1/models/{name:path}", self.model),
+            ("/health", self.health.probe),
+            ("/health/live", self.health.live),
+            ("/health/ready", self.health.ready),
+            ("/ping", self.health.live),
+            ("/metrics", self.metrics),
+            ("/version", self.version),
+        ):
+            app.add_api_route(path, route, methods=["GET"], response_model=None)
+        return app
+
+    # ---- generation ----
+
+    async def completions(self, request: Request) -> Response:
+        """Continues prompts."""
+        body, ignored = self._parse(CompletionRequest, await request.body())
+        id = _call_id(request, body.request_id, "cmpl")
+        made = await self._counted(Completion.start(self.service, body, id))
+        return await self._answer(request, made, bool(body.stream), ignored)
+
+    async def chats(self, request: Request) -> Response:
+        """Answers a conversation."""
+        body, ignored = self._parse(ChatRequest, await request.body())
+        id = _call_id(request, body.request_id, "chatcmpl")
+        made = await self._counted(Chat.start(self.service, body, id))
+        return await self._answer(request, made, bool(body.stream), ignored)
+
+    async def _answer(
+        self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
+    ) -> Response:
+        headers = {"X-Ignored-Params": ", ".join(ignored)[:1024]} if ignored else {}
+        if stream:
+            return EventStream(events(made.stream(), request.state.request_id), headers)
+        return _json(await _unless_gone(request, made.answer()), headers)
+
+    def _parse(self, kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
+        try:
+            body, ignored = parse(kind, data)
+            if ignored and self.strict:
+                raise bad(f"no parameter called {ignored[0]!r}", ignored[0], "unknown_parameter")
+            self.service.check_model(getattr(body, "model", None))
+        except ApiError:
+            self.service.metrics.reject()
+            raise
+        return body, ignored
+
+    async def _counted(self, starting: Awaitable[Answer]) -> Answer:
+        """A request that ends before the engine has it is counted here."""
+        try:
+            return await starting
+        except Exception:
+            self.service.metrics.reject()
+            raise
+
+    # ---- text ----
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a prompt, or of what the template makes of messages."""
+        body, _ = self._parse(TokenizeRequest, await request.body())
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("give either prompt or messages", "prompt")
+        if body.prompt is not None:
+            ids = await self.service.encode(body.prompt, add_special=body.add_special_tokens is not False)
+        else:
+            prompt = await self.service.encode_chat(
+                body.messages or [], add_generation_prompt=body.add_generation_prompt is not False
+            )
+            ids = list(prompt.ids)
+        answer: dict[str, Any] = {"count": len(ids), "max_model_len": self.service.context, "tokens": ids}
+        if body.return_token_strs:
+            answer["token_strs"] = [
+                self.service.tokenizer.decode([token], skip_special=False) for token in ids
+            ]
+        return _json(answer)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        body, _ = self._parse(DetokenizeRequest, await request.body())
+        wrong = next((token for token in body.tokens if not 0 <= token < self.service.vocab), None)
+        if wrong is not None:
+            raise bad(f"token {wrong} is not in the vocabulary of {self.service.vocab} tokens", "tokens")
+        return _json({"prompt": self.service.tokenizer.decode(body.tokens, skip_special=False)})
+
+    # ---- about ----
+
+    async def models(self) -> Response:
+        """What is served."""
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, name: str) -> Response:
+        """One model."""
+        self.service.check_model(name)
+        return _json(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self.service.name,
+            "object": "model",
+            "created": self.service.started,
+            "owned_by": "headrace",
+            "max_model_len": self.service.context,
+            "default_sampling": dict(self.service.defaults),
+        }
+
+    async def metrics(self) -> Response:
+        """Prometheus."""
+        metrics, client = self.service.metrics, self.service.client
+        metrics.engine(client.state is State.READY, client.restarts)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def version(self) -> Response:
+        return _json({"version": __version__})
+
+    @staticmethod
+    def _post(app: FastAPI, path: str, route: Callable[..., Any], kind: type) -> None:
+        body = {"content": {"application/json": {"schema": msgspec.json.schema(kind)}}, "required": True}
+        app.add_api_route(
+            path, route, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
+        )
+
+
+def _call_id(request: Request, asked: str | None, kind: str) -> str:
+    """OpenAI's form of an id, from the request's own."""
+    return f"{kind}-{(asked or request.state.request_id).removeprefix('req-')}"
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """The answer; cancelled when the client hangs up."""
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "cancelled", "the client is gone")
+        return task.result()
+    finally:
+        for future in (task, gone):
+            future.cancel()
+            with contextlib.suppress(BaseException):
+                await future
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    told, id = errors.of(error), request.state.request_id
+    if told.status == 500:
+        _log.error("request %s failed", id, exc_info=error)
+    return _json(told.body(id), told.headers, told.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code, text = {
+        404: ("not_found", "no such path"),
+        405: ("method_not_allowed", "this path does not know the method"),
+    }.get(error.status_code, ("invalid_request", error.detail))
+    where = f"{request.method} {request.url.path[:200]}"
+    return await _error(request, ApiError(error.status_code, code, f"{text}: {where}"))

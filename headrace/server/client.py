@@ -1,0 +1,322 @@
+"""The engine process as the API process sees it: starts it, hands it requests, and starts it again if it dies.
+
+A job is a request until its last sample has ended. When the engine dies, jobs that had not run are handed to the next
+one; those that had end with EngineDied, because half of their answer may have been seen. None runs twice unnoticed:
+a job that was waiting when two engines died ends, too, since it may be what kills them.
+
+    starting -> ready -> (dies) -> starting ...      five deaths in ten minutes -> failed
+       any of them -> closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError, HeadraceError
+from headrace.server.messages import Cancel, Failed, Loading, Ready, Refused, Start, Stepped, Submit, View
+from headrace.server.wire import ApiEnd, Closed
+from headrace.types import Delta, Request
+
+MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Before the engine is started again: doubled at each death within DEATHS_WITHIN_S."""
+MOST_TRIES = 2
+"""Engines that a job may be handed to."""
+STOP_S = 5.0
+"""How long an engine may take to end once its socket is closed."""
+_log = logging.getLogger(__name__)
+
+
+class EngineDied(HeadraceError):
+    """The engine process ended while it ran this."""
+
+
+class Unavailable(HeadraceError):
+    """There is no engine at the moment; says why."""
+
+
+class QueueFull(HeadraceError):
+    """More than max_seqs + max_waiting samples are under way."""
+
+
+class State(Enum):
+    """Of the engine process."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+Event = Delta | HeadraceError
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way."""
+
+    request: Request
+    events: asyncio.Queue[Event]
+    """Shared by the jobs of one call. An error is the last."""
+    unfinished: set[int]
+    """Samples that have not ended."""
+    running: bool = False
+    tries: int = 0
+
+
+class EngineClient:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, config: EngineConfig, *, on_step: Callable[[Stepped], None] = lambda step: None
+    ) -> None:
+        """on_step: told of every step, before the jobs are."""
+        self.config = config
+        self.state = State.STARTING
+        self.why = "the engine is starting"
+        """What an Unavailable says."""
+        self.ready: Ready | None = None
+        """What the engine said when it was ready; the last one's while the next one starts."""
+        self.view: View | None = None
+        """After the last step."""
+        self.last_step = 0.0
+        """When that was, on the monotonic clock."""
+        self.loading: Loading | None = None
+        self.restarts = 0
+        self._on_step = on_step
+        self._jobs: dict[str, Job] = {}
+        self._deaths: collections.deque[float] = collections.deque(maxlen=MOST_DEATHS)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: ApiEnd | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    # ---- the process ----
+
+    async def start(self) -> Ready:
+        """Starts the engine, and waits until it takes requests. Raises ConfigError for a configuration that cannot be,
+        HeadraceError for anything else that went wrong."""
+        await self._launch()
+        self._life = asyncio.create_task(self._live(), name="engine")
+        assert self.ready is not None
+        return self.ready
+
+    async def close(self) -> None:
+        """Ends the engine, and every job with Unavailable."""
+        self.state, self.why = State.CLOSED, "the server is shutting down"
+        if self._life is not None:
+            self._life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._life
+        self._end_jobs(lambda job: Unavailable(self.why))
+        await self._stop()
+
+    async def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        self._end = await ApiEnd.open(ours)
+        room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
+        self._end.send(Start(fields_of(self.config) | {"max_waiting": room}))
+        while True:
+            try:
+                message = await self._end.receive()
+            except Closed:
+                await self._stop()
+                raise HeadraceError(
+                    f"the engine process ended while it was starting ({self._cause()})"
+                ) from None
+            match message:
+                case Loading():
+                    self.loading = message
+                case Failed(text, user):
+                    await self._stop()
+                    raise ConfigError(text) if user else HeadraceError(text)
+                case Ready():
+                    self.ready, self.state, self.loading = message, State.READY, None
+                    self.last_step = time.monotonic()
+                    return
+
+    async def _live(self) -> None:
+        """Reads what the engine says, for ever, through deaths and new starts."""
+        while True:
+            try:
+                await self._read()
+            except Closed:
+                await self._bury()
+            while self.state is State.STARTING:
+                try:
+                    await self._launch()
+                except HeadraceError as error:
+                    _log.error("the engine did not start again: %s", error)
+                    await self._bury()
+            if self.state is not State.READY:
+                return
+            self.restarts += 1
+            _log.warning("the engine is back; %d requests were waiting for it", len(self._jobs))
+            for job in self._jobs.values():
+                self._hand_over(job)
+
+    async def _read(self) -> None:
+        assert self._end is not None
+        while True:
+            message = await self._end.receive()
+            match message:
+                case Stepped(deltas, admitted, view):
+                    self.view, self.last_step = view, time.monotonic()
+                    self._on_step(message)
+                    for name in admitted:
+                        if name in self._jobs:
+                            self._jobs[name].running = True
+                    for delta in deltas:
+                        self._deliver(delta)
+                case Refused(name, text):
+                    self._end_job(name, ConfigError(text))
+                case Failed(text, _):
+                    _log.error("the engine failed: %s", text)
+
+    async def _bury(self) -> None:
+        """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
+        await self._stop()
+        cause = self._cause()
+        self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
+        self._deaths.append(time.monotonic())
+        lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}
+        self._end_jobs(
+            lambda job: (
+                EngineDied(f"the engine process died ({cause}) while it ran this: try again")
+                if job in lost
+                else None
+            )
+        )
+        _log.error(
+            "the engine process died (%s): %d requests lost, %d wait", cause, len(lost), len(self._jobs)
+        )
+        recent = [at for at in self._deaths if self._deaths[-1] - at < DEATHS_WITHIN_S]
+        if len(recent) == MOST_DEATHS:
+            self.state = State.FAILED
+            self.why = f"the engine process died {MOST_DEATHS} times, the last time by {cause}"
+            self._end_jobs(lambda job: Unavailable(self.why))
+            return
+        await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** (len(recent) - 1), LONGEST_PAUSE_S))
+
+    async def _stop(self) -> None:
+        """Closes the socket, and sees to it that the process ends."""
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, process.wait, STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await loop.run_in_executor(None, process.wait)
+
+    def _cause(self) -> str:
+        code = self._process.poll() if self._process is not None else None
+        if code is None:
+            return "it closed its socket"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    # ---- jobs ----
+
+    def submit(self, requests: Sequence[Request], *, again: bool = True) -> list[Job]:
+        """Hands requests to the engine, all or none; they are one call. Raises Unavailable or QueueFull.
+
+        again: if the engine dies before it runs them, the next one does.
+        """
+        if self.state is not State.READY:
+            raise Unavailable(self.why)
+        limit = self.config.max_seqs + self.config.max_waiting
+        under_way = sum(len(job.unfinished) for job in self._jobs.values())
+        if under_way + sum(request.params.n for request in requests) > limit:
+            raise QueueFull(
+                f"{under_way} samples are under way, and the queue takes {limit}: try again later"
+            )
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        tries = 0 if again else MOST_TRIES - 1
+        jobs = [Job(request, events, set(range(request.params.n)), tries=tries) for request in requests]
+        for job in jobs:
+            self._jobs[job.request.id] = job
+            self._hand_over(job)
+        return jobs
+
+    async def deltas(self, jobs: Sequence[Job]) -> AsyncIterator[Delta]:
+        """What the engine adds to the jobs of one call, until all have ended. Raises EngineDied, Unavailable, or
+        ConfigError if one is refused.
+
+        Whoever stops listening cancels what is left of the call.
+        """
+        events = jobs[0].events
+        try:
+            while any(job.unfinished for job in jobs) or not events.empty():
+                event = await events.get()
+                if isinstance(event, HeadraceError):
+                    raise event
+                yield event
+        finally:
+            for job in jobs:
+                self.cancel(job)
+
+    def cancel(self, job: Job, index: int | None = None) -> None:
+        """Ends a job, or one of its samples; nothing more comes of it."""
+        if self._jobs.get(job.request.id) is not job or (index is not None and index not in job.unfinished):
+            return
+        job.unfinished = set() if index is None else job.unfinished - {index}
+        if not job.unfinished:
+            del self._jobs[job.request.id]
+        if self._end is not None and self.state is State.READY:
+            self._end.send(Cancel(job.request.id, index))
+
+    def __len__(self) -> int:
+        """Jobs under way."""
+        return len(self._jobs)
+
+    def _hand_over(self, job: Job) -> None:
+        assert self._end is not None
+        job.tries += 1
+        self._end.send(Submit(job.request))
+
+    def _deliver(self, delta: Delta) -> None:
+        job = self._jobs.get(delta.request)
+        if job is None or delta.index not in job.unfinished:  # cancelled, and the engine did not know yet
+            return
+        if delta.finish_reason is not None:
+            job.unfinished.discard(delta.index)
+            if not job.unfinished:
+                del self._jobs[delta.request]
+        job.events.put_nowait(delta)
+
+    def _end_job(self, name: str, error: HeadraceError) -> None:
+        job = self._jobs.pop(name, None)
+        if job is not None:
+            job.unfinished = set()
+            job.events.put_nowait(error)
+
+    def _end_jobs(self, error_of: Callable[[Job], HeadraceError | None]) -> None:
+        for name, job in list(self._jobs.items()):
+            error = error_of(job)
+            if error is not None:
+                self._end_job(name, error)
+
+
+def fields_of(config: EngineConfig) -> dict[str, object]:
+    """What EngineConfig.from_mapping makes the same of, in another process."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {
+        "stack": dict(config.stack)
+    }

@@ -1,0 +1,131 @@
+"""What the API process and the engine process say to each other.
+
+    API -> engine   Start, then Submit and Cancel
+    engine -> API   Loading*, then Ready or Failed; then Stepped after every step, Refused for a request that cannot be
+
+Every message is a msgspec Struct: typed, checked when it is read, and never code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from headrace.types import Delta, Request
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """The first message. `config`: fields of EngineConfig."""
+
+    config: dict[str, Any]
+
+
+class Submit(msgspec.Struct, tag=True, frozen=True):
+    """Run this."""
+
+    request: Request
+
+
+class Cancel(msgspec.Struct, tag=True, frozen=True):
+    """Nobody wants this any more: the request, or one of its samples. Unknown ones are ignored."""
+
+    id: str
+    index: int | None = None
+
+
+class Loading(msgspec.Struct, tag=True, frozen=True):
+    """How far loading has come."""
+
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The engine takes requests. What the API has to know about it."""
+
+    context: int
+    vocab: int
+    defaults: dict[str, Any]
+    """Sampling parameters of the model's own generation_config.json."""
+    path: str
+    """The model's folder: its tokenizer and template are there."""
+    facts: str
+    """Model, arithmetic and stack in one line."""
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The engine did not start. The process ends after this."""
+
+    message: str
+    user: bool
+    """Whether the configuration is at fault."""
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot run this request."""
+
+    id: str
+    message: str
+
+
+class SpanView(msgspec.Struct, frozen=True, array_like=True):
+    """One span of a step, for whoever watches."""
+
+    seq: int
+    start: int
+    stop: int
+    draft: int
+    sampled: bool
+    """Whether it reached the end of the sequence: a decode, or the last chunk of a prompt."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """The engine after a step."""
+
+    step: int
+    seconds: float
+    """What the step took."""
+    running: int
+    waiting: int
+    swapped: int
+    pages: int
+    free_pages: int
+    cached_pages: int
+    counters: dict[str, int]
+    """headrace.engine.Counters: sums since the engine started."""
+    spans: tuple[SpanView, ...] = ()
+
+
+class Stepped(msgspec.Struct, tag=True, frozen=True):
+    """One step."""
+
+    deltas: tuple[Delta, ...]
+    admitted: tuple[str, ...]
+    """Requests that ran for the first time: from now on they have started."""
+    view: View
+
+
+ToEngine = Start | Submit | Cancel
+FromEngine = Loading | Ready | Failed | Refused | Stepped
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One message."""
+    return _encoder.encode(message)
+
+
+def _plain(value: object) -> object:
+    """What msgspec does not know by itself."""
+    if isinstance(value, MappingProxyType | Mapping):
+        return dict(value)
+    raise NotImplementedError(f"{type(value)} does not cross the socket")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+to_engine = msgspec.msgpack.Decoder(ToEngine)
+"""Reads what the API says."""
+from_engine = msgspec.msgpack.Decoder(FromEngine)
+"""Reads what the engine says."""

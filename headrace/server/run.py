@@ -1,0 +1,246 @@
+"""The API process: opens the port, starts the engine, serves until it is told to stop.
+
+SIGTERM or SIGINT   new requests get 503; those under way may finish for DRAIN_S, then end with an error event
+once more           at once
+the engine is lost for good (client.State.FAILED): exit code 70
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from headrace.config import EngineConfig
+from headrace.errors import ConfigError
+from headrace.server.app import Api
+from headrace.server.client import EngineClient, State, fields_of
+from headrace.server.gate import Door, Gate, hosts_for
+from headrace.server.metrics import Metrics
+from headrace.server.schema import MAX_HEADER_BYTES
+from headrace.server.service import Service
+
+DRAIN_S = 30.0
+EXIT_ENGINE = 70
+STAT_S = 10.0
+"""Between two lines about a busy engine."""
+_KEEP_ALIVE_S = 75
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to serve, beside the engine's own configuration."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = ""
+    """What clients call the model; empty: the model's own name or folder."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    insecure: bool = False
+    """Let other machines in without a key."""
+    strict: bool = False
+    """Refuse parameters that are not known."""
+
+
+def listen(options: Options) -> socket.socket:
+    """The socket. Raises ConfigError if the port is taken, or open to everybody."""
+    if options.host not in _LOOPBACK and not options.api_keys and not options.insecure:
+        raise ConfigError(
+            f"--host {options.host} lets other machines in without a key: set --api-key, or say --insecure"
+        )
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((options.host, options.port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot listen on {options.host}:{options.port} ({why}): choose another --port"
+        ) from None
+    return sock
+
+
+async def serve(config: EngineConfig, options: Options, say: Callable[[str], None]) -> int:
+    """Serves until a signal; returns the exit code. `say`: shows a line to the user. Raises ConfigError."""
+    with contextlib.closing(listen(options)) as sock:
+        door = Door(api_keys=options.api_keys, hosts=hosts_for(options.host))
+        gate = Gate(door)
+        name = options.name or config.model.rstrip("/").rpartition("/")[2]
+        metrics = Metrics(name)
+        client = EngineClient(config, on_step=metrics.step)
+        server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        stop = Stop(door, client)
+        stop.listen()
+        starting = asyncio.create_task(client.start())
+        try:
+            if not await stop.unless_asked(starting):
+                return 0
+            service = Service(client, name, metrics)
+            gate.open(Api(service, strict=options.strict).app())
+            say(f"{starting.result().facts}")
+            say(f"serving {name} on http://{_shown(sock)}/v1")
+            with contextlib.closing(service):
+                return await stop.wait(Stat(client).line, say)
+        finally:
+            starting.cancel()
+            await client.close()
+            server.should_exit = True
+            await serving
+
+
+@contextlib.contextmanager
+def in_background(config: EngineConfig, options: Options, say: Callable[[str], None]) -> Iterator[str]:
+    """A server in a process of its own, until the block ends; its address. Raises ConfigError if it does not start."""
+    command = [sys.executable, "-m", "headrace.server.run"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(msgspec.json.encode([fields_of(config), dataclasses.asdict(options)]) + b"\n")
+    process.stdin.flush()
+    try:
+        for line in process.stdout:
+            text = line.decode().rstrip("\n")
+            say(text)
+            found = re.search(r"on (http://\S+)/v1$", text)
+            if found:
+                yield found[1]
+                break
+        else:
+            raise ConfigError("the server did not start: the lines above say why")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+_HTTP: dict[str, Any] = {
+    "timeout_keep_alive": _KEEP_ALIVE_S,
+    "timeout_graceful_shutdown": 2,
+    "h11_max_incomplete_event_size": 2 * MAX_HEADER_BYTES,  # above it, no answer can say why
+    "http": "h11",
+    "lifespan": "off",
+    "server_header": False,
+}
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: Stop has them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Stop:
+    """What ends the server: signals, or the loss of the engine."""
+
+    def __init__(self, door: Door, client: EngineClient) -> None:
+        self._door, self._client = door, client
+        self._asked, self._now = asyncio.Event(), asyncio.Event()
+
+    def listen(self) -> None:
+        """From here on signals are heard."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal)
+
+    def _signal(self) -> None:
+        (self._now if self._asked.is_set() else self._asked).set()
+        self._door.draining = True
+
+    async def unless_asked(self, task: asyncio.Task[Any]) -> bool:
+        """Waits for a task; False if a signal comes first. Raises what the task raises."""
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if task.done():
+            task.result()
+        return task.done()
+
+    async def wait(self, stat: Callable[[], str], say: Callable[[str], None]) -> int:
+        """Until the end; what is under way has finished by then, or had its time. The exit code."""
+        while not self._asked.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), STAT_S / 10)
+            if self._client.state is State.FAILED:
+                say(self._client.why)
+                return EXIT_ENGINE
+            line = stat()
+            if line:
+                say(line)
+        if len(self._client):
+            say(f"shutting down: {len(self._client)} requests may finish within {DRAIN_S:.0f} s")
+        end = time.monotonic() + DRAIN_S
+        while len(self._client) and time.monotonic() < end and not self._now.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._now.wait(), 0.05)
+        return 0
+
+
+class Stat:
+    """One line every STAT_S seconds about an engine that works; nothing about an idle one."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._at = time.monotonic()
+        self._before: dict[str, int] = {}
+
+    def line(self) -> str:
+        """Empty if there is nothing to say now."""
+        view, took = self._client.view, time.monotonic() - self._at
+        if view is None or took < STAT_S:
+            return ""
+        restarted = view.counters["steps"] < self._before.get("steps", 0)
+        before = {} if restarted else self._before
+        new = {name: count - before.get(name, 0) for name, count in view.counters.items()}
+        self._at, self._before = time.monotonic(), dict(view.counters)
+        if not new["steps"]:
+            return ""
+        cached = 100 * new["cached_tokens"] / max(new["prompt_tokens"], 1)
+        return (
+            f"prompts {new['prompt_tokens'] / took:.0f} tokens/s ({cached:.0f} % cached), "
+            f"answers {new['generated_tokens'] / took:.0f} tokens/s; {view.running} running, "
+            f"{view.waiting + view.swapped} waiting, KV {100 * (1 - view.free_pages / max(view.pages, 1)):.0f} % full"
+        )
+
+
+def _shown(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def main() -> int:
+    """What in_background starts: configuration and options come as a line of JSON on standard input."""
+    fields, given = msgspec.json.decode(sys.stdin.buffer.readline())
+    config = EngineConfig.from_mapping(fields, where="serve")
+    options = Options(**{**given, "api_keys": tuple(given["api_keys"])})
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    try:
+        return asyncio.run(serve(config, options, say))
+    except ConfigError as error:
+        say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

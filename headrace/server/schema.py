@@ -1,0 +1,189 @@
+"""What clients may ask: the bodies of requests, as OpenAI and vLLM name their fields, and their limits.
+
+A body is parsed once, strictly: a value of a wrong type is refused, never bent. null is "not given". A field that is
+not known is ignored and named in the header X-Ignored-Params, or refused under `--strict-params`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from headrace.server.errors import bad
+from headrace.types import MAX_LOGPROBS
+
+MAX_BODY_BYTES = 4 << 20
+MAX_HEADER_BYTES = 32 << 10
+MAX_PROMPTS = 64
+"""Prompts of one request; and their number times n."""
+MAX_TOP_LOGPROBS = 20
+MAX_N = 8
+MAX_ID_CHARS = 128
+MAX_SALT_CHARS = 1024
+DEFAULT_MAX_TOKENS = 16
+"""Of /v1/completions, as OpenAI has it; a chat's answer may fill the context."""
+ACCEPTED = frozenset({"user", "metadata", "store", "service_tier"})
+"""Fields that clients send and that change nothing."""
+
+
+class StreamOptions(msgspec.Struct):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Generate(msgspec.Struct, kw_only=True):
+    """What completions and chats share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class CompletionRequest(Generate, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool | None = None
+
+
+class ChatRequest(Generate, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a prompt, or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+_SAMPLING = (
+    "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "ignore_eos",
+    "prompt_logprobs",
+)  # fmt: skip
+"""Fields of Generate that SamplingParams has under the same name."""
+
+
+def parse(kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
+    """The body, and the names of what was ignored. Raises ApiError that names the first field that does not fit."""
+    try:
+        values = msgspec.json.decode(data)
+    except UnicodeDecodeError as error:
+        raise bad(f"the body is not valid UTF-8 at byte {error.start}", code="invalid_json") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise bad(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(values, dict):
+        raise bad("the body must be a JSON object", code="invalid_json")
+    try:
+        body = msgspec.convert(values, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        what = str(error).partition(" - at ")[0]
+        found = re.search(r"required field `(\w+)`", what) or re.search(r"`\$\.([^`]*)`", str(error))
+        raise bad(f"{found[1] if found else 'body'}: {what}", found[1] if found else None) from None
+    ignored = sorted(set(values) - set(kind.__struct_fields__) - ACCEPTED)
+    return body, ignored
+
+
+def sampling_fields(body: Generate) -> dict[str, Any]:
+    """Fields for SamplingParams that the client gave. Raises ApiError for what costs too much."""
+    values = {name: getattr(body, name) for name in _SAMPLING}
+    found = {name: value for name, value in values.items() if value is not None}
+    if isinstance(found.get("stop"), list):
+        found["stop"] = tuple(found["stop"])
+    if "stop_token_ids" in found:
+        found["stop_token_ids"] = tuple(found["stop_token_ids"])
+    if found.get("top_k") == -1:  # vLLM's way to say all
+        found["top_k"] = 0
+    if found.get("n", 1) > MAX_N:
+        raise bad(f"n={found['n']}: this server gives at most {MAX_N} samples per request", "n")
+    if found.get("prompt_logprobs", 0) > min(MAX_TOP_LOGPROBS, MAX_LOGPROBS):
+        raise bad(f"prompt_logprobs is at most {MAX_TOP_LOGPROBS}", "prompt_logprobs")
+    return found
+
+
+def check_common(body: Generate) -> None:
+    """What does not depend on the endpoint. Raises ApiError."""
+    if body.stream_options is not None and not body.stream:
+        raise bad("stream_options is only for stream=true", "stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise bad("prompt_logprobs does not come with stream=true: ask for one of them", "prompt_logprobs")
+    if body.cache_salt is not None and not 0 < len(body.cache_salt) <= MAX_SALT_CHARS:
+        raise bad(f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", "cache_salt")
+    if body.request_id is not None and not is_id(body.request_id):
+        raise bad(f"request_id must be 1 to {MAX_ID_CHARS} of A-Z a-z 0-9 . _ -", "request_id")
+    if body.priority is not None and not -1000 <= body.priority <= 1000:
+        raise bad("priority must be between -1000 and 1000", "priority")
+
+
+def is_id(text: str) -> bool:
+    """Whether a client may call a request so."""
+    return re.fullmatch(rf"[A-Za-z0-9._-]{{1,{MAX_ID_CHARS}}}", text) is not None
+
+
+def prompts_of(prompt: str | list[Any]) -> list[str | list[int]]:
+    """The prompts of a completion: one text, several, one list of token ids, or several. Raises ApiError."""
+    if prompt == "" or (isinstance(prompt, list) and "" in prompt):
+        raise bad("the prompt is empty: give at least one character", "prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(isinstance(part, int) for part in prompt):
+        return [prompt]
+    kinds = {type(part) for part in prompt}
+    if len(kinds) != 1 or int in kinds:
+        raise bad(
+            "prompt must be a text, a list of texts, a list of token ids, or a list of such lists", "prompt"
+        )
+    if len(prompt) > MAX_PROMPTS:
+        raise bad(f"{len(prompt)} prompts: at most {MAX_PROMPTS} in one request", "prompt")
+    return prompt

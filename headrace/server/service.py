@@ -1,0 +1,190 @@
+"""From what a client asked to what the engine runs, and back: prompts, parameters, and replies as text.
+
+Knows no HTTP. Everything here belongs to the event loop of the API process; long texts are encoded in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar
+
+from headrace.server.client import EngineClient, Job
+from headrace.server.errors import ApiError, bad
+from headrace.server.metrics import Metrics
+from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
+from headrace.text.chat import ChatTemplate
+from headrace.text.reply import Chunk, Output, Reply
+from headrace.text.tokenizer import Tokenizer
+from headrace.types import Request, SamplingParams
+
+_INLINE_CHARS = 2048
+"""Texts up to this long are encoded at once: handing them to a thread takes longer."""
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Token ids, and the text that they came from, if any."""
+
+    ids: Sequence[int]
+    text: str | None = None
+
+
+class Call:
+    """The prompts of one HTTP request, under way."""
+
+    def __init__(self, service: Service, id: str, jobs: list[Job], replies: list[Reply]) -> None:
+        self.id = id
+        self.replies = replies
+        self._service, self._jobs = service, jobs
+        self._place = {job.request.id: i for i, job in enumerate(jobs)}
+
+    async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
+        """(prompt, what came of it), until every sample has ended. Raises what EngineClient.deltas raises.
+
+        Whoever stops listening cancels what is left.
+        """
+        client, metrics = self._service.client, self._service.metrics
+        watch = metrics.watch(len(self.replies))
+        outcome = "cancelled"
+        try:
+            async for delta in client.deltas(self._jobs):
+                place = self._place[delta.request]
+                reply = self.replies[place]
+                at = time.perf_counter()
+                chunk = reply.take(delta, at)
+                if delta.tokens:
+                    watch.tokens(place, delta.index, len(delta.tokens))
+                if chunk is None:
+                    continue
+                if chunk.finish_reason is not None and delta.finish_reason is None:
+                    client.cancel(self._jobs[place], delta.index)
+                if chunk.finish_reason is not None:
+                    watch.finished(place, chunk.finish_reason)
+                yield place, chunk
+            outcome = "completed"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            watch.end(outcome, [reply.usage for reply in self.replies])
+
+    async def finish(self) -> list[Output]:
+        """Everything, once it is there."""
+        async for _ in self.chunks():
+            pass
+        return [reply.output() for reply in self.replies]
+
+
+class Service:
+    """One model, as clients see it."""
+
+    def __init__(self, client: EngineClient, name: str, metrics: Metrics) -> None:
+        """The engine must be ready. `name`: what clients call the model."""
+        assert client.ready is not None
+        self.client, self.name, self.metrics = client, name, metrics
+        self.context, self.vocab = client.ready.context, client.ready.vocab
+        self.defaults = client.ready.defaults
+        self.tokenizer = Tokenizer(client.ready.path)
+        self.started = int(time.time())
+        self._ids = itertools.count()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Raises ModelError if the model has none."""
+        return ChatTemplate.load(self.tokenizer.folder)
+
+    def check_model(self, asked: str | None) -> None:
+        """Raises ApiError unless `asked` is this model, or nothing."""
+        if asked is not None and asked != self.name:
+            text = f"no model called {asked[:200]!r} is served here: ask for {self.name!r}"
+            raise ApiError(404, "model_not_found", text, param="model")
+
+    async def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text; special tokens that it spells are taken as text."""
+        return await self._off_loop(
+            len(text), lambda: self.tokenizer.encode(text, add_special=add_special, parse_special=False)
+        )
+
+    async def encode_chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Prompt:
+        """The prompt that the model's template makes of messages."""
+        text, ids = await self._off_loop(
+            _INLINE_CHARS + 1, lambda: self.template.encode(self.tokenizer, messages, **options)
+        )
+        return Prompt(ids, text)
+
+    async def _off_loop(self, size: int, work: Callable[[], Result]) -> Result:
+        if size <= _INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def params(self, body: Generate, longest: int, default_max: int | None, **fields: Any) -> SamplingParams:
+        """What the client asked, and the model's own defaults for the rest. `longest`: tokens of its longest prompt.
+
+        Raises ApiError, also if prompt and max_tokens exceed the context: nothing is cut silently.
+        """
+        given = {**sampling_fields(body), **fields}
+        if longest >= self.context:
+            raise bad(
+                f"the prompt has {longest} tokens, and the context of {self.context} must hold at least one more: "
+                "shorten the prompt",
+                "messages" if default_max is None else "prompt",
+                "context_length_exceeded",
+            )
+        asked = given.get("max_tokens")
+        if asked is not None and longest + asked > self.context:
+            raise bad(
+                f"the prompt has {longest} tokens and max_tokens={asked}: together {longest + asked}, and the context "
+                f"holds {self.context}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        if asked is None and default_max is not None:
+            given["max_tokens"] = min(default_max, self.context - longest)
+        try:
+            return SamplingParams(**{**self.defaults, **given})
+        except ValueError as error:
+            word = re.match(r"\w+", str(error))
+            raise bad(str(error), word[0] if word and word[0] in given else None) from None
+
+    def start(self, id: str, prompts: Sequence[Prompt], params: SamplingParams, body: Generate) -> Call:
+        """Hands the prompts to the engine. Raises ApiError, Unavailable or QueueFull, and then none of them runs."""
+        if len(prompts) * params.n > MAX_PROMPTS:
+            raise bad(
+                f"{len(prompts)} prompts with n={params.n}: at most {MAX_PROMPTS} samples per request", "n"
+            )
+        at = time.perf_counter()
+        requests = [
+            Request(
+                id=f"{id}/{next(self._ids)}",
+                prompt=tuple(prompt.ids),
+                params=params,
+                arrival=time.monotonic(),
+                priority=body.priority or 0,
+                salt=body.cache_salt or "",
+            )
+            for prompt in prompts
+        ]
+        for index, request in enumerate(requests):
+            why = request.misfit(self.context, self.vocab)
+            if why:
+                raise bad(f"prompt[{index}]: {why}" if len(requests) > 1 else why)
+        jobs = self.client.submit(requests)
+        skip = body.skip_special_tokens is not False
+        replies = [
+            Reply(self.tokenizer, prompt.ids, params, prompt=prompt.text, at=at, skip_special=skip)
+            for prompt in prompts
+        ]
+        return Call(self, id, jobs, replies)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

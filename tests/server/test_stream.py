@@ -1,0 +1,90 @@
+"""Server-sent events: the end is always there, silence is broken, and an error arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from headrace.server.client import EngineDied
+from headrace.server.stream import DONE, PING, events
+
+
+def collect(values: AsyncIterator[Any], **options: Any) -> list[bytes]:
+    async def run() -> list[bytes]:
+        return [data async for data in events(values, "req-1", **options)]
+
+    return asyncio.run(run())
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for i in range(count):
+        yield i
+
+
+def test_values_then_done() -> None:
+    assert collect(numbers(2)) == [b"data: 0\n\n", b"data: 1\n\n", DONE]
+
+
+def test_silence_is_broken() -> None:
+    released = asyncio.Event()
+
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        await released.wait()
+        yield 2
+
+    async def run() -> list[bytes]:
+        got = []
+        async for data in events(slow(), "req-1", ping_s=0.01):
+            got.append(data)
+            if got.count(PING) == 3:
+                released.set()
+        return got
+
+    got = asyncio.run(run())
+    assert got.count(PING) >= 3 and [data for data in got if data != PING] == [
+        b"data: 1\n\n",
+        b"data: 2\n\n",
+        DONE,
+    ]
+
+
+def test_an_error_is_the_last_event() -> None:
+    async def dying() -> AsyncIterator[int]:
+        yield 1
+        raise EngineDied("signal 9")
+
+    first, error, done = collect(dying())
+    assert (
+        first == b"data: 1\n\n" and b'"code":"engine_dead"' in error and b"signal 9" in error and done == DONE
+    )
+
+
+def test_an_unexpected_error_tells_nothing() -> None:
+    async def broken() -> AsyncIterator[int]:
+        raise RuntimeError("/secret/path 0xdeadbeef")
+        yield 1
+
+    error, done = collect(broken())
+    assert b"internal_error" in error and b"secret" not in error and done == DONE
+
+
+def test_a_reader_that_leaves_ends_what_is_read() -> None:
+    ended = []
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    async def run() -> None:
+        stream = events(endless(), "req-1")
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(run())
+    assert ended == [True]
