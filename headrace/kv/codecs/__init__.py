@@ -34,7 +34,7 @@ class LiveCodec(Protocol):
         """
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
-        """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what a codec without
+        """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what one without
         a kernel of its own calls. N are the query heads that share this group's kv heads."""
 
 
