@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from headrace import kernels
 from headrace.kernels.before import Norm, apply
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix
@@ -117,7 +118,7 @@ def test_what_goes_before_and_after(spec: str) -> None:
 
 @each_spec
 def test_a_row_does_not_depend_on_the_others(spec: str) -> None:
-    if spec == "plain":
+    if spec == "plain" or (spec == "bf16" and kernels.isa() == kernels.REFERENCE):
         pytest.skip("its products are PyTorch's, which may round by what is beside a row")
     matrix, x_TI = made(spec, random(130, 200)), random(40, 200, seed=1)
     whole_TO = matrix.multiply(x_TI)
