@@ -52,6 +52,10 @@ class GatedMlp:
         if len(x_TD) <= ROWS:
             room_TF = self.room.take(len(x_TD), 2 * self.width, x_TD)
             return self.down(self.gate_up(x_TD, before, out_TO=room_TF), self.activation, add_TD)
-        parts = x_TD.split(ROWS)
-        adds = [None] * len(parts) if add_TD is None else add_TD.split(ROWS)
-        return torch.cat([self(x, before, add) for x, add in zip(parts, adds, strict=True)])
+        out_TD = torch.empty_like(x_TD) if add_TD is None else add_TD
+        for first in range(0, len(x_TD), ROWS):
+            rows = slice(first, first + ROWS)
+            y_TD = self(x_TD[rows], before, None if add_TD is None else add_TD[rows])
+            if y_TD.data_ptr() != out_TD[rows].data_ptr():
+                out_TD[rows] = y_TD
+        return out_TD
