@@ -24,4 +24,5 @@ class Linear:
         self, x: Tensor, before: Before = None, add_TO: Tensor | None = None, out_TO: Tensor | None = None
     ) -> Tensor:
         """[T, I] -> [T, O]. The result may lie in out_TO or add_TO, which the caller gives away."""
+        out_TO = add_TO if out_TO is None else out_TO
         return self.matrix.multiply(x, self.bias_O, before=before, add_TO=add_TO, out_TO=out_TO)

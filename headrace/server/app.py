@@ -29,7 +29,7 @@ from headrace.server.schema import (
     parse,
 )
 from headrace.server.service import Service
-from headrace.server.stream import EventStream, events
+from headrace.server.stream import EventStream, disconnected, events
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -184,7 +184,7 @@ def _call_id(request: Request, asked: str | None, kind: str) -> str:
 async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
     """The answer; cancelled when the client hangs up."""
     task = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -195,11 +195,6 @@ async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
             future.cancel()
             with contextlib.suppress(BaseException):
                 await future
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json(value: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:

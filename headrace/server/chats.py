@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from headrace.server.answer import Answer
 from headrace.server.errors import bad
-from headrace.server.logprobs import Names, of_chat, of_prompt
+from headrace.server.logprobs import of_chat, of_prompt
 from headrace.server.schema import MAX_TOP_LOGPROBS, ChatRequest, check_common
 from headrace.server.service import Call, Service
-from headrace.server.usage import usage
-from headrace.text.reply import Chunk, Sample
+from headrace.text.reply import Sample
 
 RESERVED = frozenset(
     {
@@ -27,15 +26,15 @@ RESERVED = frozenset(
 )
 """Variables of a template that chat_template_kwargs cannot set."""
 MAX_OPTIONS = 32
+PIECE = "chat.completion.chunk"
 
 
-class Chat:
-    """One request, checked and under way."""
+class Chat(Answer):
+    """One request."""
 
     def __init__(self, service: Service, body: ChatRequest, call: Call) -> None:
-        self._service, self._body, self.call = service, body, call
-        self._created = int(time.time())
-        self._names = Names(service.tokenizer, body.return_tokens_as_token_ids)
+        super().__init__(service, body, call)
+        self._body = body
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest, id: str) -> Chat:
@@ -60,42 +59,23 @@ class Chat:
         choices = [self._choice(index, sample) for index, sample in enumerate(output.samples)]
         fields: dict[str, Any] = {}
         if self._body.prompt_logprobs is not None:
-            fields["prompt_logprobs"] = of_prompt(
-                output.prompt_token_ids, output.prompt_logprobs, self._names
-            )
+            fields["prompt_logprobs"] = of_prompt(output.prompt_token_ids, output.prompt_logprobs, self.names)
         if self._body.return_token_ids:
             fields["prompt_token_ids"] = list(output.prompt_token_ids)
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage(), **fields}
+        return {**self.head("chat.completion"), "choices": choices, "usage": self.usage(), **fields}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
-        options = self._body.stream_options
         for index in range(self._body.n or 1):
-            yield self._piece(index, {"role": "assistant", "content": ""}, {})
+            yield self.piece(PIECE, {"index": index, "delta": {"role": "assistant", "content": ""}})
         async for _, chunk in self.call.chunks():
-            yield self._piece(
-                chunk.index, {"content": self._text(chunk.text, chunk.stop)}, self._delta(chunk)
-            )
-        if options is not None and options.include_usage:
-            yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
-
-    def _piece(self, index: int, delta: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
-        piece = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        options = self._body.stream_options
-        if options is not None and options.continuous_usage_stats:
-            piece["usage"] = self._usage()
-        return piece
-
-    def _delta(self, chunk: Chunk) -> dict[str, Any]:
-        fields: dict[str, Any] = {"finish_reason": chunk.finish_reason}
-        if chunk.stop is not None:
-            fields["stop_reason"] = chunk.stop
-        if self._body.logprobs:
-            fields["logprobs"] = of_chat(chunk.logprobs, self._names)
-        if self._body.return_token_ids:
-            fields["token_ids"] = list(chunk.token_ids)
-        return fields
+            delta = {"content": self.text(chunk.text, chunk.stop)}
+            choice = {"index": chunk.index, "delta": delta, **self.ending(chunk)}
+            if self._body.logprobs:
+                choice["logprobs"] = of_chat(chunk.logprobs, self.names)
+            yield self.piece(PIECE, choice)
+        for event in self.last(PIECE):
+            yield event
 
     def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -105,23 +85,14 @@ class Chat:
             "index": index,
             "message": {
                 "role": "assistant",
-                "content": self._text(sample.text, sample.stop),
+                "content": self.text(sample.text, sample.stop),
                 "refusal": None,
             },
-            "logprobs": of_chat(sample.logprobs, self._names) if self._body.logprobs else None,
+            "logprobs": of_chat(sample.logprobs, self.names) if self._body.logprobs else None,
             "finish_reason": sample.finish_reason,
             "stop_reason": sample.stop,
             **fields,
         }
-
-    def _text(self, text: str, stop: str | None) -> str:
-        return text + stop if stop is not None and self._body.include_stop_str_in_output else text
-
-    def _usage(self) -> dict[str, Any]:
-        return usage([reply.usage for reply in self.call.replies])
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.call.id, "object": kind, "created": self._created, "model": self._service.name}
 
 
 def _check(body: ChatRequest) -> None:

@@ -25,7 +25,7 @@ from enum import Enum
 
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, HeadraceError
-from headrace.server.messages import Cancel, Failed, Loading, Ready, Refused, Start, Stepped, Submit, View
+from headrace.server.messages import Cancel, Failed, Ready, Refused, Start, Stepped, Submit, View
 from headrace.server.wire import ApiEnd, Closed
 from headrace.types import Delta, Request
 
@@ -93,7 +93,6 @@ class EngineClient:
         """After the last step."""
         self.last_step = 0.0
         """When that was, on the monotonic clock."""
-        self.loading: Loading | None = None
         self.restarts = 0
         self._on_step = on_step
         self._jobs: dict[str, Job] = {}
@@ -139,13 +138,11 @@ class EngineClient:
                     f"the engine process ended while it was starting ({self._cause()})"
                 ) from None
             match message:
-                case Loading():
-                    self.loading = message
                 case Failed(text, user):
                     await self._stop()
                     raise ConfigError(text) if user else HeadraceError(text)
                 case Ready():
-                    self.ready, self.state, self.loading = message, State.READY, None
+                    self.ready, self.state = message, State.READY
                     self.last_step = time.monotonic()
                     return
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from headrace.server.answer import Answer
 from headrace.server.errors import bad
-from headrace.server.logprobs import Names, OfCompletion, of_prompt
+from headrace.server.logprobs import OfCompletion, of_prompt
 from headrace.server.schema import (
     DEFAULT_MAX_TOKENS,
     MAX_TOP_LOGPROBS,
@@ -16,20 +16,19 @@ from headrace.server.schema import (
     prompts_of,
 )
 from headrace.server.service import Call, Prompt, Service
-from headrace.server.usage import usage
 from headrace.text.reply import Chunk, Output
 from headrace.types import Logprob
 
+KIND = "text_completion"
 
-class Completion:
-    """One request, checked and under way."""
 
-    def __init__(self, service: Service, body: CompletionRequest, call: Call, max_tokens: int | None) -> None:
-        self._service, self._body, self.call = service, body, call
+class Completion(Answer):
+    """One request."""
+
+    def __init__(self, service: Service, body: CompletionRequest, call: Call) -> None:
+        super().__init__(service, body, call, silent=body.max_tokens == 0)
+        self._body = body
         self._samples = body.n or 1
-        self._created = int(time.time())
-        self._silent = max_tokens == 0  # the engine gave one token, which nobody asked for
-        self._names = Names(service.tokenizer, body.return_tokens_as_token_ids)
         self._logprobs: dict[int, OfCompletion] = {}
 
     @classmethod
@@ -53,7 +52,7 @@ class Completion:
         params = service.params(
             body, max(len(prompt.ids) for prompt in prompts), DEFAULT_MAX_TOKENS, **fields
         )
-        return cls(service, body, service.start(id, prompts, params, body), body.max_tokens)
+        return cls(service, body, service.start(id, prompts, params, body))
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -63,41 +62,19 @@ class Completion:
             for place, output in enumerate(outputs)
             for index in range(len(output.samples))
         ]
-        return {**self._head(), "choices": choices, "usage": self._usage()}
+        return {**self.head(KIND), "choices": choices, "usage": self.usage()}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
-        body = self._body
-        options = body.stream_options
         echoed: set[int] = set()
         async for place, chunk in self.call.chunks():
             choice = place * self._samples + chunk.index
-            if body.echo and choice not in echoed:
+            if self._body.echo and choice not in echoed:
                 echoed.add(choice)
-                yield self._piece(choice, self._echo(place, choice), options)
-            yield self._piece(choice, self._delta(choice, chunk), options)
-        if options is not None and options.include_usage:
-            yield {**self._head(), "choices": [], "usage": self._usage()}
-
-    def _piece(self, choice: int, fields: dict[str, Any], options: Any) -> dict[str, Any]:
-        piece = {
-            **self._head(),
-            "choices": [{"index": choice, "logprobs": None, "finish_reason": None, **fields}],
-        }
-        if options is not None and options.continuous_usage_stats:
-            piece["usage"] = self._usage()
-        return piece
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self.call.id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._service.name,
-        }
-
-    def _usage(self) -> dict[str, Any]:
-        return usage([reply.usage for reply in self.call.replies], silent=self._silent)
+                yield self.piece(KIND, {"index": choice, **self._echo(place, choice)})
+            yield self.piece(KIND, {"index": choice, **self._delta(choice, chunk)})
+        for event in self.last(KIND):
+            yield event
 
     def _echo(self, place: int, choice: int) -> dict[str, Any]:
         """The prompt, as the first piece of a choice."""
@@ -109,26 +86,18 @@ class Completion:
         return fields
 
     def _delta(self, choice: int, chunk: Chunk) -> dict[str, Any]:
-        if self._silent:
+        if self.silent:
             return {"text": "", "finish_reason": "length" if chunk.finish_reason else None}
-        fields: dict[str, Any] = {"text": chunk.text, "finish_reason": chunk.finish_reason}
-        if chunk.stop is not None:
-            fields["stop_reason"] = chunk.stop
-            if self._body.include_stop_str_in_output:
-                fields["text"] += chunk.stop
+        fields = {"text": self.text(chunk.text, chunk.stop), **self.ending(chunk)}
         if self._body.logprobs is not None:
             fields["logprobs"] = self._scored(choice)(chunk.token_ids, chunk.logprobs)
-        if self._body.return_token_ids:
-            fields["token_ids"] = list(chunk.token_ids)
         return fields
 
     def _choice(self, place: int, index: int, output: Output) -> dict[str, Any]:
         sample, choice = output.samples[index], place * self._samples + index
         tokens, items = sample.token_ids, list[Logprob | None](sample.logprobs)
-        text, reason = sample.text, sample.finish_reason
-        if self._body.include_stop_str_in_output and sample.stop is not None:
-            text += sample.stop
-        if self._silent:
+        text, reason = self.text(sample.text, sample.stop), sample.finish_reason
+        if self.silent:
             text, tokens, items, reason = "", (), [], "length"
         fields: dict[str, Any] = {}
         if self._body.echo:
@@ -139,9 +108,7 @@ class Completion:
         if self._body.return_token_ids:
             fields |= {"token_ids": list(tokens), "prompt_token_ids": list(output.prompt_token_ids)}
         if self._body.prompt_logprobs is not None:
-            fields["prompt_logprobs"] = of_prompt(
-                output.prompt_token_ids, output.prompt_logprobs, self._names
-            )
+            fields["prompt_logprobs"] = of_prompt(output.prompt_token_ids, output.prompt_logprobs, self.names)
         return {
             "index": choice,
             "text": text,
@@ -153,9 +120,7 @@ class Completion:
 
     def _prompt_text(self, output: Output) -> str:
         return (
-            self._service.tokenizer.decode(output.prompt_token_ids)
-            if output.prompt is None
-            else output.prompt
+            self.service.tokenizer.decode(output.prompt_token_ids) if output.prompt is None else output.prompt
         )
 
     def _scored(self, choice: int) -> OfCompletion:
@@ -163,8 +128,8 @@ class Completion:
         if choice not in self._logprobs:
             count = self._body.logprobs or 0
             self._logprobs[choice] = OfCompletion(
-                self._service.tokenizer,
-                self._names,
+                self.service.tokenizer,
+                self.names,
                 count,
                 skip_special=self._body.skip_special_tokens is not False,
             )

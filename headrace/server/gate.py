@@ -20,7 +20,8 @@ from headrace.server.schema import MAX_BODY_BYTES, MAX_HEADER_BYTES, is_id
 
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 """Paths that need no key: they tell a load balancer nothing but yes or no."""
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Addresses that only this machine reaches."""
 _log = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
@@ -67,7 +68,7 @@ class Door:
 def hosts_for(bind: str) -> list[str] | None:
     """Host headers that a server bound to `bind` answers: a web page elsewhere must not reach a local one by a name of
     its own (DNS rebinding)."""
-    return [*_LOOPBACK, bind] if bind in ("127.0.0.1", "localhost", "::1") else None
+    return [*LOOPBACK, "[::1]"] if bind in LOOPBACK else None
 
 
 class Gate:

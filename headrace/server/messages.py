@@ -1,7 +1,7 @@
 """What the API process and the engine process say to each other.
 
     API -> engine   Start, then Submit and Cancel
-    engine -> API   Loading*, then Ready or Failed; then Stepped after every step, Refused for a request that cannot be
+    engine -> API   Ready or Failed; then Stepped after every step, Refused for a request that cannot be
 
 Every message is a msgspec Struct: typed, checked when it is read, and never code.
 """
@@ -15,6 +15,9 @@ from typing import Any
 import msgspec
 
 from headrace.types import Delta, Request
+
+EXIT_ENGINE = 70
+"""Exit code of a process whose engine failed: EX_SOFTWARE."""
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -34,13 +37,6 @@ class Cancel(msgspec.Struct, tag=True, frozen=True):
 
     id: str
     index: int | None = None
-
-
-class Loading(msgspec.Struct, tag=True, frozen=True):
-    """How far loading has come."""
-
-    done: int
-    total: int
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -85,7 +81,6 @@ class SpanView(msgspec.Struct, frozen=True, array_like=True):
 class View(msgspec.Struct, frozen=True):
     """The engine after a step."""
 
-    step: int
     seconds: float
     """What the step took."""
     running: int
@@ -99,6 +94,19 @@ class View(msgspec.Struct, frozen=True):
     spans: tuple[SpanView, ...] = ()
 
 
+class Since:
+    """What the engine's counters have grown by; a new engine's begin at 0."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+
+    def __call__(self, counters: dict[str, int]) -> dict[str, int]:
+        """Since the last call."""
+        before = self._before if counters["steps"] >= self._before.get("steps", 0) else {}
+        self._before = dict(counters)
+        return {name: count - before.get(name, 0) for name, count in counters.items()}
+
+
 class Stepped(msgspec.Struct, tag=True, frozen=True):
     """One step."""
 
@@ -109,7 +117,7 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = Start | Submit | Cancel
-FromEngine = Loading | Ready | Failed | Refused | Stepped
+FromEngine = Ready | Failed | Refused | Stepped
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:

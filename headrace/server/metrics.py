@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
-from headrace.server.messages import Stepped
+from headrace.server.messages import Since, Stepped
 from headrace.text.reply import Usage
 
 OUTCOMES = ("completed", "cancelled", "rejected", "failed")
@@ -58,7 +58,7 @@ class Metrics:
     def __init__(self, model: str) -> None:
         self._registry = CollectorRegistry()
         self._model = model
-        self._seen: dict[str, int] = {}  # the engine's counters after its last step; a new engine begins at 0
+        self._since = Since()
         counters = {name: self._counter(*about) for name, about in _COUNTED.items()}
         self._counters = counters
         self._queries = self._counter(
@@ -98,10 +98,7 @@ class Metrics:
     def step(self, step: Stepped) -> None:
         """The engine has run a batch."""
         view, model = step.view, self._model
-        if view.counters["steps"] < self._seen.get("steps", 0):
-            self._seen = {}
-        new = {name: count - self._seen.get(name, 0) for name, count in view.counters.items()}
-        self._seen = dict(view.counters)
+        new = self._since(view.counters)
         for name, counter in self._counters.items():
             counter.labels(model).inc(new[name])
         self._queries.labels(model).inc(new["prompt_tokens"])

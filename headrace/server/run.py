@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import re
 import signal
 import socket
@@ -28,18 +27,16 @@ from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.server.app import Api
 from headrace.server.client import EngineClient, State, fields_of
-from headrace.server.gate import Door, Gate, hosts_for
+from headrace.server.gate import LOOPBACK, Door, Gate, hosts_for
+from headrace.server.messages import EXIT_ENGINE, Since
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
 
 DRAIN_S = 30.0
-EXIT_ENGINE = 70
 STAT_S = 10.0
 """Between two lines about a busy engine."""
 _KEEP_ALIVE_S = 75
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ class Options:
 
 def listen(options: Options) -> socket.socket:
     """The socket. Raises ConfigError if the port is taken, or open to everybody."""
-    if options.host not in _LOOPBACK and not options.api_keys and not options.insecure:
+    if options.host not in LOOPBACK and not options.api_keys and not options.insecure:
         raise ConfigError(
             f"--host {options.host} lets other machines in without a key: set --api-key, or say --insecure"
         )
@@ -199,17 +196,14 @@ class Stat:
     def __init__(self, client: EngineClient) -> None:
         self._client = client
         self._at = time.monotonic()
-        self._before: dict[str, int] = {}
+        self._since = Since()
 
     def line(self) -> str:
         """Empty if there is nothing to say now."""
         view, took = self._client.view, time.monotonic() - self._at
         if view is None or took < STAT_S:
             return ""
-        restarted = view.counters["steps"] < self._before.get("steps", 0)
-        before = {} if restarted else self._before
-        new = {name: count - before.get(name, 0) for name, count in view.counters.items()}
-        self._at, self._before = time.monotonic(), dict(view.counters)
+        self._at, new = time.monotonic(), self._since(view.counters)
         if not new["steps"]:
             return ""
         cached = 100 * new["cached_tokens"] / max(new["prompt_tokens"], 1)

@@ -17,11 +17,12 @@ from dataclasses import asdict
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.meter import ProgressBar
 from headrace.server.messages import (
+    EXIT_ENGINE,
     Cancel,
     Failed,
     FromEngine,
-    Loading,
     Ready,
     Refused,
     SpanView,
@@ -33,9 +34,6 @@ from headrace.server.messages import (
 )
 from headrace.server.wire import Closed, EngineEnd
 
-EXIT_ENGINE = 70
-"""A failure of ours: EX_SOFTWARE."""
-_LOADING_S = 0.2  # between two messages on how far loading is
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +86,6 @@ class Worker:
     def _view(self, seconds: float, spans: tuple[SpanView, ...]) -> View:
         stats = self._engine.stats()
         return View(
-            step=stats.counters.steps,
             seconds=seconds,
             running=stats.running,
             waiting=stats.waiting,
@@ -99,19 +96,6 @@ class Worker:
             counters=asdict(stats.counters),
             spans=spans,
         )
-
-
-def _start(end: EngineEnd, config: EngineConfig) -> Engine:
-    """Loads the model, and tells how far it is."""
-    told = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _LOADING_S:
-            told = time.monotonic()
-            end.send(Loading(done, total))
-
-    return Engine(config, progress=progress)
 
 
 def _ready(engine: Engine) -> Ready:
@@ -133,7 +117,9 @@ def main(fd: int) -> int:
     try:
         first = next(iter(end.receive(wait=True)))
         assert isinstance(first, Start)
-        engine = _start(end, EngineConfig.from_mapping(first.config, where="serve"))
+        config = EngineConfig.from_mapping(first.config, where="serve")
+        with ProgressBar(None, "loading") as bar:
+            engine = Engine(config, progress=bar.update)
         end.send(_ready(engine))
         Worker(engine, end).run()
     except Closed:

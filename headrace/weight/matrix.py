@@ -29,8 +29,8 @@ class Matrix(Protocol):
     ) -> Tensor:
         """before(x) W^T + bias + add, [T, I] -> [T, O] (x is [T, 2 I] where `before` is a gate).
 
-        May write its result into out_TO, or add_TO where that is None; nobody else reads them. A row's result does
-        not depend on the other rows.
+        May write its result into out_TO, which may be add_TO; nobody else reads it. A row's result does not depend on
+        the other rows.
         """
         ...
 

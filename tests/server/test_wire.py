@@ -10,7 +10,6 @@ import pytest
 from headrace.server.messages import (
     Cancel,
     Failed,
-    Loading,
     Ready,
     Refused,
     SpanView,
@@ -30,9 +29,8 @@ TO_ENGINE = [
     Cancel("a/1", 1),
 ]
 LOGPROBS = (Logprob(7, -0.5, ((7, -0.5), (8, float("-inf")))),)
-VIEW = View(3, 0.25, 1, 2, 0, 10, 4, 2, {"steps": 3}, (SpanView(1, 0, 5, 0, True),))
+VIEW = View(0.25, 1, 2, 0, 10, 4, 2, {"steps": 3}, (SpanView(1, 0, 5, 0, True),))
 TO_API = [
-    Loading(1, 2),
     Ready(2048, 100, {"temperature": 0.5}, "/x", "facts"),
     Failed("no", True),
     Refused("a/1", "why"),

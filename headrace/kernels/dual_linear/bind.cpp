@@ -63,8 +63,7 @@ void bind_dual_linear(nb::module_& m, Level level) {
             const ProductEnd end = check_end(out_object, bias, add, rows, outputs);
             return [&table, shape, source, rows, bytes, end, few] {
                 if (rows == 0) return;
-                const DualLinear product{
-                    shape, rows_in_scratch(shape, rows, table.stepwise(shape, rows, few)), bytes, end, few};
+                const DualLinear product{shape, rows_in_scratch(shape, rows, rows > few), bytes, end, few};
                 table.quantise(shape, source, product.rows);
                 table.multiply(product);
             };

@@ -12,10 +12,6 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-bool stepwise(const IntShape&, int64_t rows, int64_t few) {
-    return rows > few;
-}
-
 void multiply_block(const DualLinear& a, int64_t block) {
     if (a.rows.rows <= a.few)
         dot_rows<DualRecord, 4, false>(a, block);
@@ -61,6 +57,6 @@ void read_outputs(const DualShape& shape, const uint8_t* packed, const int64_t* 
 
 }  // namespace
 
-constinit const DualLinearTable dual_linear = {stepwise, quantise, multiply, round, read_outputs};
+constinit const DualLinearTable dual_linear = {quantise, multiply, round, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

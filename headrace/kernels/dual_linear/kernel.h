@@ -32,7 +32,6 @@ struct DualShape : IntShape {
 using DualLinear = PackedLinear<DualShape>;
 
 struct DualLinearTable {
-    bool (*stepwise)(const IntShape&, int64_t rows, int64_t few);  // as int_linear's
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);
     void (*multiply)(const DualLinear&);
     bool (*round)(const DualShape&, const Floats& rows, uint8_t* packed);  // false: some were not finite

@@ -91,7 +91,6 @@ class Bf16Matrix:
         add_TO: Tensor | None = None,
         out_TO: Tensor | None = None,
     ) -> Tensor:
-        out_TO = add_TO if out_TO is None else out_TO
         return bf16_linear.bf16_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
 
     def rows(self, ids_T: Tensor) -> Tensor:

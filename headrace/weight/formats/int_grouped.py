@@ -157,7 +157,6 @@ class IntMatrix:
         add_TO: Tensor | None = None,
         out_TO: Tensor | None = None,
     ) -> Tensor:
-        out_TO = add_TO if out_TO is None else out_TO
         return int_linear.int_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
 
     def rows(self, ids_T: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""What answers of both endpoints share: how they begin, how a piece of one ends, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from headrace.server.logprobs import Names
+from headrace.server.schema import Generate
+from headrace.server.service import Call, Service
+from headrace.text.reply import Chunk
+
+
+class Answer:
+    """One request, checked and under way."""
+
+    def __init__(self, service: Service, body: Generate, call: Call, *, silent: bool = False) -> None:
+        """silent: the engine gives one token, which nobody asked for, and which is not counted."""
+        self.service, self.call = service, call
+        self.names = Names(service.tokenizer, body.return_tokens_as_token_ids)
+        self.silent = silent
+        self._asked = body
+        self._created = int(time.time())
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every object of this answer begins with."""
+        return {"id": self.call.id, "object": kind, "created": self._created, "model": self.service.name}
+
+    def piece(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+        """One event of a stream."""
+        event = {**self.head(kind), "choices": [{"logprobs": None, "finish_reason": None, **choice}]}
+        options = self._asked.stream_options
+        return event | ({"usage": self.usage()} if options and options.continuous_usage_stats else {})
+
+    def last(self, kind: str) -> list[dict[str, Any]]:
+        """The event after the others, if the client wants it: what all of it cost."""
+        options = self._asked.stream_options
+        wanted = options and options.include_usage
+        return [{**self.head(kind), "choices": [], "usage": self.usage()}] if wanted else []
+
+    def ending(self, chunk: Chunk) -> dict[str, Any]:
+        """What a piece says beside its text and log-probabilities."""
+        fields: dict[str, Any] = {"finish_reason": chunk.finish_reason}
+        if chunk.stop is not None:
+            fields["stop_reason"] = chunk.stop
+        if self._asked.return_token_ids:
+            fields["token_ids"] = list(chunk.token_ids)
+        return fields
+
+    def text(self, text: str, stop: str | None) -> str:
+        """With the stop string that ended it, if the client wants to see it."""
+        return text + stop if stop is not None and self._asked.include_stop_str_in_output else text
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of all prompts and samples so far, as OpenAI counts them."""
+        parts = [reply.usage for reply in self.call.replies]
+        prompt = sum(part.prompt_tokens for part in parts)
+        answer = 0 if self.silent else sum(part.completion_tokens for part in parts)
+        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
