@@ -48,6 +48,9 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
     context: int
     vocab: int
+    eos: tuple[int, ...]
+    grammar: str
+    """Spec of the slot `grammar`."""
     defaults: dict[str, Any]
     """Sampling parameters of the model's own generation_config.json."""
     path: str

@@ -97,8 +97,10 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
             gate.open(Api(service, strict=options.strict).app())
             say(f"{starting.result().facts}")
             say(f"serving {name} on http://{_shown(sock)}/v1")
-            with contextlib.closing(service):
+            try:
                 return await stop.wait(Stat(client).line, say)
+            finally:
+                await service.close()
         finally:
             starting.cancel()
             await client.close()

@@ -118,6 +118,8 @@ def _ready(engine: Engine) -> Ready:
     return Ready(
         context=engine.context,
         vocab=engine.architecture.vocab,
+        eos=tuple(engine.architecture.eos),
+        grammar=engine.stack.spec("grammar"),
         defaults=dict(engine.defaults),
         path=str(engine.path),
         facts=engine.describe(),

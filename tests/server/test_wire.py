@@ -33,7 +33,7 @@ LOGPROBS = (Logprob(7, -0.5, ((7, -0.5), (8, float("-inf")))),)
 VIEW = View(3, 0.25, 1, 2, 0, 10, 4, 2, {"steps": 3}, (SpanView(1, 0, 5, 0, True),))
 TO_API = [
     Loading(1, 2),
-    Ready(2048, 100, {"temperature": 0.5}, "/x", "facts"),
+    Ready(2048, 100, (3,), "llguidance", {"temperature": 0.5}, "/x", "facts"),
     Failed("no", True),
     Refused("a/1", "why"),
     Stepped(
