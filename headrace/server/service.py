@@ -58,6 +58,8 @@ class Call:
         outcome = "cancelled"
         try:
             async for delta in client.deltas(self._jobs):
+                if delta.error:
+                    raise bad(delta.error, code="generation_failed")
                 place = self._place[delta.request]
                 reply = self.replies[place]
                 at = time.perf_counter()
