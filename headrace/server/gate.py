@@ -18,8 +18,10 @@ import msgspec
 from headrace.server.errors import ApiError
 from headrace.server.schema import MAX_BODY_BYTES, MAX_HEADER_BYTES, is_id
 
-OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-"""Paths that need no key: they tell a load balancer nothing but yes or no."""
+OPEN = frozenset(
+    {"/health", "/health/live", "/health/ready", "/ping", "/", "/page/app.js", "/page/style.css"}
+)
+"""Paths that need no key: they tell a load balancer yes or no, and show an empty page that asks for the key."""
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _log = logging.getLogger(__name__)
 

@@ -29,6 +29,8 @@ from headrace.errors import ConfigError
 from headrace.server.app import Api
 from headrace.server.client import EngineClient, State, fields_of
 from headrace.server.gate import Door, Gate, hosts_for
+from headrace.server.live import Live
+from headrace.server.messages import Stepped
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
@@ -84,7 +86,13 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
         gate = Gate(door)
         name = options.name or config.model.rstrip("/").rpartition("/")[2]
         metrics = Metrics(name)
-        client = EngineClient(config, on_step=metrics.step)
+        live = Live()
+
+        def on_step(step: Stepped) -> None:
+            metrics.step(step)
+            live.step(step)
+
+        client = EngineClient(config, on_step=on_step)
         server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         stop = Stop(door, client)
@@ -94,7 +102,7 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
             if not await stop.unless_asked(starting):
                 return 0
             service = Service(client, name, metrics)
-            gate.open(Api(service, strict=options.strict).app())
+            gate.open(Api(service, live, strict=options.strict).app())
             say(f"{starting.result().facts}")
             say(f"serving {name} on http://{_shown(sock)}/v1")
             try:
