@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,11 @@ from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
 from headrace.kv.cache import KVCache
 from headrace.sample import draw
+from headrace.sample.constrained import Constraints
 from headrace.sample.sampler import Sampler
 from headrace.schedule.queues import Budget, Queues
+from headrace.stats import Counters, Stats
+from headrace.text.tokenizer import Tokenizer
 from headrace.types import (
     Accepted,
     Delta,
@@ -42,39 +44,6 @@ from headrace.types import (
 from headrace.weight.load import Progress
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What an engine has done since it started."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    """Tokens of admitted prompts."""
-    cached_tokens: int = 0
-    """Of these, tokens found in the prefix cache."""
-    computed_tokens: int = 0
-    """Tokens run through the model, of prompts and outputs, recomputed ones included."""
-    generated_tokens: int = 0
-    recomputes: int = 0
-    """Sequences paused by dropping their pages."""
-    swaps: int = 0
-    """Sequences paused by moving their pages to host memory."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The engine at one moment."""
-
-    running: int
-    waiting: int
-    swapped: int
-    pages: int
-    """Pages in the pool."""
-    free_pages: int
-    cached_pages: int
-    """Pages that only the prefix cache holds."""
-    counters: Counters
 
 
 class Engine:
@@ -132,7 +101,7 @@ class Engine:
         self.device = device
         self.queues = Queues()
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
-        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos)
+        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters = Counters()
         self.last_plan = StepPlan(())
@@ -140,6 +109,12 @@ class Engine:
         self._requests: dict[str, list[int]] = {}
         self._next_seq = 0
         _log.info("stack: %s", self.stack.describe())
+
+    def _constraints(self) -> Constraints | None:
+        path, eos, grammars = self.path, self.architecture.eos, self.stack.one("grammar")
+        if path is None or not eos:
+            return None
+        return Constraints(lambda: grammars.start(Tokenizer(path), self.architecture.vocab, eos), eos)
 
     # ---- requests ----
 
@@ -169,6 +144,9 @@ class Engine:
         why = request.misfit(self.context, self.architecture.vocab)
         if why:
             raise ConfigError(why + (self._longer() if len(request.prompt) >= self.context else ""))
+
+        if request.params.grammar is not None and (self.path is None or not self.architecture.eos):
+            raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
@@ -291,12 +269,15 @@ class Engine:
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
         self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
+        if accepted.error:
+            reason = "error"
         if reason is not None:
             self._leave(seq, reason)
-        if not (tokens or accepted.prompt_logprobs):
+        if not (tokens or accepted.prompt_logprobs or accepted.error):
             return None
         logprobs = accepted.logprobs[: len(tokens)]
-        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, accepted.prompt_logprobs, reason)
+        scores, error = accepted.prompt_logprobs, accepted.error
+        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, scores, reason, error)
 
     def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
         """Appends tokens up to the one that ends the sequence."""

@@ -117,6 +117,7 @@ SLOT_PACKAGES = (
     "headrace.kv.codecs",
     "headrace.kv.keepers",
     "headrace.sample.processors",
+    "headrace.sample.grammars",
 )
 """Every slot of the engine; each package's `SLOT` describes it."""
 

@@ -37,7 +37,26 @@ MAX_STOP_CHARS = 1024
 MAX_BIASED = 1024
 """Most entries of one logit_bias."""
 
-FinishReason = Literal["stop", "length", "cancelled"]
+MAX_GRAMMAR_CHARS = 64 << 10
+"""Longest text of a grammar."""
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form that an output must have."""
+
+    kind: GrammarKind
+    text: str = ""
+    """The schema, regular expression or grammar; of `choice` a JSON list of texts; of `json_object` nothing."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("json_object", "json_schema", "regex", "choice", "lark"):
+            raise ValueError(f"grammar: no kind called {self.kind!r}")
+        if len(self.text) > MAX_GRAMMAR_CHARS:
+            raise ValueError(f"grammar has {len(self.text)} characters; at most {MAX_GRAMMAR_CHARS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +97,8 @@ class SamplingParams:
     """Report the chosen token's raw log-probability and those of this many most likely ones, per token."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+    grammar: Grammar | None = None
+    """Only tokens that keep the output in this form are drawn; it ends where the form is complete."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -90,6 +111,10 @@ class SamplingParams:
             raise ValueError(
                 f"n={self.n} with temperature=0 would give {self.n} equal samples: use n=1, or a temperature above 0"
             )
+        if self.grammar is not None and self.ignore_eos:
+            raise ValueError("ignore_eos with a grammar: an output that is complete could not end")
+        if self.grammar is not None and self.min_tokens:
+            raise ValueError("min_tokens with a grammar: which of them says when the output ends?")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
 
@@ -343,6 +368,8 @@ class Accepted:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    error: str = ""
+    """Why nothing more can come of the sequence; it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,3 +390,5 @@ class Delta:
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
+    error: str = ""
+    """Why it ended with "error"."""

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from headrace.errors import ConfigError
 from headrace.kernels.argmax import argmax
 from headrace.sample import draw
+from headrace.sample.constrained import Constraints
 from headrace.sample.processors import Processor, State
 from headrace.types import Accepted, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
@@ -23,9 +25,13 @@ from headrace.types import Sequence as Seq
 class Sampler:
     """Holds each living sequence's processor states; everything else comes with the call."""
 
-    def __init__(self, processors: Sequence[Processor], eos: Sequence[int]) -> None:
+    def __init__(
+        self, processors: Sequence[Processor], eos: Sequence[int], constraints: Constraints | None = None
+    ) -> None:
+        """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of."""
         self._processors = tuple(processors)
         self._eos = tuple(eos)
+        self._constraints = constraints
         self._states: dict[int, list[State]] = {}
 
     def start(self, seq: Seq) -> None:
@@ -33,7 +39,11 @@ class Sampler:
         params = seq.request.params
         eos = () if params.ignore_eos else self._eos
         states = (p.init(params, seq.tokens, seq.prompt_len, eos) for p in self._processors)
-        self._states[seq.id] = [state for state in states if state is not None]
+        found = [state for state in states if state is not None]
+        if params.grammar is not None:
+            assert self._constraints is not None, "check() lets no grammar in"
+            found.insert(0, self._constraints.start(params.grammar, seq.tokens[seq.prompt_len :]))
+        self._states[seq.id] = found
 
     def fork(self, parent: int, child: int) -> None:
         """`child` goes on from where `parent` is."""
@@ -58,6 +68,7 @@ class Sampler:
         logits_RV: rows of those spans, in order, 1 + len(draft) each. scores: prompt log-probabilities by sequence.
         """
         greedy_R = argmax(logits_RV).tolist()
+        finite_R = logits_RV.sum(-1).isfinite().tolist()
         accepted, row = [], 0
         for span in spans:
             seq = sequences[span.seq]
@@ -66,11 +77,18 @@ class Sampler:
                 accepted.append(Accepted(prompt_logprobs=prompt_logprobs))
                 continue
             count = 1 + len(span.draft)
-            tokens, logprobs = self._sample(
-                seq, span, logits_RV[row : row + count], greedy_R[row : row + count]
-            )
-            accepted.append(Accepted(tokens, logprobs, prompt_logprobs))
+            rows = slice(row, row + count)
             row += count
+            try:
+                if not all(finite_R[rows]):
+                    raise ConfigError(
+                        "non_finite_logits: the model computed NaN or infinity for this sequence"
+                    )
+                tokens, logprobs = self._sample(seq, span, logits_RV[rows], greedy_R[rows])
+            except ConfigError as error:  # of this sequence alone
+                accepted.append(Accepted((), (), prompt_logprobs, error=str(error)))
+            else:
+                accepted.append(Accepted(tokens, logprobs, prompt_logprobs))
         assert row == len(logits_RV), "logits of rows that nobody samples"
         return StepResult(tuple(accepted))
 

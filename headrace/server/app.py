@@ -20,6 +20,7 @@ from headrace.server.client import State
 from headrace.server.completions import Completion
 from headrace.server.errors import ApiError, bad
 from headrace.server.health import Health
+from headrace.server.live import PATHS, Live, page
 from headrace.server.schema import (
     Body,
     ChatRequest,
@@ -38,9 +39,9 @@ Answer = TypeVar("Answer")
 class Api:
     """The endpoints of one service."""
 
-    def __init__(self, service: Service, *, strict: bool = False) -> None:
+    def __init__(self, service: Service, live: Live, *, strict: bool = False) -> None:
         """strict: a field that is not known is an error."""
-        self.service, self.strict = service, strict
+        self.service, self.live, self.strict = service, live, strict
         self.health = Health(service)
 
     def app(self) -> FastAPI:
@@ -62,8 +63,11 @@ class Api:
             ("/ping", self.health.live),
             ("/metrics", self.metrics),
             ("/version", self.version),
+            ("/live", self.steps),
         ):
             app.add_api_route(path, route, methods=["GET"], response_model=None)
+        for path in PATHS:
+            app.add_api_route(path, page, methods=["GET"], response_model=None)
         return app
 
     # ---- generation ----
@@ -164,6 +168,10 @@ class Api:
         metrics, client = self.service.metrics, self.service.client
         metrics.engine(client.state is State.READY, client.restarts)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def steps(self) -> Response:
+        """The engine after its last steps, for the page."""
+        return self.live.answer(self.service.client)
 
     async def version(self) -> Response:
         return _json({"version": __version__})

@@ -45,7 +45,7 @@ class Chat(Answer):
             add_generation_prompt=body.add_generation_prompt is not False,
             **(body.chat_template_kwargs or {}),
         )
-        fields: dict[str, Any] = {}
+        fields = await service.grammar(body)
         if body.logprobs:
             fields["logprobs"] = body.top_logprobs or 0
         if body.max_completion_tokens is not None:

@@ -42,7 +42,7 @@ class Completion(Answer):
             else Prompt(prompt)
             for prompt in prompts_of(body.prompt)
         ]
-        fields: dict[str, Any] = {}
+        fields = await service.grammar(body)
         if body.logprobs is not None:
             fields["logprobs"] = body.logprobs
             if body.echo:

@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 
 from headrace.server.errors import ApiError
+from headrace.server.live import PATHS
 from headrace.server.schema import MAX_BODY_BYTES, MAX_HEADER_BYTES, is_id
 
-OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-"""Paths that need no key: they tell a load balancer nothing but yes or no."""
+OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", *PATHS})
+"""Paths that need no key: they tell a load balancer yes or no, and show an empty page that asks for the key."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Addresses that only this machine reaches."""
 _log = logging.getLogger(__name__)

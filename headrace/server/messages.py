@@ -9,11 +9,13 @@ Every message is a msgspec Struct: typed, checked when it is read, and never cod
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
+from headrace.stats import Counters, Stats
 from headrace.types import Delta, Request
 
 EXIT_ENGINE = 70
@@ -44,6 +46,9 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
     context: int
     vocab: int
+    eos: tuple[int, ...]
+    grammar: str
+    """Spec of the slot `grammar`."""
     defaults: dict[str, Any]
     """Sampling parameters of the model's own generation_config.json."""
     path: str
@@ -83,14 +88,7 @@ class View(msgspec.Struct, frozen=True):
 
     seconds: float
     """What the step took."""
-    running: int
-    waiting: int
-    swapped: int
-    pages: int
-    free_pages: int
-    cached_pages: int
-    counters: dict[str, int]
-    """headrace.engine.Counters: sums since the engine started."""
+    stats: Stats
     spans: tuple[SpanView, ...] = ()
 
 
@@ -98,13 +96,13 @@ class Since:
     """What the engine's counters have grown by; a new engine's begin at 0."""
 
     def __init__(self) -> None:
-        self._before: dict[str, int] = {}
+        self._before = Counters()
 
-    def __call__(self, counters: dict[str, int]) -> dict[str, int]:
+    def __call__(self, counters: Counters) -> Counters:
         """Since the last call."""
-        before = self._before if counters["steps"] >= self._before.get("steps", 0) else {}
-        self._before = dict(counters)
-        return {name: count - before.get(name, 0) for name, count in counters.items()}
+        before = self._before if counters.steps >= self._before.steps else Counters()
+        self._before = counters
+        return Counters(*(now - old for now, old in zip(astuple(counters), astuple(before), strict=True)))
 
 
 class Stepped(msgspec.Struct, tag=True, frozen=True):

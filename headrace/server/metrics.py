@@ -97,15 +97,15 @@ class Metrics:
 
     def step(self, step: Stepped) -> None:
         """The engine has run a batch."""
-        view, model = step.view, self._model
-        new = self._since(view.counters)
+        view, stats, model = step.view, step.view.stats, self._model
+        new = self._since(stats.counters)
         for name, counter in self._counters.items():
-            counter.labels(model).inc(new[name])
-        self._queries.labels(model).inc(new["prompt_tokens"])
-        self._preemptions.labels(model).inc(new["recomputes"] + new["swaps"])
-        self.running.labels(model).set(view.running)
-        self.waiting.labels(model).set(view.waiting + view.swapped)
-        self.kv_usage.labels(model).set(1 - (view.free_pages + view.cached_pages) / max(view.pages, 1))
+            counter.labels(model).inc(getattr(new, name))
+        self._queries.labels(model).inc(new.prompt_tokens)
+        self._preemptions.labels(model).inc(new.recomputes + new.swaps)
+        self.running.labels(model).set(stats.running)
+        self.waiting.labels(model).set(stats.waiting + stats.swapped)
+        self.kv_usage.labels(model).set(stats.kv_usage)
         if view.spans:
             self.step_seconds.labels(model).observe(view.seconds)
             self.step_tokens.labels(model).observe(sum(s.stop - s.start + s.draft for s in view.spans))

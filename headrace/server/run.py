@@ -28,7 +28,8 @@ from headrace.errors import ConfigError
 from headrace.server.app import Api
 from headrace.server.client import EngineClient, State, fields_of
 from headrace.server.gate import LOOPBACK, Door, Gate, hosts_for
-from headrace.server.messages import EXIT_ENGINE, Since
+from headrace.server.live import Live
+from headrace.server.messages import EXIT_ENGINE, Since, Stepped
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
@@ -81,7 +82,13 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
         gate = Gate(door)
         name = options.name or config.model.rstrip("/").rpartition("/")[2]
         metrics = Metrics(name)
-        client = EngineClient(config, on_step=metrics.step)
+        live = Live()
+
+        def on_step(step: Stepped) -> None:
+            metrics.step(step)
+            live.step(step)
+
+        client = EngineClient(config, on_step=on_step)
         server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         stop = Stop(door, client)
@@ -91,11 +98,13 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
             if not await stop.unless_asked(starting):
                 return 0
             service = Service(client, name, metrics)
-            gate.open(Api(service, strict=options.strict).app())
+            gate.open(Api(service, live, strict=options.strict).app())
             say(f"{starting.result().facts}")
             say(f"serving {name} on http://{_shown(sock)}/v1")
-            with contextlib.closing(service):
+            try:
                 return await stop.wait(Stat(client).line, say)
+            finally:
+                await service.close()
         finally:
             starting.cancel()
             await client.close()
@@ -203,14 +212,15 @@ class Stat:
         view, took = self._client.view, time.monotonic() - self._at
         if view is None or took < STAT_S:
             return ""
-        self._at, new = time.monotonic(), self._since(view.counters)
-        if not new["steps"]:
+        stats = view.stats
+        self._at, new = time.monotonic(), self._since(stats.counters)
+        if not new.steps:
             return ""
-        cached = 100 * new["cached_tokens"] / max(new["prompt_tokens"], 1)
+        cached = 100 * new.cached_tokens / max(new.prompt_tokens, 1)
         return (
-            f"prompts {new['prompt_tokens'] / took:.0f} tokens/s ({cached:.0f} % cached), "
-            f"answers {new['generated_tokens'] / took:.0f} tokens/s; {view.running} running, "
-            f"{view.waiting + view.swapped} waiting, KV {100 * (1 - view.free_pages / max(view.pages, 1)):.0f} % full"
+            f"prompts {new.prompt_tokens / took:.0f} tokens/s ({cached:.0f} % cached), "
+            f"answers {new.generated_tokens / took:.0f} tokens/s; {stats.running} running, "
+            f"{stats.waiting + stats.swapped} waiting, KV {100 * stats.kv_usage:.0f} % in use"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from headrace.server.errors import bad
+from headrace.server.grammars import ResponseFormat, StructuredOutputs
 from headrace.types import MAX_LOGPROBS
 
 MAX_BODY_BYTES = 4 << 20
@@ -61,6 +62,12 @@ class Generate(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None

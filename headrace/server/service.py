@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
+from headrace.server import grammars
 from headrace.server.client import EngineClient, Job
 from headrace.server.errors import ApiError, bad
+from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
 from headrace.text.chat import ChatTemplate
@@ -56,6 +58,8 @@ class Call:
         outcome = "cancelled"
         try:
             async for delta in client.deltas(self._jobs):
+                if delta.error:
+                    raise bad(delta.error, code="generation_failed")
                 place = self._place[delta.request]
                 reply = self.replies[place]
                 at = time.perf_counter()
@@ -93,6 +97,7 @@ class Service:
         self.context, self.vocab = client.ready.context, client.ready.vocab
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
+        self._checker = Checker(client.ready.path, client.ready.grammar, self.vocab, client.ready.eos)
         self.started = int(time.time())
         self._ids = itertools.count()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
@@ -120,6 +125,16 @@ class Service:
             _INLINE_CHARS + 1, lambda: self.template.encode(self.tokenizer, messages, **options)
         )
         return Prompt(ids, text)
+
+    async def grammar(self, body: Generate) -> dict[str, Any]:
+        """The field of SamplingParams for the form that a body asks for, compiled once to see that it can be."""
+        asked = grammars.of(body)
+        if asked is None:
+            return {}
+        if not self.client.ready or not self.client.ready.eos:
+            raise bad("this model has no end token, so no output in a form could end", asked[1])
+        await self._checker.check(*asked)
+        return {"grammar": asked[0]}
 
     async def _off_loop(self, size: int, work: Callable[[], Result]) -> Result:
         if size <= _INLINE_CHARS:
@@ -185,6 +200,7 @@ class Service:
         ]
         return Call(self, id, jobs, replies)
 
-    def close(self) -> None:
-        """Ends the thread."""
+    async def close(self) -> None:
+        """Ends the thread, and the process that checks grammars."""
+        await self._checker.close()
         self._thread.shutdown(wait=False, cancel_futures=True)

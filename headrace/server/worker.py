@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import asdict
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
@@ -84,24 +83,15 @@ class Worker:
         return Stepped(tuple(deltas), admitted, self._view(seconds, spans))
 
     def _view(self, seconds: float, spans: tuple[SpanView, ...]) -> View:
-        stats = self._engine.stats()
-        return View(
-            seconds=seconds,
-            running=stats.running,
-            waiting=stats.waiting,
-            swapped=stats.swapped,
-            pages=stats.pages,
-            free_pages=stats.free_pages,
-            cached_pages=stats.cached_pages,
-            counters=asdict(stats.counters),
-            spans=spans,
-        )
+        return View(seconds, self._engine.stats(), spans)
 
 
 def _ready(engine: Engine) -> Ready:
     return Ready(
         context=engine.context,
         vocab=engine.architecture.vocab,
+        eos=tuple(engine.architecture.eos),
+        grammar=engine.stack.spec("grammar"),
         defaults=dict(engine.defaults),
         path=str(engine.path),
         facts=engine.describe(),

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from headrace.config import EngineConfig
-from headrace.engine import Counters, Engine
+from headrace.engine import Engine
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, View
+from headrace.stats import Counters
 from headrace.types import Delta, Request, SamplingParams, Span, StepPlan
 from tests.whole import models
 from tests.whole.drive import nothing_left

@@ -19,6 +19,7 @@ from headrace.server.messages import (
     View,
 )
 from headrace.server.wire import MAX_BYTES, ApiEnd, Closed, EngineEnd, frame
+from headrace.stats import Counters, Stats
 from headrace.types import Delta, Logprob, Request, SamplingParams
 
 PARAMS = SamplingParams(n=2, logit_bias={5: -1.5}, stop=("a", "bé"), stop_token_ids=(3,), seed=-7, logprobs=2)
@@ -29,9 +30,9 @@ TO_ENGINE = [
     Cancel("a/1", 1),
 ]
 LOGPROBS = (Logprob(7, -0.5, ((7, -0.5), (8, float("-inf")))),)
-VIEW = View(0.25, 1, 2, 0, 10, 4, 2, {"steps": 3}, (SpanView(1, 0, 5, 0, True),))
+VIEW = View(0.25, Stats(1, 2, 0, 10, 4, 2, Counters(steps=3)), (SpanView(1, 0, 5, 0, True),))
 TO_API = [
-    Ready(2048, 100, {"temperature": 0.5}, "/x", "facts"),
+    Ready(2048, 100, (3,), "llguidance", {"temperature": 0.5}, "/x", "facts"),
     Failed("no", True),
     Refused("a/1", "why"),
     Stepped(

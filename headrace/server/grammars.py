@@ -1,0 +1,247 @@
+"""The form that a client wants of an answer, in OpenAI's and in vLLM's words; checked before the engine sees it.
+
+A schema comes from a stranger. Its size and depth are counted first; then it is compiled in a process of its own, which
+is killed when it takes too long: what passes is compiled again beside the engine, in no longer time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.server.errors import ApiError, bad
+from headrace.types import MAX_GRAMMAR_CHARS, Grammar
+
+MAX_DEPTH, MAX_NODES = 32, 2000
+MAX_PATTERN_CHARS = 1024
+MAX_CHOICES = 1000
+CHECK_S = 2.0
+"""How long compiling may take."""
+_BYTES = 1 << 20  # of an answer of the checking process
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """`response_format`."""
+
+    type: str
+    json_schema: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True):
+    """`structured_outputs`, as vLLM has it."""
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+class Constrained(Protocol):
+    """Fields of a body that ask for a form."""
+
+    response_format: ResponseFormat | None
+    structured_outputs: StructuredOutputs | None
+    guided_json: str | dict[str, Any] | None
+    guided_regex: str | None
+    guided_choice: list[str] | None
+    guided_grammar: str | None
+
+
+def of_format(form: ResponseFormat | None) -> Grammar | None:
+    """OpenAI's response_format. Raises ApiError."""
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object" and form.schema is None:
+        return Grammar("json_object")
+    if form.type not in ("json_object", "json_schema"):
+        raise bad(
+            f"response_format.type={form.type!r}: known: text, json_object, json_schema", "response_format"
+        )
+    schema = form.schema if form.schema is not None else (form.json_schema or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise bad("response_format needs json_schema.schema, an object", "response_format")
+    return _schema(schema, "response_format")
+
+
+def of_structured(outputs: StructuredOutputs | None) -> Grammar | None:
+    """vLLM's structured_outputs. Raises ApiError."""
+    if outputs is None:
+        return None
+    given = {name: value for name in outputs.__struct_fields__ if (value := getattr(outputs, name))}
+    if len(given) != 1:
+        names = ", ".join(outputs.__struct_fields__)
+        raise bad(f"structured_outputs needs exactly one of {names}", "structured_outputs")
+    [(name, value)] = given.items()
+    where = f"structured_outputs.{name}"
+    match name:
+        case "json_object":
+            return Grammar("json_object")
+        case "json":
+            return _schema(value, where)
+        case "regex":
+            return _sized("regex", value, where, MAX_PATTERN_CHARS)
+        case "grammar":
+            return _sized("lark", value, where, MAX_GRAMMAR_CHARS)
+    if len(value) > MAX_CHOICES or not all(value):
+        raise bad(f"{where}: 1 to {MAX_CHOICES} texts, none of them empty", where)
+    return _sized("choice", json.dumps(value, ensure_ascii=False), where, MAX_GRAMMAR_CHARS)
+
+
+def of(body: Constrained) -> tuple[Grammar, str] | None:
+    """The form that a body asks for, and which field asks. Raises ApiError, also for two."""
+    guided = StructuredOutputs(
+        json=body.guided_json, regex=body.guided_regex, choice=body.guided_choice, grammar=body.guided_grammar
+    )
+    asked = [
+        ("response_format", of_format(body.response_format)),
+        ("structured_outputs", of_structured(body.structured_outputs)),
+        ("guided_*", of_structured(guided) if guided != StructuredOutputs() else None),
+    ]
+    found = [(grammar, name) for name, grammar in asked if grammar is not None]
+    if len(found) > 1:
+        names = " and ".join(name for _, name in found)
+        raise bad(f"{names} each ask for a form: give one", found[1][1])
+    return found[0] if found else None
+
+
+def _sized(kind: Any, text: str, where: str, limit: int) -> Grammar:
+    if len(text) > limit:
+        raise _too_complex(f"{where} has {len(text)} characters; at most {limit}", where)
+    return Grammar(kind, text)
+
+
+def _schema(schema: str | dict[str, Any], where: str) -> Grammar:
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise bad(f"{where} is not a JSON schema: {error}", where) from None
+    _measure(schema, where)
+    return _sized("json_schema", json.dumps(schema, ensure_ascii=False), where, MAX_GRAMMAR_CHARS)
+
+
+def _measure(schema: Any, where: str) -> None:
+    """Raises ApiError for a schema that is too large or too deep, without recursion of its own."""
+    level, nodes = [schema], 0
+    for _ in range(MAX_DEPTH):
+        nodes += len(level)
+        if nodes > MAX_NODES:
+            raise _too_complex(f"{where} has more than {MAX_NODES} parts", where)
+        level = [part for value in level for part in _parts(value, where)]
+        if not level:
+            return
+    raise _too_complex(f"{where} is more than {MAX_DEPTH} levels deep", where)
+
+
+def _parts(value: Any, where: str) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return []
+    reference = value.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#"):
+        raise bad(
+            f"{where}: $ref={reference[:80]!r} leads elsewhere: only references within the schema are followed",
+            where,
+        )
+    pattern = value.get("pattern")
+    if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
+        raise _too_complex(f"{where}: a pattern has more than {MAX_PATTERN_CHARS} characters", where)
+    return list(value.values())
+
+
+def _too_complex(text: str, where: str) -> ApiError:
+    return bad(text, where, "schema_too_complex")
+
+
+class Checker:
+    """Compiles grammars in another process, one at a time; belongs to one event loop."""
+
+    def __init__(self, folder: str, spec: str, size: int, eos: tuple[int, ...]) -> None:
+        """folder: the model's. spec: of the slot `grammar`."""
+        self._about = (folder, spec, size, eos)
+        self._turn = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._known: dict[Grammar, str] = {}
+
+    async def check(self, grammar: Grammar, where: str) -> None:
+        """Raises ApiError if it cannot be compiled, or not in time."""
+        if grammar not in self._known:
+            async with self._turn:
+                answer = await self._ask(grammar)
+            if answer is None:
+                raise _too_complex(f"{where} takes longer than {CHECK_S:g} s to compile", where)
+            if len(self._known) >= 256:
+                self._known.clear()
+            self._known[grammar] = answer
+        if self._known[grammar]:
+            raise bad(f"{where}: {self._known[grammar]}", where)
+
+    async def _ask(self, grammar: Grammar) -> str | None:
+        """What is wrong with it; empty if nothing is, None if it took too long or killed the process."""
+        if self._process is None:
+            self._process = await self._start()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
+            line = await asyncio.wait_for(process.stdout.readline(), CHECK_S)
+            if line:
+                return str(msgspec.json.decode(line))
+        except (asyncio.TimeoutError, OSError):
+            pass  # it is killed, and the next grammar gets another one
+        await self.close()
+        return None
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        command = (sys.executable, "-m", "headrace.server.grammars", json.dumps(self._about))
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=_BYTES)
+        assert process.stdout is not None
+        await process.stdout.readline()  # it has read the vocabulary
+        return process
+
+    async def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def main() -> None:
+    """The other process: a grammar per line of input, and what is wrong with it per line of output."""
+    import resource
+
+    from headrace.errors import ConfigError
+    from headrace.sample.grammars import SLOT
+    from headrace.text.tokenizer import Tokenizer
+
+    folder, spec, size, eos = json.loads(sys.argv[1])
+    compiler = SLOT.make(spec).start(Tokenizer(folder), size, tuple(eos))
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin.buffer:
+        kind, text = json.loads(line)
+        try:
+            compiler.compile(Grammar(kind, text)).mask()
+            answer = ""
+        except (ConfigError, ValueError) as error:
+            answer = str(error)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

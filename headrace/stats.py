@@ -1,0 +1,43 @@
+"""What an engine counts, as it tells others: the same object in this process and over the server's socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Tokens of admitted prompts."""
+    cached_tokens: int = 0
+    """Of these, tokens found in the prefix cache."""
+    computed_tokens: int = 0
+    """Tokens run through the model, of prompts and outputs, recomputed ones included."""
+    generated_tokens: int = 0
+    recomputes: int = 0
+    """Sequences paused by dropping their pages."""
+    swaps: int = 0
+    """Sequences paused by moving their pages to host memory."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The engine at one moment."""
+
+    running: int
+    waiting: int
+    swapped: int
+    pages: int
+    """Pages in the pool."""
+    free_pages: int
+    cached_pages: int
+    """Pages that only the prefix cache holds."""
+    counters: Counters
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the pool that living sequences hold."""
+        return 1 - (self.free_pages + self.cached_pages) / max(self.pages, 1)
