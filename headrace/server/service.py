@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, TypeVar
 
 from headrace.server import grammars
@@ -21,7 +20,7 @@ from headrace.server.errors import ApiError, bad
 from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
-from headrace.text.chat import ChatTemplate
+from headrace.server.templates import Templates
 from headrace.text.reply import Chunk, Output, Reply
 from headrace.text.tokenizer import Tokenizer
 from headrace.types import Request, SamplingParams
@@ -97,15 +96,11 @@ class Service:
         self.context, self.vocab = client.ready.context, client.ready.vocab
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
+        self._templates = Templates(client.ready.path)
         self._checker = Checker(client.ready.path, client.ready.grammar, self.vocab, client.ready.eos)
         self.started = int(time.time())
         self._ids = itertools.count()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """Raises ModelError if the model has none."""
-        return ChatTemplate.load(self.tokenizer.folder)
 
     def check_model(self, asked: str | None) -> None:
         """Raises ApiError unless `asked` is this model, or nothing."""
@@ -121,9 +116,7 @@ class Service:
 
     async def encode_chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Prompt:
         """The prompt that the model's template makes of messages."""
-        text, ids = await self._off_loop(
-            _INLINE_CHARS + 1, lambda: self.template.encode(self.tokenizer, messages, **options)
-        )
+        text, ids = await self._templates.encode(messages, **options)
         return Prompt(ids, text)
 
     async def grammar(self, body: Generate) -> dict[str, Any]:
@@ -201,6 +194,7 @@ class Service:
         return Call(self, id, jobs, replies)
 
     async def close(self) -> None:
-        """Ends the thread, and the process that checks grammars."""
+        """Ends the thread, and the processes that render chats and check grammars."""
+        await self._templates.close()
         await self._checker.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
