@@ -156,6 +156,20 @@ class Engine:
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
+    def pause(self, request: str) -> None:
+        """Sets a request aside until `resume`, without pages: it then goes on as after a preemption, with the same
+        tokens. Unknown ids are ignored."""
+        for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
+            if seq.status is not Status.HELD:
+                self.kv.tables.release(seq.id)
+                seq.status, seq.num_computed = Status.PAUSED, 0
+
+    def resume(self, request: str) -> None:
+        """Lets a request that was set aside go on."""
+        for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
+            if seq.status is Status.PAUSED:
+                seq.status = Status.WAITING
+
     def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
         """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
 
@@ -187,14 +201,14 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return len(self.queues) > 0
+        """Whether anything could run."""
+        return self.queues.count(Status.RUNNING, Status.WAITING, Status.SWAPPED) > 0
 
     def stats(self) -> Stats:
         pool = self.kv.tables.pool
         return Stats(
             running=self.queues.count(Status.RUNNING),
-            waiting=self.queues.count(Status.WAITING, Status.HELD),
+            waiting=self.queues.count(Status.WAITING, Status.HELD, Status.PAUSED),
             swapped=self.queues.count(Status.SWAPPED),
             pages=len(pool),
             free_pages=pool.num_free,
@@ -360,7 +374,7 @@ class Engine:
         """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
         for seq in self.queues:
             self.kv.tables.release(seq.id)
-            if seq.status is not Status.HELD:
+            if seq.status not in (Status.HELD, Status.PAUSED):
                 seq.status = Status.WAITING
             seq.num_computed = 0
             self.sampler.start(seq)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from headrace import __version__
 from headrace.errors import HeadraceError
@@ -74,14 +75,14 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts."""
-        body, ignored = self._parse(CompletionRequest, await request.body())
+        body, ignored = self._parse(CompletionRequest, await self._body(request))
         id = _call_id(request, body.request_id, "cmpl")
         made = await self._counted(Completion.start(self.service, body, id))
         return await self._answer(request, made, bool(body.stream), ignored)
 
     async def chats(self, request: Request) -> Response:
         """Answers a conversation."""
-        body, ignored = self._parse(ChatRequest, await request.body())
+        body, ignored = self._parse(ChatRequest, await self._body(request))
         id = _call_id(request, body.request_id, "chatcmpl")
         made = await self._counted(Chat.start(self.service, body, id))
         return await self._answer(request, made, bool(body.stream), ignored)
@@ -93,6 +94,16 @@ class Api:
         if stream:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
+
+    async def _body(self, request: Request) -> bytes:
+        try:
+            return await request.body()
+        except ClientDisconnect:
+            self.service.metrics.reject("cancelled")
+            raise ApiError(499, "cancelled", "the client is gone") from None
+        except ApiError:
+            self.service.metrics.reject()
+            raise
 
     def _parse(self, kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
         try:
@@ -117,7 +128,7 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a prompt, or of what the template makes of messages."""
-        body, _ = self._parse(TokenizeRequest, await request.body())
+        body, _ = self._parse(TokenizeRequest, await self._body(request))
         if (body.prompt is None) == (body.messages is None):
             raise bad("give either prompt or messages", "prompt")
         if body.prompt is not None:
@@ -136,7 +147,7 @@ class Api:
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids."""
-        body, _ = self._parse(DetokenizeRequest, await request.body())
+        body, _ = self._parse(DetokenizeRequest, await self._body(request))
         wrong = next((token for token in body.tokens if not 0 <= token < self.service.vocab), None)
         if wrong is not None:
             raise bad(f"token {wrong} is not in the vocabulary of {self.service.vocab} tokens", "tokens")

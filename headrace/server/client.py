@@ -2,7 +2,10 @@
 
 A job is a request until its last sample has ended. When the engine dies, jobs that had not run are handed to the next
 one; those that had end with EngineDied, because half of their answer may have been seen. None runs twice unnoticed:
-a job that was waiting when two engines died ends, too, since it may be what kills them.
+a job that was waiting when two engines died ends, too, since it may be what kills them. An engine that says nothing
+for STUCK_S, with a job to run, is killed.
+
+A job whose events nobody takes is paused, so that they do not pile up.
 
     starting -> ready -> (dies) -> starting ...      five deaths in ten minutes -> failed
        any of them -> closed
@@ -25,7 +28,18 @@ from enum import Enum
 
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, HeadraceError
-from headrace.server.messages import Cancel, Failed, Ready, Refused, Start, Stepped, Submit, View
+from headrace.server.messages import (
+    Cancel,
+    Failed,
+    Pause,
+    Ready,
+    Refused,
+    Resume,
+    Start,
+    Stepped,
+    Submit,
+    View,
+)
 from headrace.server.wire import ApiEnd, Closed
 from headrace.types import Delta, Request
 
@@ -34,6 +48,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Before the engine is started again: doubled at each death within DEATHS_WITHIN_S."""
 MOST_TRIES = 2
 """Engines that a job may be handed to."""
+STUCK_S = 60.0
+"""So long may a step take."""
+MOST_UNREAD, FEW_UNREAD = 1024, 256
+"""Events of a call that wait to be taken: above the first its jobs are paused, below the second they go on."""
 STOP_S = 5.0
 """How long an engine may take to end once its socket is closed."""
 _log = logging.getLogger(__name__)
@@ -73,6 +91,7 @@ class Job:
     unfinished: set[int]
     """Samples that have not ended."""
     running: bool = False
+    paused: bool = False
     tries: int = 0
 
 
@@ -100,6 +119,9 @@ class EngineClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: ApiEnd | None = None
         self._life: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._owes_since: float | None = None
+        self._stuck = False
 
     # ---- the process ----
 
@@ -108,16 +130,17 @@ class EngineClient:
         HeadraceError for anything else that went wrong."""
         await self._launch()
         self._life = asyncio.create_task(self._live(), name="engine")
+        self._watching = asyncio.create_task(self._watch(), name="watchdog")
         assert self.ready is not None
         return self.ready
 
     async def close(self) -> None:
         """Ends the engine, and every job with Unavailable."""
         self.state, self.why = State.CLOSED, "the server is shutting down"
-        if self._life is not None:
-            self._life.cancel()
+        for task in filter(None, (self._life, self._watching)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._life
+                await task
         self._end_jobs(lambda job: Unavailable(self.why))
         await self._stop()
 
@@ -163,6 +186,7 @@ class EngineClient:
                 return
             self.restarts += 1
             _log.warning("the engine is back; %d requests were waiting for it", len(self._jobs))
+            self._owes_since = time.monotonic()
             for job in self._jobs.values():
                 self._hand_over(job)
 
@@ -173,6 +197,7 @@ class EngineClient:
             match message:
                 case Stepped(deltas, admitted, view):
                     self.view, self.last_step = view, time.monotonic()
+                    self._owes_since = self.last_step
                     self._on_step(message)
                     for name in admitted:
                         if name in self._jobs:
@@ -184,12 +209,29 @@ class EngineClient:
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
+    async def _watch(self) -> None:
+        """Kills an engine that is stuck; _live() does the rest."""
+        while True:
+            await asyncio.sleep(STUCK_S / 20)
+            if self.state is State.READY and self.silence > STUCK_S and self._process is not None:
+                _log.error("the engine gave no sign of life for %g s: it is killed", STUCK_S)
+                self._stuck = True
+                self._process.kill()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the engine's last sign of life, or since it has something to do; 0 while it has nothing."""
+        if self._owes_since is None or all(job.paused for job in self._jobs.values()):
+            return 0.0
+        return time.monotonic() - self._owes_since
+
     async def _bury(self) -> None:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
         cause = self._cause()
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
+        self._stuck = False
         lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}
         self._end_jobs(
             lambda job: (
@@ -225,6 +267,8 @@ class EngineClient:
             await loop.run_in_executor(None, process.wait)
 
     def _cause(self) -> str:
+        if self._stuck:
+            return f"it gave no sign of life for {STUCK_S:g} s"
         code = self._process.poll() if self._process is not None else None
         if code is None:
             return "it closed its socket"
@@ -248,6 +292,7 @@ class EngineClient:
         events: asyncio.Queue[Event] = asyncio.Queue()
         tries = 0 if again else MOST_TRIES - 1
         jobs = [Job(request, events, set(range(request.params.n)), tries=tries) for request in requests]
+        self._owe()
         for job in jobs:
             self._jobs[job.request.id] = job
             self._hand_over(job)
@@ -266,6 +311,8 @@ class EngineClient:
                 if isinstance(event, HeadraceError):
                     raise event
                 yield event
+                if events.qsize() < FEW_UNREAD:
+                    self._resume(jobs)
         finally:
             for job in jobs:
                 self.cancel(job)
@@ -284,8 +331,28 @@ class EngineClient:
         """Jobs under way."""
         return len(self._jobs)
 
+    def _owe(self) -> None:
+        """The engine gets something to do: from now on its silence counts, unless it had something already."""
+        if all(job.paused for job in self._jobs.values()):
+            self._owes_since = time.monotonic()
+
+    def _pause(self, job: Job) -> None:
+        if self._end is not None and job.unfinished:
+            job.paused = True
+            self._end.send(Pause(job.request.id))
+
+    def _resume(self, jobs: Sequence[Job]) -> None:
+        paused = [job for job in jobs if job.paused and job.unfinished]
+        if not paused or self._end is None:
+            return
+        self._owe()
+        for job in paused:
+            job.paused = False
+            self._end.send(Resume(job.request.id))
+
     def _hand_over(self, job: Job) -> None:
         assert self._end is not None
+        job.paused = False
         job.tries += 1
         self._end.send(Submit(job.request))
 
@@ -298,6 +365,8 @@ class EngineClient:
             if not job.unfinished:
                 del self._jobs[delta.request]
         job.events.put_nowait(delta)
+        if job.events.qsize() > MOST_UNREAD:  # also if it is paused: what is on its way comes
+            self._pause(job)
 
     def _end_job(self, name: str, error: HeadraceError) -> None:
         job = self._jobs.pop(name, None)

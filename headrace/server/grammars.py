@@ -21,6 +21,8 @@ MAX_PATTERN_CHARS = 1024
 MAX_CHOICES = 1000
 CHECK_S = 2.0
 """How long compiling may take."""
+MEMORY = 512 << 20
+"""Bytes that it may take."""
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
@@ -202,7 +204,7 @@ def main() -> None:
             return str(error)
         return ""
 
-    answering(answer)
+    answering(answer, MEMORY)
 
 
 if __name__ == "__main__":

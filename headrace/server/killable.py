@@ -1,7 +1,7 @@
 """A process for work that strangers' data may make endless: one question at a time, and killed when it takes too long.
 
-    question -> [ length, little-endian u32 ][ JSON ] -> the process      over its standard input
-    answer   <- [ length, little-endian u32 ][ JSON ] <- the process      over its standard output
+    question -> [ length, little-endian u32 ][ JSON ] -> the process      over a socket, its standard input
+    answer   <- [ length, little-endian u32 ][ JSON ] <- the process
 
 The process is bounded in memory and in processor time by the kernel too, so that it ends by itself if its owner is
 killed while it works.
@@ -13,16 +13,17 @@ import asyncio
 import contextlib
 import json
 import math
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from headrace.errors import HeadraceError
 
-MEMORY = 512 << 20
-"""Bytes that one question may need beside what the process had when it was ready."""
 START_S = 60.0
 """How long the process may take until it is ready."""
 _LENGTH = 4
@@ -40,12 +41,12 @@ class Killable:
         """module: its main() calls `answering`. about: JSON that it finds in sys.argv[1]."""
         self._command = (sys.executable, "-m", module, json.dumps(about))
         self._turn = asyncio.Lock()
-        self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
+        self._starting: asyncio.Task[_Process] | None = None
 
     def warm(self) -> None:
         """Starts the process now, so that the first question need not wait for it."""
         if self._starting is None:
-            self._starting = asyncio.create_task(self._start(), name=self._command[2])
+            self._starting = asyncio.create_task(_start(self._command), name=self._command[2])
 
     async def ask(self, question: Any, seconds: float) -> Any:
         """The answer. Raises Killed if there is none within `seconds`, and starts another process then."""
@@ -55,7 +56,8 @@ class Killable:
             assert self._starting is not None
             try:
                 process = await asyncio.shield(self._starting)
-                return await asyncio.wait_for(_exchange(process, data), seconds)
+                process.writer.write(len(data).to_bytes(_LENGTH, "little") + data)
+                return await asyncio.wait_for(_receive(process.reader), seconds)
             except (asyncio.TimeoutError, asyncio.IncompleteReadError, OSError):
                 await self.close()
                 self.warm()
@@ -64,58 +66,68 @@ class Killable:
                 await self.close()
                 raise
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe)
-        try:
-            await asyncio.wait_for(_receive(process), START_S)
-        except BaseException:
-            await _kill(process)
-            raise
-        return process
-
     async def close(self) -> None:
         """Ends the process."""
         starting, self._starting = self._starting, None
-        if starting is None:
-            return
-        if not starting.done():
+        if starting is not None:
             starting.cancel()
-        with contextlib.suppress(
-            asyncio.CancelledError, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError
-        ):
-            await _kill(await starting)
+            with contextlib.suppress(
+                asyncio.CancelledError, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError
+            ):
+                await (await starting).end()
 
 
-async def _exchange(process: asyncio.subprocess.Process, data: bytes) -> Any:
-    assert process.stdin is not None
-    process.stdin.write(len(data).to_bytes(_LENGTH, "little") + data)
-    return await _receive(process)
+@dataclass
+class _Process:
+    process: subprocess.Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def end(self) -> None:
+        self.writer.close()
+        self.process.kill()
+        await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
 
 
-async def _receive(process: asyncio.subprocess.Process) -> Any:
-    assert process.stdout is not None
-    size = int.from_bytes(await process.stdout.readexactly(_LENGTH), "little")
+async def _start(command: tuple[str, ...]) -> _Process:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(command, stdin=theirs.fileno())
+    made = _Process(process, *await asyncio.open_unix_connection(sock=ours))
+    try:
+        await asyncio.wait_for(_receive(made.reader), START_S)
+    except BaseException:
+        await made.end()
+        raise
+    return made
+
+
+async def _receive(reader: asyncio.StreamReader) -> Any:
+    size = int.from_bytes(await reader.readexactly(_LENGTH), "little")
     if size > _MOST:
         raise OSError("a broken stream")
-    return msgspec.json.decode(await process.stdout.readexactly(size))
+    return msgspec.json.decode(await reader.readexactly(size))
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+def answering(answer: Callable[[Any], Any], memory: int) -> None:
+    """The process's side, once it has loaded what it needs: answers until its input ends.
 
-
-def answering(answer: Callable[[Any], Any]) -> None:
-    """The process's side, once it has loaded what it needs: answers until its input ends."""
+    memory: bytes that one question may need beside what the process has now.
+    """
     import resource
 
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    _write(answers, "ready")
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
+    questions = open(0, "rb", closefd=False)
+    answers = open(0, "wb", closefd=False)
+
+    def write(value: Any) -> None:
+        data = msgspec.json.encode(value)
+        answers.write(len(data).to_bytes(_LENGTH, "little") + data)
+        answers.flush()
+
+    write("ready")
     while True:
         head = questions.read(_LENGTH)
         if len(head) < _LENGTH:
@@ -124,10 +136,4 @@ def answering(answer: Callable[[Any], Any]) -> None:
         spent = resource.getrusage(resource.RUSAGE_SELF)
         most = math.ceil(spent.ru_utime + spent.ru_stime + seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
-        _write(answers, answer(question))
-
-
-def _write(file: BinaryIO, value: Any) -> None:
-    data = msgspec.json.encode(value)
-    file.write(len(data).to_bytes(_LENGTH, "little") + data)
-    file.flush()
+        write(answer(question))

@@ -115,9 +115,9 @@ class Metrics:
         self.up.labels(self._model).set(up)
         self.restarts.labels(self._model).set(restarts)
 
-    def reject(self) -> None:
-        """A request was answered with an error before it came to the engine."""
-        self.ended.labels(self._model, "rejected").inc()
+    def reject(self, outcome: str = "rejected") -> None:
+        """A request ended before it came to the engine: it was answered with an error, or its client left."""
+        self.ended.labels(self._model, outcome).inc()
 
     def watch(self, prompts: int) -> Watch:
         """For one request that the engine has taken."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import re
 import signal
 import socket
@@ -27,6 +28,7 @@ from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.server.app import Api
 from headrace.server.client import EngineClient, State, fields_of
+from headrace.server.connection import Connection, most_connections
 from headrace.server.gate import LOOPBACK, Door, Gate, hosts_for
 from headrace.server.live import Live
 from headrace.server.messages import EXIT_ENGINE, Since, Stepped
@@ -89,7 +91,7 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
             live.step(step)
 
         client = EngineClient(config, on_step=on_step)
-        server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
+        server = _Server(uvicorn.Config(gate, http=_connections(), **_HTTP))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         stop = Stop(door, client)
         stop.listen()
@@ -139,10 +141,17 @@ _HTTP: dict[str, Any] = {
     "timeout_keep_alive": _KEEP_ALIVE_S,
     "timeout_graceful_shutdown": 2,
     "h11_max_incomplete_event_size": 2 * MAX_HEADER_BYTES,  # above it, no answer can say why
-    "http": "h11",
     "lifespan": "off",
+    "ws": "none",
     "server_header": False,
+    "log_config": None,
+    "access_log": False,
 }
+
+
+def _connections() -> Any:
+    """What uvicorn makes of every connection."""
+    return functools.partial(Connection, most=most_connections())
 
 
 class _Server(uvicorn.Server):

@@ -21,6 +21,8 @@ _GRACE_S = 0.4
 """Beyond what the template itself may take: to render and encode short messages."""
 _BYTES_PER_S = 500_000
 """At which long ones are encoded, at least."""
+_MEMORY = 1 << 30
+"""Bytes: encoding four megabytes takes most of it."""
 
 
 class Templates:
@@ -76,7 +78,7 @@ def main() -> None:
         except RecursionError:
             return "the messages are nested too deeply"
 
-    answering(answer)
+    answering(answer, _MEMORY)
 
 
 if __name__ == "__main__":

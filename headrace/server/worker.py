@@ -22,8 +22,10 @@ from headrace.server.messages import (
     Cancel,
     Failed,
     FromEngine,
+    Pause,
     Ready,
     Refused,
+    Resume,
     SpanView,
     Start,
     Stepped,
@@ -66,6 +68,10 @@ class Worker:
                 self._engine.cancel(name, index)
                 if index is None:
                     self._waiting.discard(name)
+            case Pause(name):
+                self._engine.pause(name)
+            case Resume(name):
+                self._engine.resume(name)
             case Start():
                 raise Closed("a second Start")
 
