@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any

@@ -40,6 +40,7 @@ DRAIN_S = 30.0
 STAT_S = 10.0
 """Between two lines about a busy engine."""
 _KEEP_ALIVE_S = 75
+_SEND_BYTES = 256 << 10  # that the system keeps of an answer which is not read; it would take megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ def listen(options: Options) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     try:
         sock.bind((options.host, options.port))
     except (OSError, OverflowError) as error:
