@@ -22,12 +22,14 @@ from headrace.server.completions import Completion
 from headrace.server.errors import ApiError, bad
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
+from headrace.server.openapi import describe
 from headrace.server.schema import (
     Body,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    is_id,
     parse,
 )
 from headrace.server.service import Service
@@ -51,10 +53,14 @@ class Api:
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(Exception, _error)
         app.add_exception_handler(HeadraceError, _error)
-        self._post(app, "/v1/completions", self.completions, CompletionRequest)
-        self._post(app, "/v1/chat/completions", self.chats, ChatRequest)
-        self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
-        self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
+        posts: dict[str, tuple[Callable[..., Any], type]] = {
+            "/v1/completions": (self.completions, CompletionRequest),
+            "/v1/chat/completions": (self.chats, ChatRequest),
+            "/tokenize": (self.tokenize, TokenizeRequest),
+            "/detokenize": (self.detokenize, DetokenizeRequest),
+        }
+        for path, (answer, _) in posts.items():
+            app.add_api_route(path, answer, methods=["POST"], response_model=None)
         for path, route in (
             ("/v1/models", self.models),
             ("/v1/models/{name:path}", self.model),
@@ -69,6 +75,7 @@ class Api:
             app.add_api_route(path, route, methods=["GET"], response_model=None)
         for path in PATHS:
             app.add_api_route(path, page, methods=["GET"], response_model=None)
+        describe(app, {path: kind for path, (_, kind) in posts.items()})
         return app
 
     # ---- generation ----
@@ -90,7 +97,7 @@ class Api:
     async def _answer(
         self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
     ) -> Response:
-        headers = {"X-Ignored-Params": ", ".join(ignored)[:1024]} if ignored else {}
+        headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
         if stream:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
@@ -187,12 +194,10 @@ class Api:
     async def version(self) -> Response:
         return _json({"version": __version__})
 
-    @staticmethod
-    def _post(app: FastAPI, path: str, route: Callable[..., Any], kind: type) -> None:
-        body = {"content": {"application/json": {"schema": msgspec.json.schema(kind)}}, "required": True}
-        app.add_api_route(
-            path, route, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
-        )
+
+def _listed(names: list[str]) -> str:
+    """For a header: a name that is not plain text could be anything."""
+    return ", ".join(name if is_id(name) else "?" for name in names)[:1024]
 
 
 def _call_id(request: Request, asked: str | None, kind: str) -> str:
