@@ -18,6 +18,8 @@ RESERVED = frozenset(
         "tools",
         "documents",
         "add_generation_prompt",
+        "continue_final_message",
+        "add_special_tokens",
         "chat_template",
         "tokenize",
         "tokenizer",
@@ -40,18 +42,21 @@ class Chat(Answer):
     async def start(cls, service: Service, body: ChatRequest, id: str) -> Chat:
         """Raises ApiError."""
         _check(body)
-        prompt = await service.encode_chat(
-            body.messages,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            **(body.chat_template_kwargs or {}),
-        )
+        options = _template_options(body)
+        prompt = service.cut(await service.encode_chat(body.messages, **options), body)
         fields = await service.grammar(body)
         if body.logprobs:
             fields["logprobs"] = body.top_logprobs or 0
         if body.max_completion_tokens is not None:
             fields["max_tokens"] = body.max_completion_tokens
         params = service.params(body, len(prompt.ids), None, **fields)
-        return cls(service, body, service.start(id, [prompt], params, body))
+        made = cls(service, body, service.start(id, [prompt], params, body))
+        extra = (
+            *(body.chat_template_kwargs or ()),
+            *(("reasoning_effort",) if body.reasoning_effort else ()),
+        )
+        made.ignored = [name for name in extra if name not in service.template.names]
+        return made
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -62,7 +67,7 @@ class Chat(Answer):
             fields["prompt_logprobs"] = of_prompt(output.prompt_token_ids, output.prompt_logprobs, self.names)
         if self._body.return_token_ids:
             fields["prompt_token_ids"] = list(output.prompt_token_ids)
-        return {**self.head("chat.completion"), "choices": choices, "usage": self.usage(), **fields}
+        return {**self.head("chat.completion"), "choices": choices, **self.cost(), **fields}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
@@ -95,8 +100,27 @@ class Chat(Answer):
         }
 
 
+def _template_options(body: ChatRequest) -> dict[str, Any]:
+    """How the template is to write the prompt."""
+    options = {**(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        options["reasoning_effort"] = body.reasoning_effort
+    goes_on = bool(body.continue_final_message)
+    return options | {
+        "add_generation_prompt": body.add_generation_prompt is not False and not goes_on,
+        "continue_final_message": goes_on,
+        "add_special_tokens": bool(body.add_special_tokens),
+        "documents": body.documents,
+    }
+
+
 def _check(body: ChatRequest) -> None:
     check_common(body)
+    if body.continue_final_message and body.add_generation_prompt:
+        raise bad(
+            "continue_final_message goes on with the last message, and add_generation_prompt begins another: give one",
+            "continue_final_message",
+        )
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise bad("max_tokens and max_completion_tokens are two names for one thing: give one", "max_tokens")
     if body.top_logprobs is not None:

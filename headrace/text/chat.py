@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -43,9 +43,13 @@ class ChatTemplate:
         self._tokens = dict(tokens or {})
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelError(f"{where} has {len(source)} characters; at most {MAX_TEMPLATE_CHARS} are read")
+        self.source = source
+        self.names: frozenset[str]
+        """Variables that it reads."""
         self._environment = _Environment()
         try:
             self._template = self._environment.compile_template(source)
+            self.names = frozenset(meta.find_undeclared_variables(self._environment.parse(source)))
         except (jinja2.TemplateSyntaxError, RecursionError) as error:
             raise ModelError(f"{where} is not a valid template: {error}") from None
 
@@ -58,7 +62,7 @@ class ChatTemplate:
         folder = Path(folder)
         config = read_config(folder / "tokenizer_config.json")
         source, where = _find(folder, config)
-        return cls(source, _special_tokens(folder, config), where=where)
+        return cls(source, special_tokens(folder, config), where=where)
 
     def render(
         self,
@@ -66,6 +70,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> str:
         """The prompt for `messages` ({"role": ..., "content": ...}); it names its special tokens itself.
@@ -78,7 +83,7 @@ class ChatTemplate:
             **options,
             "messages": check_messages(messages),
             "tools": list(tools) if tools else None,
-            "documents": None,
+            "documents": list(documents) if documents else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -92,23 +97,47 @@ class ChatTemplate:
             raise ConfigError(f"{self._where} fails on these messages: {cause}") from None
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **options: Any
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> tuple[str, list[int]]:
         """`render(messages, **options)` and its token ids, in which only the template writes special tokens.
 
         Where a message spells one ("<|end|>"), it stays text: nobody can close a turn, or open another, by typing.
+        With `continue_final_message` the prompt ends where the last message does, and the model goes on with it.
+        `add_special_tokens` begins with what the tokenizer puts before a text, whatever the template writes.
         """
         messages = check_messages(messages)
-        mark = secrets.token_hex(16)
+        if documents and "documents" not in self.names:
+            raise ConfigError(f"{self._where} reads no documents: put them into a message")
+        mark, end = secrets.token_hex(16), secrets.token_hex(16)
         commands = [re.escape(text) for text in sorted(tokenizer.commands, key=len, reverse=True) if text]
         if commands:
             # Cut behind its first character, and encoded in two pieces, a special token is not recognised.
             spelled = re.compile("|".join(commands))
-            messages = _map_texts(
-                messages, lambda text: spelled.sub(lambda m: m[0][0] + mark + m[0][1:], text)
-            )
-        pieces = self.render(messages, **options).split(mark)
-        ids = [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
+
+            def cut(text: str) -> str:
+                return spelled.sub(lambda m: m[0][0] + mark + m[0][1:], text)
+
+            messages, documents = _map_texts(messages, cut), _map_texts(documents, cut)
+        if continue_final_message:
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content'] or ''}{end}"}]
+            options["add_generation_prompt"] = False
+        text = self.render(messages, documents=documents, **options)
+        if continue_final_message:
+            if end not in text:
+                raise ConfigError(
+                    f"{self._where} does not write the last message out: it cannot be continued"
+                )
+            text = text.rpartition(end)[0]
+        pieces = text.split(mark)
+        ids = tokenizer.encode("") if add_special_tokens else []
+        ids += [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
         return "".join(pieces), ids
 
 
@@ -181,7 +210,8 @@ def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     return source, f"chat_template of {folder.name}"
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """{"eos_token": "</s>", ...} of a model folder; `config`: its tokenizer_config.json."""
     tokens = {}
     for key, value in {**read_config(folder / "special_tokens_map.json"), **config}.items():
         text = value.get("content") if isinstance(value, Mapping) else value
