@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 from headrace.server.client import EngineDied
+from headrace.server.run import Options, listen
 from headrace.server.stream import DONE, PING, events
 
 
@@ -88,3 +90,24 @@ def test_a_reader_that_leaves_ends_what_is_read() -> None:
 
     asyncio.run(run())
     assert ended == [True]
+
+
+def test_small_pieces_do_not_wait_for_each_other() -> None:
+    """A connection of ours sends at once: with Nagle's algorithm, the end of an answer waits 40 ms for the beginning
+    to be acknowledged."""
+    seen: list[int] = []
+
+    def arrived(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect() -> None:
+        listening = listen(Options(host="127.0.0.1", port=0))
+        async with await asyncio.start_server(arrived, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(connect())
+    assert seen == [1]
