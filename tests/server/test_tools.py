@@ -12,8 +12,10 @@ import openai
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.server.tools import Deltas, Offer, Tools, message_of
+from headrace.server.tools import Deltas, Offer, Tool, ToolFunction, Tools, message_of
+from headrace.text.reply import Reply
 from headrace.text.tokenizer import Tokenizer
+from headrace.types import Delta, SamplingParams
 from tests.server import hermes
 from tests.server.running import Server, serving
 
@@ -53,6 +55,15 @@ def tooled(folder: Path) -> Iterator[Server]:
 def client(tooled: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{tooled.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+class Asked:
+    """A body that offers do-nothing."""
+
+    def __init__(self, choice: str | None = None) -> None:
+        self.tools: list[Tool] | None = [Tool(type="function", function=ToolFunction(name="do-nothing"))]
+        self.tool_choice: Any = choice
+        self.parallel_tool_calls: bool | None = None
 
 
 def asked(**fields: Any) -> dict[str, Any]:
@@ -330,6 +341,27 @@ def test_how_the_format_is_found(folder: Path, tooled: Server, tmp_path: Path) -
     assert "--tool-call-parser" in Tools(Tokenizer(strange)).facts
 
 
+def test_marks_that_are_special_tokens(tmp_path: Path) -> None:
+    """They are text to whoever looks for calls, and a grammar names them by id."""
+    made = hermes.make(tmp_path / "special", hermes.TEMPLATE.replace("<|system|>", ""))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = made / name
+        file.write_text(file.read_text().replace("<|system|>", "<tool_call>"))
+    tokenizer = Tokenizer(made)
+    mark = tokenizer.id_of("<tool_call>")
+    offer = Tools(tokenizer).offer(Asked("required"))
+    assert offer is not None and offer.marks == {mark}
+    assert offer.grammar is not None and f"<[{mark}]>" in offer.grammar.text
+    call = '{"name": "do-nothing", "arguments": {}}'
+    tokens = (mark, *tokenizer.encode(call, add_special=False), tokenizer.eos)
+    for shown in (offer.marks, frozenset()):
+        reply = Reply(tokenizer, [1], SamplingParams(), prompt=None, at=0.0, shown=shown)
+        chunk = reply.take(Delta("a", 0, 0, tokens, finish_reason="stop"), 1.0)
+        assert chunk is not None
+        fields, _ = message_of(offer, chunk.text, "stop")
+        assert ("tool_calls" in fields) == bool(shown)
+
+
 # ---- what a model says freely, without one ----
 
 SAID = 'Let me see.\n<tool_call>\n{"name": "do-nothing", "arguments": {}}\n</tool_call>'
@@ -337,16 +369,7 @@ SAID = 'Let me see.\n<tool_call>\n{"name": "do-nothing", "arguments": {}}\n</too
 
 @pytest.fixture(scope="module")
 def offer(folder: Path) -> Offer:
-    class Body:
-        tools = None
-        tool_choice = None
-        parallel_tool_calls = None
-
-    from headrace.server.tools import Tool, ToolFunction
-
-    body = Body()
-    body.tools = [Tool(type="function", function=ToolFunction(name="do-nothing"))]  # type: ignore[assignment]
-    made = Tools(Tokenizer(folder)).offer(body)
+    made = Tools(Tokenizer(folder)).offer(Asked())
     assert made is not None and made.grammar is None
     return made
 
