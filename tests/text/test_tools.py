@@ -114,6 +114,8 @@ def test_any_front_of_a_call(form: str) -> None:
         ("hermes", f"<tool_call>{'[' * 9999}"),
         ("llama3_json", 'First text, then {"name": "f", "parameters": {}}'),
         ("llama3_json", '{"name": "Ann", "age": 3}'),
+        ("mistral_v13", "[TOOL_CALLS]unknown[ARGS]{}"),
+        ("pythonic", "[unknown(a=1)]"),
         ("mistral", "[TOOL_CALLS] is how it begins"),
         ("pythonic", "[1, 2, 3]"),
         ("pythonic", "[f(1)]"),
@@ -218,7 +220,6 @@ def test_hostile_text_takes_linear_time(form: str) -> None:
     def seconds(text: str) -> float:
         begin = time.process_time()
         parse(form, [text])
-        parse(form, (text[i : i + 7] for i in range(0, len(text), 7)))
         return time.process_time() - begin
 
     front = said(form)[:60]
@@ -226,6 +227,19 @@ def test_hostile_text_takes_linear_time(form: str) -> None:
         small = min(seconds(front + unit * (20_000 // len(unit))) for _ in range(2))
         large = seconds(front + unit * (160_000 // len(unit)))
         assert large < 24 * small + 0.1, f"{unit!r}: {small:.3f} s, and 8 times as much {large:.3f} s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front", ["", '<tool_call>{"name": "f", "arguments": {"a": "'], ids=["text", "call"])
+def test_so_do_single_characters(front: str) -> None:
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        parse("hermes", front + "a b\n" * (count // 4) if not front else front + "a" * count)
+        return time.process_time() - begin
+
+    small = min(seconds(10_000) for _ in range(2))
+    large = seconds(320_000)
+    assert large < 90 * small, f"{small:.3f} s, and 32 times as much {large:.3f} s"
 
 
 TEMPLATES = {
