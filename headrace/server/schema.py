@@ -15,6 +15,7 @@ import msgspec
 from headrace.errors import nearest
 from headrace.server.errors import bad
 from headrace.server.grammars import ResponseFormat, StructuredOutputs
+from headrace.server.tools import Choice, Tool
 from headrace.types import MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOPS
 
 MAX_BODY_BYTES = 4 << 20
@@ -132,6 +133,9 @@ class ChatRequest(Generate, kw_only=True):
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | Choice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

@@ -142,7 +142,11 @@ def test_a_pydantic_class(client: openai.OpenAI) -> None:
 
 
 def test_a_schema_written_out(client: openai.OpenAI) -> None:
-    schema = {"name": "row", "strict": True, "schema": {**Row.model_json_schema(), "additionalProperties": False}}
+    schema = {
+        "name": "row",
+        "strict": True,
+        "schema": {**Row.model_json_schema(), "additionalProperties": False},
+    }
     made = client.chat.completions.create(
         model="tiny-draft",
         messages=MESSAGES,
