@@ -63,14 +63,15 @@ def main() -> None:
 
     folder = json.loads(sys.argv[1])
     tokenizer = Tokenizer(folder)
-    templates: list[ChatTemplate] = []  # compiled with the first question: it may take too long, too
+    templates: dict[bool, ChatTemplate] = {}  # that of conversations with tools may be another one
 
     def answer(question: Any) -> Any:
         messages, options = question
         try:
-            if not templates:
-                templates.append(ChatTemplate.load(folder))
-            return templates[0].encode(tokenizer, messages, **options)
+            tools = bool(options.get("tools"))
+            if tools not in templates:
+                templates[tools] = ChatTemplate.load(folder, tools=tools)
+            return templates[tools].encode(tokenizer, messages, **options)
         except ConfigError as error:
             return str(error).replace(f"{tokenizer.folder}/", "")  # clients learn no paths
         except MemoryError:
