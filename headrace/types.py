@@ -30,10 +30,8 @@ MAX_N = 128
 """Most samples of one request."""
 MAX_LOGPROBS = 100
 """Most alternatives whose log-probability one position may report."""
-MAX_STOPS = 64
-"""Most stop strings, and most stop tokens, of one request."""
-MAX_STOP_CHARS = 1024
-"""Longest stop string: a longer one would hold back that much text."""
+MAX_STOPS, MAX_STOP_CHARS = 64, 1024
+"""Most stop strings, and most stop tokens, of one request; longest stop string, since that much text is held back."""
 MAX_BIASED = 1024
 """Most token ids that one request biases, allows or forbids."""
 MAX_GRAMMAR_CHARS = 64 << 10
@@ -200,14 +198,13 @@ class Request:
 
 
 class Status(Enum):
-    """Where a sequence is. Arrows: HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED (gave way);
-    WAITING | RUNNING | SWAPPED -> PAUSED -> WAITING."""
+    """Where it is. HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED; any -> PAUSED -> WAITING."""
 
     HELD = "held"  # a further sample of a request whose first sample has not finished the prompt
     WAITING = "waiting"  # no pages; runs from the longest cached prefix
     RUNNING = "running"  # holds pages
     SWAPPED = "swapped"  # its pages lie in host memory
-    PAUSED = "paused"  # nobody takes its tokens at the moment; no pages but those in the prefix cache
+    PAUSED = "paused"  # nobody takes its tokens; no pages
     FINISHED = "finished"
 
 

@@ -41,7 +41,7 @@ class EventStream(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         gone = asyncio.ensure_future(disconnected(receive))
-        sending = asyncio.ensure_future(self._send(send))
+        sending = asyncio.ensure_future(self._send(send, gone))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -50,9 +50,11 @@ class EventStream(Response):
             await asyncio.gather(sending, gone, return_exceptions=True)
             await self._body.aclose()
 
-    async def _send(self, send: Any) -> None:
+    async def _send(self, send: Any, gone: asyncio.Future[None]) -> None:
         async for data in self._body:
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            if gone.done():  # a lost connection lets a waiting send go on
+                return
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -149,6 +149,7 @@ def test_soak() -> None:
         seen: list[tuple[int, ...]] = []
         try:
             while time.monotonic() - begin < MINUTES * 60 and not load.wrong:
+                assert server.engine() == processes[1], server.log.read_text()[-2000:]
                 load.end.wait(min(5.0, MINUTES * 6))
                 seen.append((int(time.monotonic() - begin), *(rss(process) >> 10 for process in processes)))
                 if not warm and time.monotonic() - begin > WARM_S:
@@ -157,7 +158,7 @@ def test_soak() -> None:
             load.end.set()
             for thread in load.threads:
                 thread.join(120)
-        assert not load.wrong, load.wrong[:3]
+        assert not load.wrong, (load.wrong[:3], server.log.read_text()[-2000:])
         settled(server, before)
         growth = [rss(process) - old for process, old in zip(processes, warm, strict=True)]
         story = f"{load.outcomes}, (s, KiB of API, KiB of engine): {seen[:: max(len(seen) // 12, 1)]}"
