@@ -168,7 +168,7 @@ def _check_message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(role, str):
         raise ConfigError(f'{where} has no "role"; known: {", ".join(ROLES)}')
     if role not in ROLES:
-        raise ConfigError(f"{where}: no role called {role!r}; {nearest(role, ROLES)}")
+        raise ConfigError(f"{where}: no role called {role[:40]!r}; {nearest(role[:40], ROLES)}")
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise ConfigError(f'{where} has no "content"')
