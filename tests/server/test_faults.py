@@ -158,6 +158,7 @@ def test_a_signal_under_load_drains(number: int) -> None:
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_finish_in_time_hears_why() -> None:
     with serving(*FLAGS, constants={"run.DRAIN_S": 0.5}) as server:
         streams = [Stream(server, {**body(prompt, 1500), "n": 1}) for prompt in prompts(8)]
@@ -169,6 +170,7 @@ def test_what_does_not_finish_in_time_hears_why() -> None:
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_its_log_stops_nothing() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -220,6 +222,7 @@ def test_a_reader_that_stops_is_paused_then_cut_off() -> None:
         sock.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_on_gets_the_same() -> None:
     constants = {"client.MOST_UNREAD": 64, "client.FEW_UNREAD": 16}
     with serving(*FLAGS, constants=constants) as server:

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import socket
+import time
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -98,7 +99,7 @@ def test_half_a_request_is_not_waited_for() -> None:
     with serving(*flags, constants=constants) as server, ExitStack() as stack:
         before = resources(server)
         data = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
-        silent, slow, half = (stack.enter_context(connect(server)) for _ in range(3))
+        silent, slow, half = (stack.enter_context(connect(server, timeout=30)) for _ in range(3))
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\n")
         half.sendall(head(data) + data[:5])
         again = stack.enter_context(connect(server))
@@ -107,12 +108,14 @@ def test_half_a_request_is_not_waited_for() -> None:
         assert again.recv(12) == b"HTTP/1.1 200"
         again.sendall(b"GET /ver")  # half of a second request
         with suppress(ConnectionError):
-            while True:  # a header that never ends, a byte now and then
+            end = time.monotonic() + 30
+            while time.monotonic() < end:  # a header that never ends, a line now and then
                 slow.sendall(b"X-A: b\r\n")
                 slow.settimeout(0.1)
                 with suppress(TimeoutError):
                     if not slow.recv(1):
                         break
+            assert time.monotonic() < end, "a line now and then gains time"
         for sock in (silent, half, again):
             with suppress(ConnectionError):
                 while sock.recv(1 << 16):
@@ -121,6 +124,7 @@ def test_half_a_request_is_not_waited_for() -> None:
         assert ledger(server)["cancelled"] == 1, "the request whose body never came"
 
 
+@pytest.mark.slow
 def test_more_connections_than_files() -> None:
     """Idle connections do not keep others out for longer than a header may take; who is one too many hears so."""
     constants = {"connection.HEADER_S": 4.0, "connection.SPARE_FILES": 20000}
