@@ -14,17 +14,17 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from headrace.rows import HiddenSum, Pooled, Reads, Scored
 
 MAX_N = 128
 """Most samples of one request."""
@@ -36,10 +36,13 @@ MAX_STOP_CHARS = 1024
 """Longest stop string: a longer one would hold back that much text."""
 MAX_BIASED = 1024
 """Most entries of one logit_bias."""
+MAX_TRACKED = 128
+"""Most tokens whose log-probability one position reports because they were asked for by id."""
 
 MAX_GRAMMAR_CHARS = 64 << 10
 """Longest text of a grammar."""
 
+PoolingKind = Literal["mean", "last"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
@@ -95,14 +98,19 @@ class SamplingParams:
     """Do not stop at the model's own end tokens."""
     logprobs: int | None = None
     """Report the chosen token's raw log-probability and those of this many most likely ones, per token."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """With `logprobs`: report these tokens' log-probabilities as well, after those of the most likely ones."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+    prompt_logprobs_start: int = 1
+    """The first token of the prompt that is scored; what comes before it may come from the prefix cache."""
     grammar: Grammar | None = None
     """Only tokens that keep the output in this form are drawn; it ends where the form is complete."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logprob_token_ids", tuple(self.logprob_token_ids))
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
         for name, low, high in _RANGES:
             _check_range(name, getattr(self, name), low, high)
@@ -125,6 +133,14 @@ class SamplingParams:
             raise ValueError(f"every stop string must have 1 to {MAX_STOP_CHARS} characters")
         if any(not isinstance(t, int) or t < 0 for t in self.stop_token_ids):
             raise ValueError("stop_token_ids must be token ids, integers of 0 or more")
+        if len(self.logprob_token_ids) > MAX_TRACKED:
+            raise ValueError(
+                f"logprob_token_ids has {len(self.logprob_token_ids)} entries; at most {MAX_TRACKED}"
+            )
+        if any(not isinstance(t, int) or isinstance(t, bool) or t < 0 for t in self.logprob_token_ids):
+            raise ValueError("logprob_token_ids must be token ids, integers of 0 or more")
+        if self.logprob_token_ids and self.logprobs is None:
+            raise ValueError("logprob_token_ids go with logprobs: set it, 0 for no others")
         if len(self.logit_bias) > MAX_BIASED:
             raise ValueError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_BIASED}")
         for token, bias in self.logit_bias.items():
@@ -147,6 +163,7 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
     ("min_tokens", 0, None),
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs_start", 1, None),
 )
 _OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
 _FLOATS = {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
@@ -166,6 +183,18 @@ def _check_range(name: str, value: object, low: float | None, high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """The prompt's final hidden states, normed, as one vector: nothing is generated."""
+
+    kind: PoolingKind = "last"
+    """The mean of all of them, or the last token's, which has seen all others."""
+    normalize: bool = False
+    """Scale it to length 1."""
+    dimensions: int | None = None
+    """Keep the first ones only, for models trained so that these say nearly everything (Matryoshka)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What was asked: one prompt, and how to continue it."""
 
@@ -177,6 +206,8 @@ class Request:
     """Seconds, on the engine's clock."""
     priority: int = 0
     """Lower runs first, under policies that look at it."""
+    pooling: Pooling | None = None
+    """Pool it instead of continuing it; takes no sampling parameters."""
     salt: str = ""
     """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
 
@@ -184,12 +215,21 @@ class Request:
         """Why an engine with this context and vocabulary could never run it; empty if it can."""
         if not self.prompt:
             return "the prompt is empty: give at least one token"
-        if len(self.prompt) >= context:
+        if self.pooling is not None and self.params != SamplingParams():
+            return "pooling generates nothing, so it takes no sampling parameters"
+        if self.pooling is not None and len(self.prompt) > context:
+            return (
+                f"the input has {len(self.prompt)} tokens, and the context holds {context}: shorten the input"
+            )
+        if self.pooling is None and len(self.prompt) >= context:
             return (
                 f"the prompt has {len(self.prompt)} tokens, and the context holds {context} with at least one for the "
                 "answer: shorten the prompt"
             )
-        ids = (self.params.logit_bias, self.params.stop_token_ids)
+        start = self.params.prompt_logprobs_start
+        if start > 1 and start >= len(self.prompt):
+            return f"prompt_logprobs_start={start}: the prompt has only {len(self.prompt)} tokens"
+        ids = (self.params.logit_bias, self.params.stop_token_ids, self.params.logprob_token_ids)
         bad = next((t for t in self.prompt if not 0 <= t < vocab), None)
         bad = next((t for some in ids for t in some if t >= vocab), None) if bad is None else bad
         return "" if bad is None else f"token {bad} is not in the vocabulary of {vocab} tokens"
@@ -227,6 +267,8 @@ class Sequence:
     """Tokens of the prompt taken from the prefix cache at the last admission."""
     num_scored: int = 1
     """Prompt tokens whose log-probability was delivered, if asked for; the first token has none."""
+    hidden_sum: HiddenSum | None = None
+    """Of a prompt whose mean is asked for, as far as it was computed."""
     status: Status = Status.WAITING
     parent: int | None = None
     """Sequence id this one was forked from."""
@@ -282,55 +324,6 @@ class StepPlan:
         return sum(len(span) for span in self.spans)
 
 
-class Run(NamedTuple):
-    """Consecutive stored positions that some rows of a batch read. A hole (evicted pages) makes several."""
-
-    first_row: int
-    end_row: int
-    first_page: int
-    """Index into Reads.pages_B."""
-    start: int
-    """Position of the first token, which is the first of its page."""
-    length: int
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What the rows of a batch read from one cache group. Runs of the same rows follow each other, by position."""
-
-    pages_B: Tensor
-    """Page numbers of every run, one run after the other; int64."""
-    runs: tuple[Run, ...]
-
-    @cached_property
-    def runs_W5(self) -> Tensor:
-        """The runs as int64."""
-        from torch import int64, tensor  # here, so that importing this module loads nothing
-
-        return tensor(self.runs, dtype=int64).view(-1, 5)
-
-    def pages(self, run: Run, page_tokens: int) -> Tensor:
-        """The run's page numbers."""
-        return self.pages_B[run.first_page : run.first_page + -(-run.length // page_tokens)]
-
-    def by_rows(self) -> Iterator[tuple[slice, list[Run]]]:
-        """The runs of each span's rows."""
-        for (first, end), runs in itertools.groupby(self.runs, key=lambda run: run[:2]):
-            yield slice(first, end), list(runs)
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Consecutive rows of one span whose next tokens are known: prompt tokens to score. Part of a Batch."""
-
-    seq: int
-    first_row: int
-    targets: tuple[int, ...]
-    """The token that follows each row."""
-    count: int
-    """How many of the likeliest tokens to report beside it."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """The plan as packed tensors. Rows of span s are starts[s] .. starts[s+1]."""
@@ -350,6 +343,8 @@ class Batch:
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()
     """Rows whose next token is known already and whose log-probability was asked for (prompt_logprobs)."""
+    pooled: tuple[Pooled, ...] = ()
+    """Rows whose hidden states are pooled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +363,8 @@ class Accepted:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    hidden_sum: HiddenSum | None = None
+    """Of a request with pooling."""
     error: str = ""
     """Why nothing more can come of the sequence; it ends."""
 
@@ -392,3 +389,5 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: str = ""
     """Why it ended with "error"."""
+    embedding: bytes = b""
+    """Of a request with pooling, once: float32, little-endian."""

@@ -22,7 +22,7 @@ SLOTS = slots.slots().values()
 
 # Rule 1. A module may import from its own rank and from those above it in this list.
 RANKS = (
-    ("types", "errors", "stats"),
+    ("types", "rows", "errors", "stats"),
     ("slots", "architecture", "box", "config"),
     ("compose", "kernels", "text"),
     ("layer", "weight", "kv"),

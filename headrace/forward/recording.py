@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace import kernels
-from headrace.types import Batch, Reads
+from headrace.rows import Reads
+from headrace.types import Batch
 
 MOST_ROWS = 8
 """Of a batch that is worth it: with more rows, the kernels take so long that nothing else counts."""
