@@ -36,10 +36,18 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-class Generate(msgspec.Struct, kw_only=True):
-    """What completions and chats share."""
+class Common(msgspec.Struct, kw_only=True):
+    """What all requests share that the engine runs."""
 
     model: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class Generate(Common, kw_only=True):
+    """What completions and chats share."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -59,6 +67,7 @@ class Generate(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -68,9 +77,6 @@ class Generate(msgspec.Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    request_id: str | None = None
 
 
 class CompletionRequest(Generate, kw_only=True):
@@ -117,7 +123,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _SAMPLING = (
     "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "ignore_eos",
-    "prompt_logprobs",
+    "logprob_token_ids", "prompt_logprobs",
 )  # fmt: skip
 """Fields of Generate that SamplingParams has under the same name."""
 
@@ -160,11 +166,16 @@ def sampling_fields(body: Generate) -> dict[str, Any]:
 
 
 def check_common(body: Generate) -> None:
-    """What does not depend on the endpoint. Raises ApiError."""
+    """What completions and chats share. Raises ApiError."""
+    check_call(body)
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options is only for stream=true", "stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise bad("prompt_logprobs does not come with stream=true: ask for one of them", "prompt_logprobs")
+
+
+def check_call(body: Common) -> None:
+    """What does not depend on the endpoint. Raises ApiError."""
     if body.cache_salt is not None and not 0 < len(body.cache_salt) <= MAX_SALT_CHARS:
         raise bad(f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", "cache_salt")
     if body.request_id is not None and not is_id(body.request_id):

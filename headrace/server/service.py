@@ -95,6 +95,7 @@ class Service:
         assert client.ready is not None
         self.client, self.name, self.metrics = client, name, metrics
         self.context, self.vocab = client.ready.context, client.ready.vocab
+        self.width = client.ready.width
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
         self._checker = Checker(client.ready.path, client.ready.grammar, self.vocab, client.ready.eos)
@@ -106,6 +107,12 @@ class Service:
     def template(self) -> ChatTemplate:
         """Raises ModelError if the model has none."""
         return ChatTemplate.load(self.tokenizer.folder)
+
+    @cached_property
+    def has_template(self) -> bool:
+        """Whether chats can be made into prompts."""
+        folder = self.tokenizer.folder
+        return "chat_template" in self.tokenizer.config or (folder / "chat_template.jinja").is_file()
 
     def check_model(self, asked: str | None) -> None:
         """Raises ApiError unless `asked` is this model, or nothing."""
