@@ -1,7 +1,8 @@
 """Requests that a forward pass answers, without generating: embeddings, scores and rankings.
 
 One HTTP request may need many passes, and some of them only when others have ended. At most SLICE of them are with the
-engine at a time, so that a long list leaves room in the queue for others; the request is counted once, when it ends.
+engine at a time, and no more than half of what the queue takes, so that a long list leaves room for others; the request
+is counted once, when it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from headrace.types import Delta, Logprob, Pooling, Request, SamplingParams
 
 MAX_INPUTS = 2048
 """Texts of one request, as OpenAI's clients send them."""
-MAX_CHARS = 16 << 20
+MAX_CHARS = 8 << 20
 """Characters that one request may have encoded: a long query is encoded once per document."""
 SLICE = MAX_PROMPTS
 LEAD_TOKENS = 64
@@ -63,6 +64,8 @@ class Passes:
         self._tokens: list[int] = []  # of each prompt that was handed to the engine
         self._waiting: list[Request] = []
         self._jobs: list[Job] = []
+        config = service.client.config
+        self._slice = max(1, min(SLICE, (config.max_seqs + config.max_waiting) // 2))
 
     # ---- before ----
 
@@ -116,7 +119,7 @@ class Passes:
         assert not self._jobs, "those before have not ended"
         ahead = lead and self.service.client.config.prefix_cache and _begin_alike(requests)
         self._waiting = list(requests)
-        self._hand_over(1 if ahead else SLICE)
+        self._hand_over(1 if ahead else self._slice)
 
     async def results(self) -> list[Result]:
         """What came of those that were started. Raises what EngineClient.deltas raises; cancelled, ends them all."""
@@ -128,7 +131,7 @@ class Passes:
                     raise bad(delta.error, code="generation_failed")
                 by_name[delta.request].take(delta)
             found += by_name.values()
-            self._hand_over(SLICE)
+            self._hand_over(self._slice)
         return found
 
     def _hand_over(self, count: int) -> None:
