@@ -55,7 +55,11 @@ class Embeddings:
         )
         requests = []
         for place, text in enumerate(inputs):
-            ids = text if isinstance(text, list) else await passes.encode(text, add_special=_special(body))
+            ids = (
+                text
+                if isinstance(text, list)
+                else await passes.encode(text, add_special=body.add_special_tokens)
+            )
             passes.fits(ids, f"input[{place}]" if len(inputs) > 1 else "input", room=0)
             requests.append(passes.request(ids, pooling=pooling))
         passes.start(requests)
@@ -74,10 +78,6 @@ class Embeddings:
         if self._body.encoding_format == "base64":
             return base64.b64encode(result.embedding).decode()
         return struct.unpack(f"<{len(result.embedding) // 4}f", result.embedding)
-
-
-def _special(body: EmbeddingRequest) -> bool:
-    return body.add_special_tokens is not False
 
 
 def _inputs(given: str | list[Any]) -> list[str | list[int]]:

@@ -69,10 +69,18 @@ class Passes:
 
     # ---- before ----
 
-    async def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids of a text. Raises ApiError if the request has become too much."""
+    async def encode(
+        self, text: str, *, add_special: bool | None = None, parse_special: bool | None = None
+    ) -> list[int]:
+        """Token ids of a text. Raises ApiError if the request has become too much.
+
+        Without `add_special`, what the model puts before a text is added; without `parse_special`, special tokens that
+        the text spells are text.
+        """
         self.spend(len(text))
-        return await self.service.encode(text, add_special=add_special)
+        return await self.service.encode(
+            text, add_special=add_special is not False, parse_special=bool(parse_special)
+        )
 
     def spend(self, chars: int) -> None:
         """Counts characters that are about to be encoded. Raises ApiError if they are too many."""

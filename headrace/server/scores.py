@@ -37,6 +37,9 @@ class ScoreRequest(Common, kw_only=True):
     label_token_ids: list[int] | None = None
     apply_softmax: bool | None = None
     item_first: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    """Special tokens that a text spells are commands: for prompts in a chat's form."""
 
 
 class Scores:
@@ -58,9 +61,15 @@ class Scores:
             ids = prompts.get(prompt) if isinstance(prompt, str) else prompt
             if ids is None:
                 assert isinstance(prompt, str)
-                ids = prompts[prompt] = await passes.encode(prompt)
+                ids = prompts[prompt] = await _encode(passes, body, prompt)
             _check_ids(passes, ids, shape[0])
-            requests.append(await _request(passes, prompt, ids, choice, f"{shape[1]}[{place}]"))
+            tokens = choice if isinstance(choice, list) else None
+            if isinstance(choice, str) and isinstance(prompt, str):
+                tokens = continuation(ids, await _encode(passes, body, prompt + choice))
+            if tokens is None:
+                assert isinstance(choice, str)
+                tokens = await passes.encode(choice, add_special=False, parse_special=body.parse_special)
+            requests.append(_request(passes, ids, tokens, f"{shape[1]}[{place}]"))
         passes.start(requests, lead=True)
         return cls(passes, body, requests)
 
@@ -115,7 +124,11 @@ class Labels:
         requests = []
         for place, item in enumerate(items):
             parts: Any = (item, query) if body.item_first else (query, item)
-            ids = await passes.encode("".join(parts)) if isinstance(query, str) else [*parts[0], *parts[1]]
+            ids = (
+                await _encode(passes, body, "".join(parts))
+                if isinstance(query, str)
+                else [*parts[0], *parts[1]]
+            )
             passes.fits(ids, f"query with items[{place}]")
             requests.append(passes.request(ids, params=params))
         passes.start(requests, lead=not body.item_first)
@@ -169,15 +182,14 @@ def _check_ids(passes: Passes, ids: list[int], name: str) -> None:
     passes.fits(ids, name, room=2)
 
 
-async def _request(passes: Passes, prompt: Text, ids: list[int], choice: Text, name: str) -> Request:
-    """Scores what follows `ids`. Raises ApiError."""
-    tokens = choice if isinstance(choice, list) else None
-    if isinstance(choice, str) and isinstance(prompt, str):
-        tokens = continuation(ids, await passes.encode(prompt + choice))
-    if tokens is None:
-        assert isinstance(choice, str)
-        tokens = await passes.encode(choice, add_special=False)
+def _request(passes: Passes, ids: list[int], tokens: list[int], name: str) -> Request:
+    """Scores `tokens` after `ids`. Raises ApiError."""
     whole = [*ids, *tokens]
     passes.fits(whole, f"the prompt with {name}")
     scored = replace(NEXT, logprobs=None, prompt_logprobs=0, prompt_logprobs_start=len(ids))
     return passes.request(whole, params=scored)
+
+
+async def _encode(passes: Passes, body: ScoreRequest, text: str) -> list[int]:
+    """Token ids of a text that stands at the beginning."""
+    return await passes.encode(text, add_special=body.add_special_tokens, parse_special=body.parse_special)
