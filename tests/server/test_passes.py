@@ -386,7 +386,8 @@ def test_a_full_queue_is_429() -> None:
                 "more than the queue holds come bit by bit"
             )
         with client.stream("POST", "/v1/completions", json={**long, "stream": True}) as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: without it, the client hangs up
+            next(lines)
             os.kill(server.engine(), signal.SIGSTOP)  # however slow this is, both samples are still under way
             try:
                 for path, body in asked.items():
