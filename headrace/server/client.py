@@ -90,7 +90,7 @@ class EngineClient:
         self.ready: Ready | None = None
         """What the engine said when it was ready; the last one's while the next one starts."""
         self.view: View | None = None
-        """After the last step."""
+        """After the last step of the engine that runs now."""
         self.last_step = 0.0
         """When that was, on the monotonic clock."""
         self.restarts = 0
@@ -188,6 +188,7 @@ class EngineClient:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
         cause = self._cause()
+        self.view = None
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
         lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +48,13 @@ def metric(text: str, name: str, **labels: str) -> float:
         if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
             return float(match[2])
     raise AssertionError(f"no {name} {labels} in the metrics")
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
 
 
 @contextmanager
