@@ -53,7 +53,6 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all prompts and samples so far, as OpenAI counts them."""
-        parts = [reply.usage for reply in self.call.replies]
-        prompt = sum(part.prompt_tokens for part in parts)
-        answer = 0 if self.silent else sum(part.completion_tokens for part in parts)
+        usage = self.call.usage
+        prompt, answer = usage.prompt_tokens, 0 if self.silent else usage.completion_tokens
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}

@@ -59,7 +59,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None
 
 @contextmanager
 def serving(*flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`headrace serve FLAGS`, until the block ends."""
+    """`headrace serve FLAGS`, until the block ends. What it logs is in `Server.log`."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "headrace", "serve", "--port", "0", *flags]
@@ -80,7 +80,7 @@ def serving(*flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
-        match = re.search(r"on (http://\S+)/v1", log.read_text())
+        match = re.search(r"on (http://\S+?)/v1", log.read_text())
         if match:
             return match[1]
         time.sleep(0.02)

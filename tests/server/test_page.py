@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 Page = Any
 KEY = "a-key-of-the-page"
 WAIT_MS = 30_000
+LONG = '{"type": "string", "minLength": 8000}'
 expect = sync_api.expect
 
 
@@ -45,8 +46,20 @@ def browser() -> Iterator[Any]:
 def guarded() -> Iterator[Server]:
     """A server that wants a key, and runs prompts in chunks."""
     flags = ("--api-key", KEY, "--policy", "sarathi:tokens=16")
-    with serving("--model", "tiny-draft", "--threads", "1", *flags) as running:
+    with serving("--model", "tiny", "--threads", "1", *flags) as running:
         yield running
+
+
+@pytest.fixture
+def keyed(browser: Any, guarded: Server) -> Iterator[Page]:
+    """The page of the guarded server, with the key."""
+    page = browser.new_page()
+    page.goto(guarded.url)
+    page.fill("#key", KEY)
+    page.press("#key", "Enter")
+    expect(page.locator("#status")).to_have_text("ready")
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -160,25 +173,6 @@ def test_the_browser_refuses_html(browser: Any, server: Server) -> None:
     page.close()
 
 
-def test_stop_cancels(page: Page, server: Server) -> None:
-    with server.client() as client:
-
-        def cancelled() -> float:
-            return metric(client.get("/metrics").text, "headrace_requests_ended_total", outcome="cancelled")
-
-        before = cancelled()
-        open_parameters(
-            page, max_tokens="1900", temperature="1", schema='{"type": "string", "minLength": 8000}'
-        )
-        say(page, "On and on.")
-        expect(page.locator(".assistant .said")).not_to_be_empty()
-        page.get_by_role("button", name="Stop").click()
-        expect(page.locator(".assistant .cost")).to_have_text("stopped by you")
-        until(lambda: cancelled() == before + 1, "the request is counted as cancelled")
-        expect(page.locator("#running")).to_have_text("0")
-    expect(page.locator("#prompt")).to_be_focused()
-
-
 def test_an_error_is_shown_and_the_question_comes_back(page: Page) -> None:
     open_parameters(page)
     page.evaluate("document.getElementById('max_tokens').removeAttribute('max')")
@@ -212,7 +206,7 @@ def test_nothing_overflows(page: Page) -> None:
         "document.getElementById('out').textContent = document.getElementById('in').textContent = '12345'"
     )
     wide = "[...document.querySelectorAll('#numbers dd')].filter(e => e.scrollWidth > e.clientWidth).length"
-    for width in (320, 390, 768, 1024, 1360, 1920):
+    for width in (320, 390, 768, 1024, 1220, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(wide) == 0, f"a number is cut at {width}"
@@ -316,13 +310,25 @@ _BOTH_COLOURS = """() => {
 }"""
 
 
-def test_an_engine_that_dies_shows_and_comes_back(browser: Any, guarded: Server) -> None:
-    page = browser.new_page()
-    page.goto(guarded.url)
-    page.fill("#key", KEY)
-    page.press("#key", "Enter")
-    expect(page.locator("#status")).to_have_text("ready")
-    open_parameters(page, max_tokens="1900", schema='{"type": "string", "minLength": 8000}')
+def test_stop_cancels(keyed: Page, guarded: Server) -> None:
+    def cancelled() -> float:
+        return metric(client.get("/metrics").text, "headrace_requests_ended_total", outcome="cancelled")
+
+    with guarded.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        before = cancelled()
+        open_parameters(keyed, max_tokens="1900", schema=LONG)
+        say(keyed, "On and on.")
+        expect(keyed.locator(".assistant .said")).not_to_be_empty()
+        keyed.get_by_role("button", name="Stop").click()
+        expect(keyed.locator(".assistant .cost")).to_have_text("stopped by you")
+        until(lambda: cancelled() == before + 1, "the request is counted as cancelled")
+        expect(keyed.locator("#running")).to_have_text("0")
+    expect(keyed.locator("#prompt")).to_be_focused()
+
+
+def test_an_engine_that_dies_shows_and_comes_back(keyed: Page, guarded: Server) -> None:
+    page = keyed
+    open_parameters(page, max_tokens="1900", schema=LONG)
     say(page, "On and on.")
     expect(page.locator(".assistant .said")).not_to_be_empty()
     os.kill(guarded.engine(), signal.SIGKILL)
@@ -336,4 +342,3 @@ def test_an_engine_that_dies_shows_and_comes_back(browser: Any, guarded: Server)
     answered(page)
     expect(page.locator(".assistant .cost").last).to_contain_text("tokens")
     expect(page.locator("#step")).to_contain_text(re.compile(r"step \d{1,3}:"))
-    page.close()

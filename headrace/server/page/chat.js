@@ -126,7 +126,7 @@ async function answer(question, form) {
       cost.textContent = ENDS.stopped;
       keep();
     } else {
-      failed(turn, said, question, error);
+      failed(turn, question, error);
     }
   } finally {
     $("talk").setAttribute("aria-busy", "false");
@@ -134,9 +134,9 @@ async function answer(question, form) {
 }
 
 /** Says what went wrong; the question is back where it can be sent again. */
-function failed(turn, said, question, error) {
+function failed(turn, question, error) {
   const why = error instanceof TypeError ? "the server cannot be reached" : error.message;
-  if (!said.textContent) said.remove();
+  for (const part of turn.querySelectorAll(".said, .cost")) if (!part.textContent) part.remove();
   turn.classList.add("failed");
   following(() => turn.append(element("p", "problem", `No answer: ${why}`)));
   turn.lastChild.setAttribute("role", "alert");
