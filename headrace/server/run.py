@@ -37,6 +37,7 @@ from headrace.server.record import Record
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
 from headrace.server.traces import Tracer
+from headrace.text import tool_formats
 
 DRAIN_S = 30.0
 STAT_S = 10.0
@@ -66,6 +67,12 @@ class Options:
     """No line about what goes as it should."""
     otlp_traces_endpoint: str = ""
     """URL of a collector of OpenTelemetry's spans; empty: none are made."""
+    tool_parser: str = ""
+    """How the model writes calls of tools (text/tool_formats.py); empty: its template tells."""
+
+    def __post_init__(self) -> None:
+        if self.tool_parser:
+            tool_formats.named(self.tool_parser)  # raises ConfigError before the engine has loaded
 
 
 def listen(options: Options) -> socket.socket:
@@ -128,10 +135,11 @@ async def _serve(
     try:
         if not await stop.unless_asked(starting):
             return 0
-        service = Service(client, name, metrics)
+        service = Service(client, name, metrics, options.tool_parser)
         gate.open(Api(service, live, strict=options.strict).app())
         facts, url = starting.result().facts, f"http://{_shown(sock)}/v1"
         journal.say("engine", facts)
+        journal.say("tools", f"tool calls: {service.tools.facts}")
         journal.say("serving", f"serving {name} on {url}", model=name, url=url)
         try:
             return await stop.wait(Stat(client, journal), journal)
