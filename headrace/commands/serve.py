@@ -17,6 +17,19 @@ from headrace.errors import ConfigError
 
 API_KEY = "HEADRACE_API_KEY"
 
+LogJson = Annotated[
+    bool,
+    typer.Option("--log-json", help="Log JSON objects, one a line, with one for every finished request."),
+]
+LogRequests = Annotated[bool, typer.Option("--log-requests", help="Log a line for every finished request.")]
+OtlpEndpoint = Annotated[
+    str,
+    typer.Option(
+        help="URL of an OpenTelemetry collector that spans of requests go to, over HTTP. Needs headrace[otel].",
+        show_default=False,
+    ),
+]
+
 
 def serve(
     config: EngineConfig,
@@ -43,19 +56,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
-    log_json: Annotated[
-        bool,
-        typer.Option("--log-json", help="Log JSON objects, one a line, with one for every finished request."),
-    ] = False,
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests", help="Log a line for every finished request.")
-    ] = False,
-    otlp_traces_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of an OpenTelemetry collector that spans of requests go to, over HTTP. Needs headrace[otel]."
-        ),
-    ] = None,
+    log_json: LogJson = False,
+    log_requests: LogRequests = False,
+    otlp_traces_endpoint: OtlpEndpoint = "",
     quiet: Quiet = False,
 ) -> None:
     """Serve an OpenAI-compatible API."""
@@ -76,7 +79,7 @@ def serve(
         log_json=log_json,
         log_requests=log_requests,
         quiet=quiet,
-        otlp_traces_endpoint=otlp_traces_endpoint or "",
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     code = asyncio.run(run(config, options, _to_stderr("" if log_json else "headrace: ")))
     if code:
