@@ -77,7 +77,8 @@ class Record:
             return line
         watch, usage = self.call.watch, self.call.usage
         line |= {"response_id": self.call.id, "model": self.call.model}
-        line |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        line |= {"prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
+        line |= {"completion_tokens": usage.completion_tokens}
         times = {"queue_s": watch.queued, "ttft_s": watch.ttft}
         return line | {name: seconds and round(seconds, 6) for name, seconds in times.items()}
 

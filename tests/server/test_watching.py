@@ -116,6 +116,7 @@ def test_a_request_is_a_line_of_json(watched: tuple[Server, Collector]) -> None:
         "level": "info", "event": "request", "request_id": "whole", "method": "POST", "path": "/v1/completions",
         "status": 200, "outcome": "completed", "response_id": "cmpl-whole", "model": "tiny-draft",
         "prompt_tokens": line["prompt_tokens"], "completion_tokens": 5,
+        "cached_tokens": 0,
     }  # fmt: skip
     assert line_of(server, "refused")["outcome"] == "rejected" and line_of(server, "refused")["status"] == 404
     assert line_of(server, "nowhere")["status"] == 404
