@@ -29,7 +29,8 @@ from tests.server.running import Server, metric, serving, until
 
 SECRET, KEY = "xylophone quartz", "a-key-nobody-logs"
 BODY = {"prompt": SECRET, "max_tokens": 5, "ignore_eos": True, "temperature": 0}
-LONG = {"prompt": "def f():\n", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+LONG = {"prompt": "def f():\n", "max_tokens": 1900, "n": 8, "ignore_eos": True, "stream": True}
+"""More than what lies between a server and a client holds: it cannot have ended before the client leaves."""
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
