@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
+from headrace.params import SamplingParams
 from headrace.server import grammars
 from headrace.server.client import EngineClient, Job
 from headrace.server.errors import ApiError, bad
@@ -26,7 +27,7 @@ from headrace.server.watch import Watch
 from headrace.text.chat import ChatTemplate
 from headrace.text.reply import Chunk, Output, Reply, Usage
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 
 _INLINE_CHARS = 2048
 """Texts up to this long are encoded at once: handing them to a thread takes longer."""
