@@ -282,7 +282,7 @@ class Engine:
             return None
         logprobs = accepted.logprobs[: len(tokens)]
         scores, error = accepted.prompt_logprobs, accepted.error
-        cached = seq.num_cached if tokens and len(tokens) == seq.num_generated else 0
+        cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
         ids = (seq.request.id, seq.index, seq.id)
         return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)
 

@@ -23,7 +23,7 @@ from headrace.kernels.attention import Queries
 from headrace.kernels.before import Before, Norm
 from headrace.kernels.rms_norm import rms_norm
 from headrace.kv.groups import GroupSpec
-from headrace.rows import Reads, Run
+from headrace.types import Reads, Run
 from headrace.weight.assemble import head_format, places
 from headrace.weight.formats import Format
 from headrace.weight.matrix import Matrix

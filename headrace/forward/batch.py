@@ -13,8 +13,7 @@ import torch
 
 from headrace.forward.pooling import pooled_rows
 from headrace.kv.cache import KVCache
-from headrace.rows import Scored
-from headrace.types import Batch, Sequence, Span
+from headrace.types import Batch, Scored, Sequence, Span
 
 
 def build_batch(

@@ -14,8 +14,7 @@ import sys
 import torch
 from torch import Tensor
 
-from headrace.rows import HiddenSum, Pooled
-from headrace.types import Pooling, Sequence, Span
+from headrace.types import HiddenSum, Pooled, Pooling, Sequence, Span
 
 
 def pooled_rows(span: Span, start_row: int, seq: Sequence) -> Pooled | None:

@@ -23,8 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace import kernels
-from headrace.rows import Reads
-from headrace.types import Batch
+from headrace.types import Batch, Reads
 
 MOST_ROWS = 8
 """Of a batch that is worth it: with more rows, the kernels take so long that nothing else counts."""

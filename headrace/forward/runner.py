@@ -13,9 +13,8 @@ from headrace.forward.pooling import pool
 from headrace.forward.recording import Recordings
 from headrace.kernels.route import gather
 from headrace.kv.cache import KVCache
-from headrace.rows import HiddenSum, Scored
 from headrace.sample.sampler import raw_logprobs
-from headrace.types import Batch, Logprob
+from headrace.types import Batch, HiddenSum, Logprob, Scored
 
 SCORED_ROWS = 64
 """Prompt rows whose logits are held at once."""

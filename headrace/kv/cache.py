@@ -20,8 +20,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
-from headrace.rows import Reads, Run
-from headrace.types import Batch, Sequence, Span, StepPlan
+from headrace.types import Batch, Reads, Run, Sequence, Span, StepPlan
 
 
 class KVCache:

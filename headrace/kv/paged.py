@@ -11,7 +11,7 @@ from headrace.kernels import paged_attention
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import PageStore
 from headrace.kv.groups import GroupSpec
-from headrace.rows import Reads
+from headrace.types import Reads
 
 ALIGN = 64
 """Pages start on cache lines."""

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from headrace.errors import ConfigError
 from headrace.kernels.argmax import argmax
-from headrace.rows import HiddenSum
 from headrace.sample import draw
 from headrace.sample.constrained import Constraints
 from headrace.sample.processors import Processor, State
-from headrace.types import Accepted, Logprob, Span, StepResult
+from headrace.types import Accepted, HiddenSum, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
 
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"

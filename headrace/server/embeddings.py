@@ -72,7 +72,7 @@ class Embeddings:
             {"object": "embedding", "index": index, "embedding": self._written(result)}
             for index, result in enumerate(results)
         ]
-        return {**self._passes.head("list"), "data": data, "usage": self._passes.usage()}
+        return {**self._passes.head("list"), "data": data, "usage": self._passes.cost()}
 
     def _written(self, result: Result) -> str | tuple[float, ...]:
         if self._body.encoding_format == "base64":

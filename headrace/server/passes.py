@@ -13,12 +13,14 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from headrace.params import SamplingParams
 from headrace.server.client import Job
 from headrace.server.errors import bad
 from headrace.server.schema import MAX_PROMPTS, Common, check_call
 from headrace.server.service import Service
+from headrace.server.watch import Watch
 from headrace.text.reply import Usage
-from headrace.types import Delta, Logprob, Pooling, Request, SamplingParams
+from headrace.types import Delta, Logprob, Pooling, Request
 
 MAX_INPUTS = 2048
 """Texts of one request, as OpenAI's clients send them."""
@@ -56,14 +58,18 @@ class Passes:
     def __init__(self, service: Service, id: str, serial: int, body: Common) -> None:
         """serial: makes the names of its passes unique, whatever `id` the client chose. Raises ApiError."""
         check_call(body)
-        self.service, self.id = service, id
+        self.service, self.id, self.model = service, id, service.name
+        self.params = None
+        """There are no sampling parameters."""
         self.created = int(time.time())
         self._name, self._body = f"{id}.{serial}", body
         self._made = 0
         self._chars = 0
-        self._tokens: list[int] = []  # of each prompt that was handed to the engine
         self._waiting: list[Request] = []
-        self._jobs: list[Job] = []
+        self._jobs: list[Job] = []  # with the engine
+        self._all: list[Job] = []  # that ever were
+        self._cached: dict[str, int] = {}
+        self.watch = Watch(service.metrics, self._all, time.perf_counter())
         config = service.client.config
         self._slice = max(1, min(SLICE, (config.max_seqs + config.max_waiting) // 2))
 
@@ -138,6 +144,9 @@ class Passes:
                 if delta.error:
                     raise bad(delta.error, code="generation_failed")
                 by_name[delta.request].take(delta)
+                self._cached[delta.request] = delta.cached
+                if delta.finish_reason is not None:
+                    self.watch.finished(delta.finish_reason)
             found += by_name.values()
             self._hand_over(self._slice)
         return found
@@ -145,13 +154,13 @@ class Passes:
     def _hand_over(self, count: int) -> None:
         now, self._waiting = self._waiting[:count], self._waiting[count:]
         self._jobs = self.service.client.submit(now) if now else []
-        self._tokens += [len(request.prompt) for request in now]
+        self._all += self._jobs
 
     # ---- after ----
 
     async def counted(self, answer: Awaitable[Value]) -> Value:
         """Waits for the answer that the passes are for; the request is counted by how that ends."""
-        watch, outcome = self.service.metrics.watch(1), "cancelled"
+        outcome = "cancelled"
         try:
             value = await answer
             outcome = "completed"
@@ -160,16 +169,31 @@ class Passes:
             outcome = "failed"
             raise
         finally:
-            watch.end(outcome, [Usage(self.prompt_tokens, 0)])
+            self.watch.end(outcome, self._usages())
 
     @property
-    def prompt_tokens(self) -> int:
-        """Of all passes."""
-        return sum(self._tokens)
+    def num_sequences(self) -> int:
+        """Passes that the engine was given."""
+        return len(self._all)
 
-    def usage(self) -> dict[str, int]:
-        """As OpenAI counts."""
-        return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all of them."""
+        parts = self._usages()
+        prompt, cached = (
+            sum(part.prompt_tokens for part in parts),
+            sum(part.cached_tokens for part in parts),
+        )
+        return Usage(prompt, 0, cached)
+
+    def _usages(self) -> list[Usage]:
+        requests = [job.request for job in self._all]
+        return [Usage(len(request.prompt), 0, self._cached.get(request.id, 0)) for request in requests]
+
+    def cost(self) -> dict[str, int]:
+        """`usage` as OpenAI writes it."""
+        count = self.usage.prompt_tokens
+        return {"prompt_tokens": count, "total_tokens": count}
 
     def head(self, kind: str) -> dict[str, Any]:
         """What an answer begins with."""

@@ -93,7 +93,7 @@ class Ranking:
             order, scores = await slide(len(self._texts), self._size, self._stride, self._rank)
         results = [self._result(place, score) for place, score in zip(order, scores, strict=True)]
         top = results[: self._body.top_n or None]
-        return {**self._passes.head("list"), "results": top, "usage": self._passes.usage()}
+        return {**self._passes.head("list"), "results": top, "usage": self._passes.cost()}
 
     def _result(self, place: int, score: float) -> dict[str, Any]:
         fields: dict[str, Any] = {"index": place, "relevance_score": score}

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from headrace.params import MAX_TRACKED
 from headrace.server.errors import bad
 from headrace.server.logprobs import LEAST
 from headrace.server.passes import MAX_INPUTS, NEXT, Passes, softmax, tracked
 from headrace.server.schema import Common
 from headrace.text.choices import Score, continuation
-from headrace.types import MAX_TRACKED, Request
+from headrace.types import Request
 
 Text = str | list[int]
 SHAPES = (("prompt", "choices"), ("text_1", "text_2"), ("query", "items", "label_token_ids"))
@@ -82,7 +83,7 @@ class Scores:
             scores.append(Score(tokens, tuple(max(item.logprob, LEAST) for item in result.prompt_logprobs)))
         if self._body.choices is None:
             data = [{"index": i, "object": "score", "score": score.logprob} for i, score in enumerate(scores)]
-            return {**self._passes.head("list"), "data": data, "usage": self._passes.usage()}
+            return {**self._passes.head("list"), "data": data, "usage": self._passes.cost()}
         choices = [
             {
                 "index": index,
@@ -94,7 +95,7 @@ class Scores:
             }
             for index, score in enumerate(scores)
         ]
-        return {**self._passes.head("score"), "choices": choices, "usage": self._passes.usage()}
+        return {**self._passes.head("score"), "choices": choices, "usage": self._passes.cost()}
 
 
 class Labels:
@@ -140,7 +141,7 @@ class Labels:
         for result in await self._passes.results():
             values = tracked(result, self._body.label_token_ids or ())
             scores.append(softmax(values) if self._body.apply_softmax else [math.exp(v) for v in values])
-        return {**self._passes.head("scoring"), "scores": scores, "usage": self._passes.usage()}
+        return {**self._passes.head("scoring"), "scores": scores, "usage": self._passes.cost()}
 
 
 def _shape(body: ScoreRequest) -> tuple[str, ...]:

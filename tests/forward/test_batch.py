@@ -11,8 +11,8 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.batch import build_batch
 from headrace.kv.cache import KVCache
-from headrace.rows import Scored
-from headrace.types import Batch, Request, SamplingParams, Sequence, Span, Status
+from headrace.params import SamplingParams
+from headrace.types import Batch, Request, Scored, Sequence, Span, Status
 from tests.whole import models
 
 CPU = torch.device("cpu")

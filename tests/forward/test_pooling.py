@@ -11,7 +11,8 @@ import torch
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
-from headrace.types import Pooling, Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Pooling, Request
 from tests.models.dense_kv import DenseKV, batch_of
 from tests.whole import models
 from tests.whole.drive import nothing_left

@@ -28,7 +28,7 @@ from headrace import kernels
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import reference
 from headrace.kernels.paged_attention.store import PageStore
-from headrace.rows import Reads
+from headrace.types import Reads
 
 __all__ = ["PageStore", "attend", "read", "write"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from headrace.kernels import attention
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention.store import PageStore
-from headrace.rows import Reads, Run
+from headrace.types import Reads, Run
 
 TOP = 127.0
 LEAST = 2.0**-100

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.kv.groups import GroupSpec
-from headrace.rows import Reads
 from headrace.slots import Card, Slot
+from headrace.types import Reads
 
 if TYPE_CHECKING:
     import torch

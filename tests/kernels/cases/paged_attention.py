@@ -7,7 +7,7 @@ import torch
 
 from headrace.kernels.attention import Queries
 from headrace.kernels.paged_attention import PageStore, attend, write
-from headrace.rows import Reads, Run
+from headrace.types import Reads, Run
 from tests.kernels.case import Case
 
 SAME_BITS_ON_EVERY_LEVEL = True
