@@ -11,18 +11,14 @@ import random
 import signal
 import struct
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest
 
 from headrace import LLM
-from headrace.config import EngineConfig
-from headrace.server.errors import ApiError
-from headrace.server.passes import MAX_INPUTS, SLICE, Passes
+from headrace.server.passes import MAX_INPUTS, SLICE
 from headrace.server.rankings import LISTWISE, POINTWISE, slide, windows
-from headrace.server.schema import Common
 from tests.server.running import Server, metric, serving
 from tests.server.test_life import gauge, until
 from tests.server.test_refusals import error_of
@@ -157,16 +153,6 @@ def test_scores_in_sglangs_shape(ask: Any, llm: LLM, item_first: bool) -> None:
     ids = {"query": encode(PROMPT), "items": [[7, 8]], "label_token_ids": labels}
     assert len(ask("/v1/score", **ids)["scores"][0]) == 3
     assert ask("/v1/score", **{**body, "items": " x"})["scores"][0] == pytest.approx(want[0], rel=1e-3)
-
-
-def test_a_prompt_of_many_choices_is_computed_once(ask: Any, server: Server) -> None:
-    prompt = "# computed once\n" + "a b c d e f g h " * 12  # all of it would fit in one step
-    with server.client() as client:
-        ask("/v1/embeddings", input="a")  # counters exist from the first step on
-        before = gauge(client, "headrace_prefix_cache_hits_total")
-        got = ask("/v1/score", prompt=prompt, choices=[" a", " b", " c", " d"])
-        hits = gauge(client, "headrace_prefix_cache_hits_total") - before
-    assert hits > 0.6 * got["usage"]["prompt_tokens"]
 
 
 def test_completions_report_tokens_by_id(ask: Any, llm: LLM) -> None:
@@ -340,26 +326,6 @@ def test_bad_json_and_other_models(server: Server, path: str) -> None:
             error_of(answer)
         body = {"input": "a", "prompt": "a", "choices": ["b"], "query": "q", "documents": ["d"], "model": "x"}
         assert client.post(path, json=body).status_code == 404
-
-
-def test_a_long_query_is_not_encoded_without_end() -> None:
-    """A prompt of many choices is encoded with each: bodies of 4 MiB could ask for terabytes."""
-    client = SimpleNamespace(config=EngineConfig())
-    passes = Passes(cast(Any, SimpleNamespace(client=client, name="m", metrics=None)), "id", 0, Common())
-    for _ in range(8):
-        passes.spend(1 << 20)
-    with pytest.raises(ApiError, match="more than 8388608 characters"):
-        passes.spend(1)
-
-
-def test_the_log_says_what_they_cost(server: Server) -> None:
-    with server.client() as client:
-        body = {"prompt": [5] * 40, "choices": [[6, 7], [8]]}
-        answer = client.post("/v1/score", json=body, headers={"x-request-id": "passes-in-the-log"})
-        assert answer.json()["usage"]["prompt_tokens"] == 83
-    until(lambda: "passes-in-the-log" in server.log.read_text(), "the line is written")
-    line = next(line for line in server.log.read_text().splitlines() if "passes-in-the-log" in line)
-    assert "/v1/score 200 completed" in line and "83 + 0 tokens" in line
 
 
 def test_answered_requests_are_counted_once(ask: Any, server: Server) -> None:
