@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -17,26 +18,37 @@ from headrace import __version__
 from headrace.errors import HeadraceError
 from headrace.server import errors, text
 from headrace.server.chats import Chat
-from headrace.server.client import State
 from headrace.server.completions import Completion
+from headrace.server.embeddings import EmbeddingRequest, Embeddings
 from headrace.server.errors import ApiError
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
 from headrace.server.openapi import describe
+from headrace.server.passes import Passes
+from headrace.server.rankings import Ranking, RerankRequest
+from headrace.server.record import CANCELLED
 from headrace.server.schema import (
     Body,
     ChatRequest,
+    Common,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     is_id,
     parse,
 )
+from headrace.server.scores import ScoreRequest, Scores
 from headrace.server.service import Service
 from headrace.server.stream import EventStream, disconnected, events
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+PASSES: tuple[tuple[type[Common], Any, str, tuple[str, ...]], ...] = (
+    (EmbeddingRequest, Embeddings.start, "embd", ("/v1/embeddings",)),
+    (ScoreRequest, Scores.start, "score", ("/v1/score", "/score")),
+    (RerankRequest, Ranking.start, "rerank", ("/v1/rerank", "/rerank", "/v2/rerank")),
+)
+"""Body, what starts it, prefix of its id, paths."""
 
 
 class Api:
@@ -46,6 +58,8 @@ class Api:
         """strict: a field that is not known is an error."""
         self.service, self.live, self.strict = service, live, strict
         self.health = Health(service)
+        self._serials = itertools.count()
+        self._bodies: dict[str, type] = {}
 
     def app(self) -> FastAPI:
         """The ASGI application."""
@@ -53,14 +67,13 @@ class Api:
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(Exception, _error)
         app.add_exception_handler(HeadraceError, _error)
-        posts: dict[str, tuple[Callable[..., Any], type]] = {
-            "/v1/completions": (self.completions, CompletionRequest),
-            "/v1/chat/completions": (self.chats, ChatRequest),
-            "/tokenize": (self.tokenize, TokenizeRequest),
-            "/detokenize": (self.detokenize, DetokenizeRequest),
-        }
-        for path, (answer, _) in posts.items():
-            app.add_api_route(path, answer, methods=["POST"], response_model=None)
+        self._post(app, "/v1/completions", self.completions, CompletionRequest)
+        self._post(app, "/v1/chat/completions", self.chats, ChatRequest)
+        for kind, start, name, paths in PASSES:
+            for path in paths:
+                self._post(app, path, self._passing(kind, start, name), kind)
+        self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
+        self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
         for path, route in (
             ("/tokenizer_info", self.tokenizer_info),
             ("/v1/models", self.models),
@@ -76,7 +89,7 @@ class Api:
             app.add_api_route(path, route, methods=["GET"], response_model=None)
         for path in PATHS:
             app.add_api_route(path, page, methods=["GET"], response_model=None)
-        describe(app, {path: kind for path, (_, kind) in posts.items()})
+        describe(app, self._bodies)
         return app
 
     # ---- generation ----
@@ -98,6 +111,7 @@ class Api:
     async def _answer(
         self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
     ) -> Response:
+        request.state.record.call = made.call
         ignored = [*ignored, *made.ignored]
         headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
         if stream:
@@ -108,11 +122,28 @@ class Api:
         try:
             return await request.body()
         except ClientDisconnect:
-            self.service.metrics.reject("cancelled")
-            raise ApiError(499, "cancelled", "the client is gone") from None
+            self.service.metrics.end("cancelled")
+            raise ApiError(CANCELLED, "cancelled", "the client is gone") from None
         except ApiError:
             self.service.metrics.reject()
             raise
+
+    def _passing(self, kind: type[Common], start: Any, name: str) -> Callable[..., Any]:
+        """An endpoint whose answer needs forward passes and generates nothing."""
+
+        async def route(request: Request) -> Response:
+            body, ignored = self._parse(kind, await self._body(request))
+            id, serial = _call_id(request, body.request_id, name), next(self._serials)
+            passes, made = await self._counted(self._started(start, id, serial, body))
+            request.state.record.call = passes
+            headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
+            return _json(await _unless_gone(request, passes.counted(made.answer())), headers)
+
+        return route
+
+    async def _started(self, start: Any, id: str, serial: int, body: Common) -> tuple[Passes, Any]:
+        passes = Passes(self.service, id, serial, body)
+        return passes, await start(passes, body)
 
     def _parse(self, kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
         try:
@@ -170,9 +201,8 @@ class Api:
 
     async def metrics(self) -> Response:
         """Prometheus."""
-        metrics, client = self.service.metrics, self.service.client
-        metrics.engine(client.state is State.READY, client.restarts)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = self.service.metrics.text(self.service.client)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def steps(self) -> Response:
         """The engine after its last steps, for the page."""
@@ -180,6 +210,10 @@ class Api:
 
     async def version(self) -> Response:
         return _json({"version": __version__})
+
+    def _post(self, app: FastAPI, path: str, route: Callable[..., Any], kind: type) -> None:
+        self._bodies[path] = kind
+        app.add_api_route(path, route, methods=["POST"], response_model=None)
 
 
 def _listed(names: list[str]) -> str:
@@ -199,7 +233,7 @@ async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(499, "cancelled", "the client is gone")
+            raise ApiError(CANCELLED, "cancelled", "the client is gone")
         return task.result()
     finally:
         for future in (task, gone):

@@ -11,7 +11,8 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.batch import build_batch
 from headrace.kv.cache import KVCache
-from headrace.types import Batch, Request, SamplingParams, Scored, Sequence, Span, Status
+from headrace.params import SamplingParams
+from headrace.types import Batch, Request, Scored, Sequence, Span, Status
 from tests.whole import models
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def sequence(
     tokens = [100 * id + i for i in range(length)]
     prompt = length if prompt is None else prompt
     request = Request(id=f"r{id}", prompt=tuple(tokens[:prompt]), params=SamplingParams(**asked))
-    kv.tables.admit(id, tokens, "", use_cache=False)
+    kv.tables.admit(id, [], "")
     for p in range(computed):
         kv.tables.reserve(id, p, p + 1)
         kv.tables.advance(id, tokens, p + 1)

@@ -19,7 +19,8 @@ from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.keepers import Interval
 from headrace.kv.layouts import SLOT as LAYOUTS
 from headrace.layer.positions import SLOT as POSITIONS
-from headrace.types import Request, SamplingParams, Sequence, Span, StepPlan
+from headrace.params import SamplingParams
+from headrace.types import Request, Sequence, Span, StepPlan
 from tests.kv.contract import members
 from tests.models.dense_kv import DenseKV, batch_of
 
@@ -102,7 +103,7 @@ class Twins:
             id=id, request=request, index=0, seed=0, tokens=[id] * CONTEXT, prompt_len=CONTEXT
         )
         self.dense[id] = DenseKV(self.model)
-        self.kv.tables.admit(id, [id] * CONTEXT, "", use_cache=False)
+        self.kv.tables.admit(id, [], "")
 
     def random(self, rows: int, heads: int) -> Tensor:
         return torch.randn(rows, heads, 4, generator=self.generator, dtype=torch.float64)

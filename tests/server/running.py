@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +61,13 @@ def metric(text: str, name: str, **labels: str) -> float:
     raise AssertionError(f"no {name} {labels} in the metrics")
 
 
+def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
+
+
 @contextmanager
 def serving(
     *flags: str,
@@ -68,7 +75,7 @@ def serving(
     constants: dict[str, object] | None = None,
     stderr: Path | None = None,
 ) -> Iterator[Server]:
-    """`headrace serve FLAGS`, until the block ends.
+    """`headrace serve FLAGS`, until the block ends. What it logs is in `Server.log`.
 
     constants: values in its API process, {"client.STUCK_S": 1.0}, of modules of headrace.server. stderr: its own file.
     """
@@ -92,7 +99,7 @@ def serving(
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
-        match = re.search(r"on (http://\S+)/v1", log.read_text())
+        match = re.search(r"on (http://\S+?)/v1", log.read_text())
         if match:
             return match[1]
         time.sleep(0.02)
