@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from headrace.server.live import PATHS, TYPES
 
 _ERROR = {
     "title": "Error",
@@ -40,13 +43,7 @@ _ERRORS = {
     431: "The headers are too large.",
     503: "There is no engine at the moment: Retry-After says when to try again.",
 }
-_TYPES = {
-    "/": "text/html",
-    "/page/index.html": "text/html",
-    "/page/app.js": "text/javascript",
-    "/page/style.css": "text/css",
-    "/metrics": "text/plain",
-}
+_TYPES = {"/metrics": "text/plain", **{path: TYPES[Path(name).suffix] for path, name in PATHS.items()}}
 _EMPTY = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 _STREAMS = frozenset({"/v1/completions", "/v1/chat/completions"})
 
