@@ -17,6 +17,7 @@ from headrace.architecture import Architecture
 from headrace.compose import Stack, compose
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
+from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import adapt, describe, load
@@ -97,9 +98,9 @@ class Engine:
             fingerprint=self.stack.fingerprint(self.architecture, dtype) if config.prefix_cache else None,
             poison=poison,
         )
-        self.decoder = decoder
-        self.device = device
+        self.decoder, self.device = decoder, device
         self.queues = Queues()
+        self.adapters = Adapters(config, self.architecture, self.path, dtype, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self.budget = Budget(max_seqs=config.max_seqs)
@@ -124,6 +125,7 @@ class Engine:
         params = request.params
         self._check_room(request.id, params.n)
         seed = secrets.randbits(62) if params.seed is None else params.seed
+        adapter = self.adapters.find(request.adapter) if request.adapter else None
         first: Sequence | None = None
         for index in range(params.n):
             seq = Sequence(
@@ -135,6 +137,7 @@ class Engine:
                 prompt_len=len(request.prompt),
                 status=Status.WAITING if first is None else Status.HELD,
                 parent=None if first is None else first.id,
+                adapter=adapter,
             )
             first = first or seq
             self._enter(seq)
@@ -147,6 +150,8 @@ class Engine:
 
         if request.params.grammar is not None and (self.path is None or not self.architecture.eos):
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
+        if request.adapter:
+            self.adapters.find(request.adapter)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
@@ -218,12 +223,16 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] when idle.
+        """Plans and runs one batch; returns what it added to each sample. [] when idle, or while adapters are loaded.
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
         if not self.busy:
             return []
+        self.last_plan = StepPlan(())
+        ready, failed = self.adapters.work(), self.adapters.failed()
+        if failed or not ready:
+            return [self._fail(seq, why) for seq, why in failed]
         try:
             plan = self.last_plan = self.plan()
             self.kv.reserve(plan, self.queues.sequences)
@@ -330,6 +339,10 @@ class Engine:
             heirs[0].status, heirs[0].num_scored = Status.WAITING, seq.num_scored
         for other in heirs[1:]:
             other.parent = heirs[0].id
+
+    def _fail(self, seq: Sequence, why: str) -> Delta:
+        self._leave(seq, "error")
+        return Delta(seq.request.id, seq.index, seq.id, (), finish_reason="error", error=why)
 
     def _held(self, seq: Sequence) -> list[Sequence]:
         siblings = (self.queues[s] for s in self._requests.get(seq.request.id, ()))

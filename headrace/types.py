@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.weight.adapter import Adapter, Mix
+
 MAX_N = 128
 """Most samples of one request."""
 MAX_LOGPROBS = 100
@@ -36,7 +38,6 @@ MAX_STOP_CHARS = 1024
 """Longest stop string: a longer one would hold back that much text."""
 MAX_BIASED = 1024
 """Most entries of one logit_bias."""
-
 MAX_GRAMMAR_CHARS = 64 << 10
 """Longest text of a grammar."""
 
@@ -179,6 +180,8 @@ class Request:
     """Lower runs first, under policies that look at it."""
     salt: str = ""
     """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
+    adapter: str = ""
+    """Name of the adapter that it runs with; empty is the base model."""
 
     def misfit(self, context: int, vocab: int) -> str:
         """Why an engine with this context and vocabulary could never run it; empty if it can."""
@@ -230,6 +233,7 @@ class Sequence:
     status: Status = Status.WAITING
     parent: int | None = None
     """Sequence id this one was forked from."""
+    adapter: Adapter | None = None
     finish_reason: FinishReason | None = None
 
     def __len__(self) -> int:
@@ -350,6 +354,8 @@ class Batch:
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()
     """Rows whose next token is known already and whose log-probability was asked for (prompt_logprobs)."""
+    mix: Mix | None = None
+    """Rows that run with an adapter; None if all are the base model's."""
 
 
 @dataclass(frozen=True, slots=True)
