@@ -10,6 +10,7 @@ from headrace.server.errors import bad
 from headrace.server.logprobs import of_chat, of_prompt
 from headrace.server.schema import MAX_TOP_LOGPROBS, ChatRequest, check_common
 from headrace.server.service import Call, Service
+from headrace.server.tools import Deltas, Offer, message_of
 from headrace.text.reply import Sample
 
 RESERVED = frozenset(
@@ -32,26 +33,29 @@ PIECE = "chat.completion.chunk"
 class Chat(Answer):
     """One request."""
 
-    def __init__(self, service: Service, body: ChatRequest, call: Call) -> None:
+    def __init__(self, service: Service, body: ChatRequest, call: Call, offer: Offer | None) -> None:
         super().__init__(service, body, call)
-        self._body = body
+        self._body, self._offer = body, offer
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest, id: str) -> Chat:
         """Raises ApiError."""
         _check(body)
+        offer = service.tools.offer(body)
         prompt = await service.encode_chat(
             body.messages,
+            offer,
             add_generation_prompt=body.add_generation_prompt is not False,
             **(body.chat_template_kwargs or {}),
         )
-        fields = await service.grammar(body)
+        fields = await service.grammar(body, offer)
         if body.logprobs:
             fields["logprobs"] = body.top_logprobs or 0
         if body.max_completion_tokens is not None:
             fields["max_tokens"] = body.max_completion_tokens
         params = service.params(body, len(prompt.ids), None, **fields)
-        return cls(service, body, service.start(id, [prompt], params, body))
+        shown = offer.marks if offer else frozenset()
+        return cls(service, body, service.start(id, [prompt], params, body, shown), offer)
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -66,11 +70,15 @@ class Chat(Answer):
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
-        for index in range(self._body.n or 1):
+        said = [Deltas(self._offer) for _ in range(self._body.n or 1)]
+        for index in range(len(said)):
             yield self.piece(PIECE, {"index": index, "delta": {"role": "assistant", "content": ""}})
         async for _, chunk in self.call.chunks():
-            delta = {"content": self.text(chunk.text, chunk.stop)}
-            choice = {"index": chunk.index, "delta": delta, **self.ending(chunk)}
+            *deltas, last = said[chunk.index].take(self.text(chunk.text, chunk.stop), chunk.finish_reason)
+            for delta in deltas:
+                yield self.piece(PIECE, {"index": chunk.index, "delta": delta})
+            choice = {"index": chunk.index, "delta": last, **self.ending(chunk)}
+            choice["finish_reason"] = said[chunk.index].finish_reason
             if self._body.logprobs:
                 choice["logprobs"] = of_chat(chunk.logprobs, self.names)
             yield self.piece(PIECE, choice)
@@ -81,15 +89,13 @@ class Chat(Answer):
         fields: dict[str, Any] = {}
         if self._body.return_token_ids:
             fields["token_ids"] = list(sample.token_ids)
+        text = self.text(sample.text, sample.stop)
+        said, reason = message_of(self._offer, text, sample.finish_reason)
         return {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": self.text(sample.text, sample.stop),
-                "refusal": None,
-            },
+            "message": {"role": "assistant", "refusal": None, **said},
             "logprobs": of_chat(sample.logprobs, self.names) if self._body.logprobs else None,
-            "finish_reason": sample.finish_reason,
+            "finish_reason": reason,
             "stop_reason": sample.stop,
             **fields,
         }

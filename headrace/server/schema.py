@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.server.errors import bad
 from headrace.server.grammars import ResponseFormat, StructuredOutputs
+from headrace.server.tools import Choice, Tool
 from headrace.types import MAX_LOGPROBS
 
 MAX_BODY_BYTES = 4 << 20
@@ -93,6 +94,9 @@ class ChatRequest(Generate, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | Choice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

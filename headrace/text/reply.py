@@ -83,10 +83,11 @@ class Reply:
         prompt: str | None,
         at: float,
         skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         """`at`: when the request was made, in seconds on any clock; `take` is told the time on the same one.
 
-        With `skip_special`, tokens that steer the model are not part of the text.
+        With `skip_special`, tokens that steer the model are not part of the text, except those in `shown`.
         """
         self.prompt = prompt
         self.prompt_token_ids = tuple(prompt_token_ids)
@@ -95,7 +96,7 @@ class Reply:
         self._began = at
         self._first: float | None = None
         self._last = at
-        self._drafts = [_Draft(tokenizer, params, skip_special) for _ in range(params.n)]
+        self._drafts = [_Draft(tokenizer, params, skip_special, shown) for _ in range(params.n)]
 
     @property
     def done(self) -> bool:
@@ -140,9 +141,11 @@ class Reply:
 class _Draft:
     """One sample while it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool, shown: frozenset[int]
+    ) -> None:
         self._detokenizer = Detokenizer(
-            tokenizer, params.stop, min_tokens=params.min_tokens, skip_special=skip_special
+            tokenizer, params.stop, min_tokens=params.min_tokens, skip_special=skip_special, shown=shown
         )
         self._texts: list[str] = []
         self._tokens: list[int] = []
