@@ -205,6 +205,8 @@ class Engine:
             free_pages=pool.num_free,
             cached_pages=pool.num_evictable,
             counters=dataclasses.replace(self.counters),
+            running_adapters=self.adapters.in_use(Status.RUNNING),
+            waiting_adapters=self.adapters.in_use(Status.WAITING, Status.SWAPPED),
         )
 
     def describe(self) -> str:

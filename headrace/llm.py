@@ -87,22 +87,25 @@ class LLM:
         prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str] = "",
         progress: bool | None = None,
     ) -> list[Output]:
         """Continues every prompt, text or token ids; the outputs are in the order of the prompts.
 
-        `params`: one for all or one each; None is the model's own defaults. `progress`: a bar on stderr; None shows
+        `params`: one for all or one each; None is the model's own defaults. `adapter`: names from the setting
+        `adapters`, one for all or one each; empty is the model alone. `progress`: a bar on stderr; None shows
         it on a terminal when it takes longer than two seconds. Prompts are never truncated: one that is too long
         raises ConfigError, and then nothing of the call goes on running.
         """
         texts: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        return self._run(self._requests([self._encode(text) for text in texts], params), progress)
+        return self._run(self._requests([self._encode(text) for text in texts], params, adapter), progress)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str] = "",
         progress: bool | None = None,
         **options: Any,
     ) -> list[Output]:
@@ -112,19 +115,21 @@ class LLM:
         prompts = [
             self.template.encode(self.tokenizer, conversation, **options) for conversation in conversations
         ]
-        return self._run(self._requests(prompts, params), progress)
+        return self._run(self._requests(prompts, params, adapter), progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str = ""
+    ) -> Iterator[Chunk]:
         """Continues one prompt and yields the text as it comes. Closing the iterator cancels the request."""
-        [(request, text)] = self._requests([self._encode(prompt)], params)
+        [(request, text)] = self._requests([self._encode(prompt)], params, adapter)
         return self._stream(request, text)
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+        self, messages: Messages, params: SamplingParams | None = None, *, adapter: str = "", **options: Any
     ) -> Iterator[Chunk]:
         """Answers one conversation and yields the text as it comes."""
         [(request, text)] = self._requests(
-            [self.template.encode(self.tokenizer, messages, **options)], params
+            [self.template.encode(self.tokenizer, messages, **options)], params, adapter
         )
         return self._stream(request, text)
 
@@ -142,6 +147,7 @@ class LLM:
         self,
         prompts: Sequence[tuple[str | None, Sequence[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        adapters: str | Sequence[str],
     ) -> list[tuple[Request, str | None]]:
         """A request for each (text, token ids), and the text."""
         if params is None or isinstance(params, SamplingParams):
@@ -150,9 +156,14 @@ class LLM:
             raise ConfigError(
                 f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
             )
+        names = [adapters] * len(prompts) if isinstance(adapters, str) else adapters
+        if len(names) != len(prompts):
+            raise ConfigError(
+                f"{len(prompts)} prompts but {len(names)} adapters: give one, or one per prompt"
+            )
         made = [
-            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text)
-            for (text, tokens), one in zip(prompts, params, strict=True)
+            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one, adapter=name), text)
+            for (text, tokens), one, name in zip(prompts, params, names, strict=True)
         ]
         for index, (request, _) in enumerate(made):  # all of them, before the first one runs
             try:

@@ -6,6 +6,7 @@ replaces them on the command line and hands the verb the finished value.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -177,6 +178,20 @@ def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return given
+
+
+def with_adapters(config: EngineConfig, loras: list[str] | None, size: str | None = None) -> EngineConfig:
+    """The config with adapters from NAME=DIR texts beside its own, and their memory. Raises ConfigError."""
+    named = dict(config.adapters)
+    for text in loras or []:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise ConfigError(f"--lora={text!r} is not NAME=DIR, such as sql=adapters/sql")
+        if name in named:
+            raise ConfigError(f"--lora={text!r}: there is an adapter called {name!r} already")
+        named[name] = folder
+    room = config.adapter_bytes if size is None else parse_size("--adapter-bytes", size)
+    return dataclasses.replace(config, adapters=named, adapter_bytes=room)
 
 
 def parse_size(where: str, text: str) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headrace.commands.flags import Quiet
+from headrace.commands.flags import Quiet, with_adapters
 from headrace.commands.output import note
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
@@ -38,6 +39,16 @@ def serve(
         str | None,
         typer.Option(help="How the model writes calls of tools. Default: what its chat template tells."),
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIR: a LoRA folder to serve by this name; may be repeated.")
+    ] = None,
+    lora_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of LoRA folders that clients may load and unload. Default: none."),
+    ] = None,
+    adapter_bytes: Annotated[
+        str | None, typer.Option(help="Memory that loaded adapters may take, such as 512MiB. Default: 1GiB.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
@@ -57,8 +68,10 @@ def serve(
         api_keys=tuple(keys),
         insecure=insecure,
         strict=strict_params,
+        lora_root=str(lora_root or ""),
         tool_parser=tool_call_parser or "",
     )
+    config = with_adapters(config, lora, adapter_bytes)
     code = asyncio.run(run(config, options, lambda line: note(line, quiet)))
     if code:
         raise typer.Exit(code)

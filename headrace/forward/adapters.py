@@ -112,6 +112,8 @@ class Adapters:
 
     def in_use(self, *statuses: Status) -> tuple[str, ...]:
         """Names of the adapters of sequences with one of these statuses."""
+        if not self._any:
+            return ()
         return tuple(sorted({s.adapter.name for s in self._queues if s.adapter and s.status in statuses}))
 
     # ---- between two steps ----

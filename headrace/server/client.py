@@ -25,7 +25,19 @@ from enum import Enum
 
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, HeadraceError
-from headrace.server.messages import Cancel, Failed, Ready, Refused, Start, Stepped, Submit, View
+from headrace.server.messages import (
+    AdapterTold,
+    Cancel,
+    Failed,
+    LoadAdapter,
+    Ready,
+    Refused,
+    Start,
+    Stepped,
+    Submit,
+    UnloadAdapter,
+    View,
+)
 from headrace.server.wire import ApiEnd, Closed
 from headrace.types import Delta, Request
 
@@ -84,6 +96,9 @@ class EngineClient:
     ) -> None:
         """on_step: told of every step, before the jobs are."""
         self.config = config
+        self.adapters: dict[str, str] = dict(config.adapters)
+        """Name -> folder: what the engine serves beside the base model, and the next one will."""
+        self._loading: dict[str, tuple[str, asyncio.Future[None]]] = {}
         self.state = State.STARTING
         self.why = "the engine is starting"
         """What an Unavailable says."""
@@ -119,6 +134,7 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._life
         self._end_jobs(lambda job: Unavailable(self.why))
+        self._end_loading(Unavailable(self.why))
         await self._stop()
 
     async def _launch(self) -> None:
@@ -128,7 +144,7 @@ class EngineClient:
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._end = await ApiEnd.open(ours)
         room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
-        self._end.send(Start(fields_of(self.config) | {"max_waiting": room}))
+        self._end.send(Start(fields_of(self.config) | {"max_waiting": room, "adapters": {}}))
         while True:
             try:
                 message = await self._end.receive()
@@ -142,6 +158,7 @@ class EngineClient:
                     await self._stop()
                     raise ConfigError(text) if user else HeadraceError(text)
                 case Ready():
+                    await self._load_all(first=self.ready is None)
                     self.ready, self.state = message, State.READY
                     self.last_step = time.monotonic()
                     return
@@ -181,6 +198,8 @@ class EngineClient:
                         self._deliver(delta)
                 case Refused(name, text):
                     self._end_job(name, ConfigError(text))
+                case AdapterTold(name, text):
+                    self._told(name, text)
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
@@ -198,6 +217,7 @@ class EngineClient:
                 else None
             )
         )
+        self._end_loading(EngineDied(f"the engine process died ({cause}): try again"))
         _log.error(
             "the engine process died (%s): %d requests lost, %d wait", cause, len(lost), len(self._jobs)
         )
@@ -229,6 +249,52 @@ class EngineClient:
         if code is None:
             return "it closed its socket"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    # ---- adapters ----
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Serves a folder by this name. Raises ConfigError if it cannot be, Unavailable or EngineDied."""
+        if self.state is not State.READY or self._end is None:
+            raise Unavailable(self.why)
+        if name in self._loading:
+            raise ConfigError(f"adapter {name!r} is being loaded")
+        told = asyncio.get_running_loop().create_future()
+        self._loading[name] = folder, told
+        self._end.send(LoadAdapter(name, folder))
+        await told
+
+    def unload_adapter(self, name: str) -> None:
+        """Serves it no more."""
+        self.adapters.pop(name, None)
+        if self._end is not None and self.state is State.READY:
+            self._end.send(UnloadAdapter(name))
+
+    async def _load_all(self, first: bool) -> None:
+        """Tells a new engine of the adapters. first: one that cannot be served is an error; later, it is dropped."""
+        assert self._end is not None
+        for name, folder in list(self.adapters.items()):
+            self._end.send(LoadAdapter(name, folder))
+            told = await self._end.receive()
+            assert isinstance(told, AdapterTold)
+            if told.error and first:
+                await self._stop()
+                raise ConfigError(told.error)
+            if told.error:
+                _log.error("adapter %s is served no more: %s", name, told.error)
+                del self.adapters[name]
+
+    def _told(self, name: str, error: str) -> None:
+        folder, told = self._loading.pop(name)
+        if not error:
+            self.adapters[name] = folder
+        if not told.done():
+            told.set_exception(ConfigError(error)) if error else told.set_result(None)
+
+    def _end_loading(self, error: HeadraceError) -> None:
+        for _, told in self._loading.values():
+            if not told.done():
+                told.set_exception(error)
+        self._loading.clear()
 
     # ---- jobs ----
 
@@ -315,5 +381,6 @@ class EngineClient:
 def fields_of(config: EngineConfig) -> dict[str, object]:
     """What EngineConfig.from_mapping makes the same of, in another process."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {
-        "stack": dict(config.stack)
+        "stack": dict(config.stack),
+        "adapters": dict(config.adapters),
     }

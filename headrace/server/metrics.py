@@ -48,6 +48,7 @@ _ALIASES = {
     "request_prompt_tokens": "request_prompt_tokens",
     "request_generation_tokens": "request_generation_tokens",
     "step_tokens": "iteration_tokens_total",
+    "lora_requests": "lora_requests_info",
 }
 """Ours -> vLLM's, both without prefix."""
 
@@ -55,7 +56,8 @@ _ALIASES = {
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, max_seqs: int = 0) -> None:
+        """max_seqs: sequences in a batch; so many adapters, at most."""
         self._registry = CollectorRegistry()
         self._model = model
         self._since = Since()
@@ -68,6 +70,13 @@ class Metrics:
         self.running = self._gauge("requests_running", "Sequences that run.")
         self.waiting = self._gauge("requests_waiting", "Sequences that wait.")
         self.kv_usage = self._gauge("kv_usage_ratio", "Share of the KV pool that living sequences hold.")
+        self._adapters = Gauge(
+            PREFIX + "lora_requests",
+            "When adapters were last in use, and which: seconds since 1970.",
+            ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+            registry=self._registry,
+        )
+        self._max_seqs = max_seqs
         self.up = self._gauge("engine_up", "1 if the engine takes requests.")
         self.restarts = self._gauge("engine_restarts", "Times that the engine was started again.")
         self.ended = self._counter("requests_ended", "Requests by how they ended.", "outcome")
@@ -106,6 +115,10 @@ class Metrics:
         self.running.labels(model).set(stats.running)
         self.waiting.labels(model).set(stats.waiting + stats.swapped)
         self.kv_usage.labels(model).set(stats.kv_usage)
+        if stats.running_adapters or stats.waiting_adapters:
+            names = (",".join(stats.running_adapters), ",".join(stats.waiting_adapters))
+            self._adapters.clear()
+            self._adapters.labels(self._max_seqs, *names).set(time.time())
         if view.spans:
             self.step_seconds.labels(model).observe(view.seconds)
             self.step_tokens.labels(model).observe(sum(s.stop - s.start + s.draft for s in view.spans))

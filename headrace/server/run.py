@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -54,6 +55,8 @@ class Options:
     """Let other machines in without a key."""
     strict: bool = False
     """Refuse parameters that are not known."""
+    lora_root: str = ""
+    """A folder of adapters that clients may add and remove; empty: they cannot."""
     tool_parser: str = ""
     """How the model writes calls of tools (text/tool_formats.py); empty: its template tells."""
 
@@ -84,11 +87,16 @@ def listen(options: Options) -> socket.socket:
 
 async def serve(config: EngineConfig, options: Options, say: Callable[[str], None]) -> int:
     """Serves until a signal; returns the exit code. `say`: shows a line to the user. Raises ConfigError."""
+    root = Path(options.lora_root) if options.lora_root else None
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"--lora-root {root} is not a folder: name one that holds adapters")
     with contextlib.closing(listen(options)) as sock:
         door = Door(api_keys=options.api_keys, hosts=hosts_for(options.host))
         gate = Gate(door)
         name = options.name or config.model.rstrip("/").rpartition("/")[2]
-        metrics = Metrics(name)
+        if name in config.adapters:
+            raise ConfigError(f"an adapter is called {name!r}, as the model is: name it otherwise")
+        metrics = Metrics(name, config.max_seqs)
         live = Live()
 
         def on_step(step: Stepped) -> None:
@@ -105,7 +113,7 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
             if not await stop.unless_asked(starting):
                 return 0
             service = Service(client, name, metrics, options.tool_parser)
-            gate.open(Api(service, live, strict=options.strict).app())
+            gate.open(Api(service, live, strict=options.strict, lora_root=root).app())
             say(f"{starting.result().facts}")
             say(f"tool calls: {service.tools.facts}")
             say(f"serving {name} on http://{_shown(sock)}/v1")

@@ -111,11 +111,16 @@ class Service:
         """Raises ModelError if the model has none."""
         return ChatTemplate.load(self.tokenizer.folder)
 
-    def check_model(self, asked: str | None) -> None:
-        """Raises ApiError unless `asked` is this model, or nothing."""
-        if asked is not None and asked != self.name:
+    def check_model(self, asked: str | None) -> str:
+        """The adapter that `asked` names, by itself or behind the model and a colon; empty for this model, or nothing.
+        Raises ApiError for anything else."""
+        if asked is None or asked == self.name:
+            return ""
+        adapter = asked.removeprefix(f"{self.name}:")
+        if adapter not in self.client.adapters:
             text = f"no model called {asked[:200]!r} is served here: ask for {self.name!r}"
             raise ApiError(404, "model_not_found", text, param="model")
+        return adapter
 
     async def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text; special tokens that it spells are taken as text."""
@@ -211,6 +216,7 @@ class Service:
                 arrival=time.monotonic(),
                 priority=body.priority or 0,
                 salt=body.cache_salt or "",
+                adapter=self.check_model(body.model),
             )
             for prompt in prompts
         ]

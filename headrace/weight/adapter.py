@@ -72,10 +72,14 @@ class AdapterFiles:
         self.folder, self._names = folder, names
         self.config_file = folder / CONFIG
         self.file = folder / WEIGHTS
-        for file in (self.config_file, self.file):
-            if not file.is_file():
-                raise ModelError(self._missing(file))
-        if self.config_file.stat().st_size > MAX_CONFIG:
+        try:
+            for file in (self.config_file, self.file):
+                if not file.is_file():
+                    raise ModelError(self._missing(file))
+            size = self.config_file.stat().st_size
+        except OSError as error:
+            raise ModelError(f"cannot read {folder}: {error.strerror}") from None
+        if size > MAX_CONFIG:
             raise ModelError(f"{self.config_file} is larger than {MAX_CONFIG} bytes: not an adapter's")
         self.config: dict[str, Any] = read_json(self.config_file)
         self.entries: dict[str, Entry] = {entry.name: entry for entry in read_header(self.file)}
