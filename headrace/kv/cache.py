@@ -163,7 +163,8 @@ def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, i
 def namespace(seq: Sequence) -> str:
     """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
     assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
-    return f"{seq.adapter.digest if seq.adapter else ''}:{seq.request.salt}"
+    adapter, salt = seq.adapter.digest if seq.adapter else "", seq.request.salt
+    return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
 
 
 def reuses_prefix(seq: Sequence) -> bool:
