@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from headrace.types import Request, SamplingParams, Status
 from tests.sample import test_drafts as drafts
 from tests.weight import lora_folders
 from tests.whole import models
-from tests.whole.drive import collect, nothing_left
+from tests.whole.drive import Ask, Fork, collect, nothing_left, scripted
 
 GREEDY = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
 PROMPTS = [tuple((7 * i + 3) % models.VOCAB for i in range(n)) for n in (19, 5, 33, 24)]
@@ -208,6 +210,60 @@ def test_a_wide_batch_is_cut_by_rows(monkeypatch: pytest.MonkeyPatch, folders: d
     outputs = collect(made)
     for request in everybody():
         assert outputs[request.id, 0] == merged_tokens("full", request.adapter, request.prompt), request.id
+
+
+def schedule(draw: random.Random) -> tuple[dict[str, object], list[Ask], list[Fork]]:
+    """Six requests that come, fork and go, in a pool and beside adapters' memory that are too small for them."""
+    page = engine("full", {}, page_tokens=2).kv.tables.sizes.page_bytes
+    options = {
+        "page_tokens": 2,
+        "kv_bytes": draw.choice((26, 40, 90)) * page,
+        "max_seqs": draw.choice((2, 3, 64)),
+        "prefix_cache": draw.random() < 0.7,
+        "adapter_bytes": draw.choice((590_000, 640_000, 1 << 20)),
+        "preempt": draw.choice(("swap", "recompute")),
+    }
+    options["swap_bytes"] = 60 * page if options["preempt"] == "swap" else 0
+    asks, forks = [], []
+    for i in range(6):
+        params = SamplingParams(temperature=0, max_tokens=draw.choice((4, 14)), ignore_eos=True)
+        name = draw.choice(("", *ADAPTERS))
+        prompt = PROMPTS[draw.randrange(len(PROMPTS))]
+        request = ask(f"r{i}", prompt, name, params, arrival=float(i), priority=draw.randrange(2))
+        cancel = draw.choice((None, None, None, draw.randrange(30)))
+        asks.append(Ask(request, 0 if cancel is None else min(cancel, draw.randrange(9)), cancel))
+    forks.append(Fork(f"r{draw.randrange(6)}", "fork", draw.randrange(20), 0))
+    return options, asks, forks
+
+
+def test_tokens_do_not_depend_on_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
+) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(24):
+        draw = random.Random(seed)
+        options, asks, forks = schedule(draw)
+        monkeypatch.setattr(module, "SLICE", draw.choice((1, 100_000, 1 << 20)))
+        made = engine("full", folders, **options)
+        evict = made.adapters._drop
+        made.adapters._drop = lambda adapter, evict=evict: (happened.update(["evicted"]), evict(adapter))
+        run = scripted(made, asks, forks)
+        for one in asks:
+            want = merged_tokens("full", one.request.adapter, one.request.prompt)[
+                : one.request.params.max_tokens
+            ]
+            got = run.outputs.get((one.request.id, 0), [])
+            done = (one.request.id, 0) in run.finished
+            assert got == (want if done else want[: len(got)]), (seed, one.request.id)
+            assert done or one.cancel is not None, (seed, one.request.id)
+        happened.update(
+            paused=made.counters.recomputes + made.counters.swaps, hit=made.counters.cached_tokens
+        )
+        assert made.adapters.nbytes <= options["adapter_bytes"]
+        nothing_left(made)
+    assert min(happened["evicted"], happened["paused"], happened["hit"]) >= 5, (
+        f"too little pressure: {happened}"
+    )
 
 
 # ---- memory ----
