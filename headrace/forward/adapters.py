@@ -147,8 +147,6 @@ class Adapters:
         pinned = self._in_use()
         for adapter in pinned:
             adapter.crowded = False
-            if adapter in self._loaded:
-                self._loaded[adapter] = self._loaded.pop(adapter)  # now the most recently used
         room = self._limit - sum(adapter.nbytes for adapter in pinned)
         waiting = [seq.adapter for seq in self._queues.waiting() if seq.adapter is not None]
         wanted: list[Adapter] = []
@@ -162,6 +160,8 @@ class Adapters:
                 self._kept.add(adapter)
             if adapter.updates is None and not adapter.error:
                 wanted.append(adapter)
+        for adapter in self._kept & self._loaded.keys():
+            self._loaded[adapter] = self._loaded.pop(adapter)  # now the most recently used
         return wanted
 
     def _in_use(self) -> set[Adapter]:
@@ -205,8 +205,8 @@ class Adapters:
         for adapter in list(self._loaded):
             if self.nbytes + size <= self._limit:
                 return
-            if adapter not in self._kept:
-                self._drop(adapter)
+            assert adapter not in self._kept, "the same room was promised twice"
+            self._drop(adapter)
 
     def _drop(self, adapter: Adapter) -> None:
         self._loaded.pop(adapter, None)
