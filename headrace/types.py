@@ -37,7 +37,7 @@ MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 """Longest stop string: a longer one would hold back that much text."""
 MAX_BIASED = 1024
-"""Most entries of one logit_bias."""
+"""Most token ids that one request biases, allows or forbids."""
 MAX_GRAMMAR_CHARS = 64 << 10
 """Longest text of a grammar."""
 
@@ -82,6 +82,10 @@ class SamplingParams:
     """Subtracted per occurrence of a token in the output, in [-2, 2]."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids; each in [-100, 100]."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Only these are drawn, if there are any: an end token as well only if it is one of them."""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """Runs of tokens that the output never holds: the last of a run is not drawn after the others."""
     seed: int | None = None
     """Makes sampling repeatable: the draw depends on (seed, sample, position) and on nothing else."""
     max_tokens: int | None = None
@@ -104,14 +108,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        object.__setattr__(self, "bad_words_ids", tuple(tuple(run) for run in self.bad_words_ids))
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
         for name, low, high in _RANGES:
             _check_range(name, getattr(self, name), low, high)
         self._check_lists()
         if self.temperature == 0 and self.n > 1:
-            raise ValueError(
-                f"n={self.n} with temperature=0 would give {self.n} equal samples: use n=1, or a temperature above 0"
-            )
+            raise ValueError(f"n={self.n} with temperature=0: {self.n} equal samples; use n=1, or sample")
         if self.grammar is not None and self.ignore_eos:
             raise ValueError("ignore_eos with a grammar: an output that is complete could not end")
         if self.grammar is not None and self.min_tokens:
@@ -120,35 +124,36 @@ class SamplingParams:
             raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
 
     def _check_lists(self) -> None:
-        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop tokens")
+        if len(self.stop) > MAX_STOPS:
+            raise ValueError(f"stop has {len(self.stop)} strings; at most {MAX_STOPS}")
         if any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in self.stop):
-            raise ValueError(f"every stop string must have 1 to {MAX_STOP_CHARS} characters")
-        if any(not isinstance(t, int) or t < 0 for t in self.stop_token_ids):
-            raise ValueError("stop_token_ids must be token ids, integers of 0 or more")
-        if len(self.logit_bias) > MAX_BIASED:
-            raise ValueError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_BIASED}")
+            raise ValueError(f"stop: every stop string must have 1 to {MAX_STOP_CHARS} characters")
+        for name, ids in self.token_ids.items():
+            most = MAX_STOPS if name == "stop_token_ids" else MAX_BIASED
+            if len(ids) > most:
+                raise ValueError(f"{name} has {len(ids)} entries; at most {most}")
+            wrong = next((t for t in ids if not isinstance(t, int) or isinstance(t, bool) or t < 0), None)
+            if wrong is not None:
+                raise ValueError(f"{name}: {wrong!r} is not a token id, a whole number of 0 or more")
+        if not all(self.bad_words_ids):
+            raise ValueError("bad_words_ids: a run of tokens is empty")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0:
-                raise ValueError(f"logit_bias: {token!r} is not a token id")
             _check_range(f"logit_bias[{token}]", bias, -100, 100)
+
+    @property
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        """Every token id that a field names."""
+        runs = tuple(itertools.chain.from_iterable(self.bad_words_ids))
+        found = {"stop_token_ids": self.stop_token_ids, "allowed_token_ids": self.allowed_token_ids}
+        return {**found, "logit_bias": tuple(self.logit_bias), "bad_words_ids": runs}
 
 
 _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
-    ("n", 1, MAX_N),
-    ("temperature", 0, 100),
-    ("top_k", 0, None),
-    ("top_p", 1e-9, 1),
-    ("min_p", 0, 1),
-    ("repetition_penalty", 1e-3, 1e3),
-    ("presence_penalty", -2, 2),
-    ("frequency_penalty", -2, 2),
-    ("seed", -(2**63), 2**63 - 1),
-    ("max_tokens", 1, None),
-    ("min_tokens", 0, None),
-    ("logprobs", 0, MAX_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_LOGPROBS),
-)
+    ("n", 1, MAX_N), ("temperature", 0, 100), ("top_k", 0, None), ("top_p", 1e-9, 1), ("min_p", 0, 1),
+    ("repetition_penalty", 1e-3, 1e3), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
+    ("seed", -(2**63), 2**63 - 1), ("max_tokens", 1, None), ("min_tokens", 0, None),
+    ("logprobs", 0, MAX_LOGPROBS), ("prompt_logprobs", 0, MAX_LOGPROBS),
+)  # fmt: skip
 _OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
 _FLOATS = {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
 
@@ -192,9 +197,9 @@ class Request:
                 f"the prompt has {len(self.prompt)} tokens, and the context holds {context} with at least one for the "
                 "answer: shorten the prompt"
             )
-        ids = (self.params.logit_bias, self.params.stop_token_ids)
         bad = next((t for t in self.prompt if not 0 <= t < vocab), None)
-        bad = next((t for some in ids for t in some if t >= vocab), None) if bad is None else bad
+        named = itertools.chain.from_iterable(self.params.token_ids.values())
+        bad = next((t for t in named if t >= vocab), None) if bad is None else bad
         return "" if bad is None else f"token {bad} is not in the vocabulary of {vocab} tokens"
 
 
@@ -219,10 +224,8 @@ class Sequence:
 
     id: int
     request: Request
-    index: int
-    """Which of the request's n samples."""
-    seed: int
-    """Of this sample's draws."""
+    index: int  # which of the request's n samples
+    seed: int  # of this sample's draws
     tokens: list[int]
     prompt_len: int
     num_computed: int = 0
@@ -278,12 +281,7 @@ class StepPlan:
     """Sequences paused by moving their pages to host memory."""
     swap_in: tuple[int, ...] = ()
     """Swapped sequences whose pages come back before the spans run."""
-    reason: str = ""
-    """One line, for logs and traces."""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(span) for span in self.spans)
+    reason: str = ""  # one line, for logs and traces
 
 
 class Run(NamedTuple):
@@ -398,3 +396,5 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: str = ""
     """Why it ended with "error"."""
+    cached: int = 0
+    """With the first tokens of a sample: how many of the prompt's the prefix cache had."""

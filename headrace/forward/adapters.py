@@ -160,7 +160,7 @@ class Adapters:
                 self._kept.add(adapter)
             if adapter.updates is None and not adapter.error:
                 wanted.append(adapter)
-        for adapter in self._kept & self._loaded.keys():
+        for adapter in [adapter for adapter in self._loaded if adapter in self._kept]:
             self._loaded[adapter] = self._loaded.pop(adapter)  # now the most recently used
         return wanted
 

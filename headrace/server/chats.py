@@ -19,6 +19,8 @@ RESERVED = frozenset(
         "tools",
         "documents",
         "add_generation_prompt",
+        "continue_final_message",
+        "add_special_tokens",
         "chat_template",
         "tokenize",
         "tokenizer",
@@ -42,12 +44,8 @@ class Chat(Answer):
         """Raises ApiError."""
         _check(body)
         offer = service.tools.offer(body)
-        prompt = await service.encode_chat(
-            body.messages,
-            offer,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            **(body.chat_template_kwargs or {}),
-        )
+        options = _template_options(body)
+        prompt = service.cut(await service.encode_chat(body.messages, offer, **options), body)
         fields = await service.grammar(body, offer)
         if body.logprobs:
             fields["logprobs"] = body.top_logprobs or 0
@@ -55,7 +53,10 @@ class Chat(Answer):
             fields["max_tokens"] = body.max_completion_tokens
         params = service.params(body, len(prompt.ids), None, **fields)
         shown = offer.marks if offer else frozenset()
-        return cls(service, body, service.start(id, [prompt], params, body, shown), offer)
+        made = cls(service, body, service.start(id, [prompt], params, body, shown), offer)
+        template = service.template if offer is None else offer.template
+        made.ignored = [name for name in _extra(body) if name not in template.variables]
+        return made
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -66,7 +67,7 @@ class Chat(Answer):
             fields["prompt_logprobs"] = of_prompt(output.prompt_token_ids, output.prompt_logprobs, self.names)
         if self._body.return_token_ids:
             fields["prompt_token_ids"] = list(output.prompt_token_ids)
-        return {**self.head("chat.completion"), "choices": choices, "usage": self.usage(), **fields}
+        return {**self.head("chat.completion"), "choices": choices, **self.cost(), **fields}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
@@ -101,8 +102,30 @@ class Chat(Answer):
         }
 
 
+def _extra(body: ChatRequest) -> dict[str, Any]:
+    """Variables of the template that only some read."""
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    return {**(body.chat_template_kwargs or {}), **effort}
+
+
+def _template_options(body: ChatRequest) -> dict[str, Any]:
+    """How the template is to write the prompt."""
+    goes_on = bool(body.continue_final_message)
+    return _extra(body) | {
+        "add_generation_prompt": body.add_generation_prompt is not False and not goes_on,
+        "continue_final_message": goes_on,
+        "add_special_tokens": bool(body.add_special_tokens),
+        "documents": body.documents,
+    }
+
+
 def _check(body: ChatRequest) -> None:
     check_common(body)
+    if body.continue_final_message and body.add_generation_prompt:
+        raise bad(
+            "continue_final_message goes on with the last message, and add_generation_prompt begins another: give one",
+            "continue_final_message",
+        )
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise bad("max_tokens and max_completion_tokens are two names for one thing: give one", "max_tokens")
     if body.top_logprobs is not None:

@@ -122,10 +122,11 @@ class Service:
             raise ApiError(404, "model_not_found", text, param="model")
         return adapter
 
-    async def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids of a text; special tokens that it spells are taken as text."""
+    async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; special tokens that it spells are taken as text, unless they are to be parsed."""
         return await self._off_loop(
-            len(text), lambda: self.tokenizer.encode(text, add_special=add_special, parse_special=False)
+            len(text),
+            lambda: self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special),
         )
 
     async def encode_chat(
@@ -140,6 +141,20 @@ class Service:
             _INLINE_CHARS + 1, lambda: template.encode(self.tokenizer, messages, **options)
         )
         return Prompt(ids, text)
+
+    def cut(self, prompt: Prompt, body: Generate) -> Prompt:
+        """The prompt, no longer than the client says; nothing is cut unless it does."""
+        most = body.truncate_prompt_tokens
+        if most == -1:
+            most = max(self.context - (body.max_tokens or 1), 1)
+        if most is None or len(prompt.ids) <= most:
+            return prompt
+        return Prompt(prompt.ids[:most] if body.truncation_side == "right" else prompt.ids[-most:])
+
+    def _bad_words(self, body: Generate) -> set[tuple[int, ...]]:
+        """The tokens that spell a word, after a space and without."""
+        texts = [text for word in body.bad_words or () for text in (word.lstrip(" "), " " + word.lstrip(" "))]
+        return {tuple(self.tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts}
 
     async def grammar(self, body: Generate, offer: Offer | None = None) -> dict[str, Any]:
         """The field of SamplingParams for the form that a body asks for, compiled once to see that it can be."""
@@ -168,6 +183,8 @@ class Service:
         Raises ApiError, also if prompt and max_tokens exceed the context: nothing is cut silently.
         """
         given = {**sampling_fields(body), **fields}
+        if body.bad_words:
+            given["bad_words_ids"] = [*given.get("bad_words_ids", ()), *sorted(self._bad_words(body))]
         if longest >= self.context:
             raise bad(
                 f"the prompt has {longest} tokens, and the context of {self.context} must hold at least one more: "

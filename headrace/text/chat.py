@@ -47,6 +47,7 @@ class ChatTemplate:
         self._tokens = dict(tokens or {})
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelError(f"{where} has {len(source)} characters; at most {MAX_TEMPLATE_CHARS} are read")
+        self.source = source
         self._environment = _Environment()
         try:
             self._template = self._environment.compile_template(source)
@@ -64,7 +65,7 @@ class ChatTemplate:
         folder = Path(folder)
         config = read_config(folder / "tokenizer_config.json")
         source, where = _find(folder, config, tools)
-        return cls(source, _special_tokens(folder, config), where=where)
+        return cls(source, special_tokens(folder, config), where=where)
 
     def render(
         self,
@@ -72,6 +73,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> str:
         """The prompt for `messages` ({"role": ..., "content": ...}); it names its special tokens itself.
@@ -84,7 +86,7 @@ class ChatTemplate:
             **options,
             "messages": check_messages(messages),
             "tools": list(tools) if tools else None,
-            "documents": None,
+            "documents": list(documents) if documents else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -98,15 +100,24 @@ class ChatTemplate:
             raise ConfigError(f"{self._where} fails on these messages: {cause}") from None
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **options: Any
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        **options: Any,
     ) -> tuple[str, list[int]]:
         """`render(messages, **options)` and its token ids, in which only the template writes special tokens.
 
         Where a message, a tool or another option spells one ("<|end|>"), it stays text: nobody can close a turn, or
-        open another, by typing.
+        open another, by typing. With `continue_final_message` the prompt ends where the last message does, and the
+        model goes on with it. `add_special_tokens` begins with what the tokenizer puts before a text.
         """
         messages = check_messages(messages)
-        mark = secrets.token_hex(16)
+        if options.get("documents") and "documents" not in self.variables:
+            raise ConfigError(f"{self._where} reads no documents: put them into a message")
+        mark, end = secrets.token_hex(16), secrets.token_hex(16)
         commands = [re.escape(text) for text in sorted(tokenizer.commands, key=len, reverse=True) if text]
         if commands:
             # Cut behind its first character, and encoded in two pieces, a special token is not recognised.
@@ -117,8 +128,16 @@ class ChatTemplate:
 
             messages = [{**cut(message), "role": message["role"]} for message in messages]
             options = cut(options)
-        pieces = self.render(messages, **options).split(mark)
-        ids = [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
+        if continue_final_message:
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content'] or ''}{end}"}]
+            options["add_generation_prompt"] = False
+        text = self.render(messages, **options)
+        if continue_final_message and end not in text:
+            raise ConfigError(f"{self._where} does not write the last message out: it cannot be continued")
+        text = text.rpartition(end)[0] if continue_final_message else text
+        pieces = text.split(mark)
+        ids = tokenizer.encode("") if add_special_tokens else []
+        ids += [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
         return "".join(pieces), ids
 
 
@@ -195,7 +214,8 @@ def _find(folder: Path, config: Mapping[str, Any], tools: bool) -> tuple[str, st
     return source, f"chat_template of {folder.name}"
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """{"eos_token": "</s>", ...} of a model folder; `config`: its tokenizer_config.json."""
     tokens = {}
     for key, value in {**read_config(folder / "special_tokens_map.json"), **config}.items():
         text = value.get("content") if isinstance(value, Mapping) else value

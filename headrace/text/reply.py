@@ -47,6 +47,19 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: those that the prefix cache had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds on the clock of whoever drives the engine."""
+
+    asked: float
+    first: float
+    """When the first token came; `last`, if none has."""
+    last: float
+    """When the last one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,7 @@ class Reply:
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
         self._prompt_logprobs: list[Logprob] = []
+        self._cached = 0
         self._began = at
         self._first: float | None = None
         self._last = at
@@ -115,26 +129,32 @@ class Reply:
         if delta.tokens:
             self._first = at if self._first is None else self._first
             self._last = at
+            self._cached = max(self._cached, delta.cached) if delta.index == 0 else self._cached
         return draft.take(delta)
 
     @property
     def usage(self) -> Usage:
         """So far."""
-        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)))
+        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)), self._cached)
+
+    @property
+    def times(self) -> Times:
+        """So far."""
+        return Times(self._began, self._last if self._first is None else self._first, self._last)
 
     def output(self) -> Output:
         """All that has come so far."""
         samples = tuple(draft.sample() for draft in self._drafts)
         later = sum(max(len(sample.token_ids) - 1, 0) for sample in samples)
-        first = self._last if self._first is None else self._first
+        times = self.times
         return Output(
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             samples=samples,
             prompt_logprobs=tuple(self._prompt_logprobs),
             usage=self.usage,
-            ttft_s=first - self._began,
-            decode_tok_s=later / (self._last - first) if later and self._last > first else None,
+            ttft_s=times.first - times.asked,
+            decode_tok_s=later / (times.last - times.first) if later and times.last > times.first else None,
         )
 
 

@@ -117,6 +117,30 @@ def test_logit_bias(row: list[float], bias: dict[int, float]) -> None:
 
 
 @QUICK
+@given(rows, st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5))
+def test_allowed_tokens(row: list[float], allowed: list[int]) -> None:
+    made = apply("allowed_tokens", row, allowed_token_ids=allowed)
+    assert made == [x if token in allowed else -INF for token, x in enumerate(row)]
+
+
+@QUICK
+@given(rows, st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=4), tokens_of)
+def test_bad_words(row: list[float], words: list[list[int]], output: list[int]) -> None:
+    """A token stays if no forbidden run would then end the output."""
+    output = [token % 3 for token in output]
+    made = apply("bad_words", row, output=output, bad_words_ids=words)
+    ends = [[[*output, token][-len(word) :] for word in words] for token in range(VOCAB)]
+    assert made == [
+        -INF if any(end == word for end, word in zip(ends[token], words, strict=True)) else x
+        for token, x in enumerate(row)
+    ]
+
+
+def test_a_bad_word_is_no_matter_of_the_prompt() -> None:
+    assert apply("bad_words", [0.0] * VOCAB, prompt=[1], bad_words_ids=[[1, 2]])[2] == 0
+
+
+@QUICK
 @given(rows, st.sampled_from([0.1, 0.7, 2.0, 100.0]))
 def test_temperature(row: list[float], temperature: float) -> None:
     assert apply("temperature", row, temperature=temperature) == pytest.approx([x / temperature for x in row])
