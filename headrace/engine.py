@@ -100,7 +100,7 @@ class Engine:
         )
         self.decoder, self.device = decoder, device
         self.queues = Queues()
-        self.adapters = Adapters(config, self.architecture, self.path, dtype, self.queues)
+        self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self.budget = Budget(max_seqs=config.max_seqs)

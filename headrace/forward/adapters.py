@@ -15,11 +15,10 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from headrace.architecture import Architecture
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, ModelError, nearest
+from headrace.forward.decoder import Decoder
 from headrace.forward.load import names_of
 from headrace.schedule.queues import Queues
 from headrace.types import Sequence, Status
@@ -48,12 +47,13 @@ class Adapters:
         config: EngineConfig,
         architecture: Architecture,
         path: Path | None,
-        dtype: torch.dtype,
+        decoder: Decoder,
         queues: Queues,
     ) -> None:
         """Registers config.adapters. path: the model's folder, if it came from one. Raises ConfigError."""
         self._names = names_of(path, architecture)
-        self._sites, self._dtype = sites(architecture, self._names), dtype
+        self._sites = sites(architecture, self._names)
+        self._dtype, self._device = decoder.dtype, decoder.device
         self._queues, self._limit = queues, config.adapter_bytes
         self._named: dict[str, Adapter] = {}
         self._loaded: dict[Adapter, None] = {}
@@ -175,7 +175,7 @@ class Adapters:
             files, opened = self._open(adapter.folder)
             if opened.nbytes != adapter.nbytes:
                 raise ModelError(self._changed(adapter))
-            memory.require(opened.nbytes, "cpu", f"adapter {adapter.name}")
+            memory.require(opened.nbytes, self._device, f"adapter {adapter.name}")
             self._loading = _Loading(adapter, files, opened.load())
         except ConfigError as error:
             self._fail(adapter, str(error))
@@ -214,7 +214,7 @@ class Adapters:
 
     def _open(self, folder: Path) -> tuple[AdapterFiles, Opened]:
         files = AdapterFiles(folder, self._names)
-        return files, open_adapter(files, self._sites, self._dtype)
+        return files, open_adapter(files, self._sites, self._dtype, self._device)
 
     @staticmethod
     def _changed(adapter: Adapter) -> str:

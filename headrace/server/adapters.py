@@ -22,6 +22,8 @@ from headrace.server.schema import parse
 from headrace.server.service import Service
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""All that is opened of a folder."""
 
 
 class LoadRequest(msgspec.Struct, kw_only=True):
@@ -81,7 +83,7 @@ class AdapterRoutes:
         try:
             if not stat.S_ISDIR(folder.lstat().st_mode):
                 return False
-            return all(file.resolve().is_relative_to(self._root) for file in folder.iterdir())
+            return all((folder / file).resolve().is_relative_to(self._root) for file in FILES)
         except (OSError, RuntimeError):  # a loop of links is a RuntimeError in older Pythons
             return False
 

@@ -125,7 +125,9 @@ class AdapterFiles:
         )
 
 
-def open_adapter(files: AdapterFiles, known: Mapping[str, Site], dtype: torch.dtype) -> Opened:
+def open_adapter(
+    files: AdapterFiles, known: Mapping[str, Site], dtype: torch.dtype, device: torch.device
+) -> Opened:
     """The folder, checked by the kind that it names. Raises ModelError."""
     named = files.config.get("peft_type")
     if not isinstance(named, str) or named.lower() not in SLOT.index:
@@ -134,7 +136,7 @@ def open_adapter(files: AdapterFiles, known: Mapping[str, Site], dtype: torch.dt
             f"{', '.join(name.upper() for name in SLOT.index)}"
         )
     kind: Kind = SLOT.load(named.lower())()
-    return kind.open(files, known, dtype)
+    return kind.open(files, known, dtype, device)
 
 
 @dataclass(eq=False)

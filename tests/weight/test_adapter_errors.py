@@ -27,7 +27,7 @@ AT = "base_model.model.model.layers.1.self_attn.v_proj"
 def load(folder: Path) -> dict[str, Any]:
     """All of it, as an engine does."""
     files = AdapterFiles(folder, Llama.names)
-    work = open_adapter(files, sites(ARCHITECTURE, Llama.names), torch.float32).load()
+    work = open_adapter(files, sites(ARCHITECTURE, Llama.names), torch.float32, torch.device("cpu")).load()
     while True:
         try:
             next(work)

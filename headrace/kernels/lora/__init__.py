@@ -52,6 +52,11 @@ class LoraWeight(NamedTuple):
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self[:4])
 
+    def to(self, device: torch.device) -> LoraWeight:
+        """The same on a device."""
+        down, up, scale_R, parts_P3 = (tensor.to(device) for tensor in self[:4])
+        return LoraWeight(down, up, scale_R, parts_P3, self.width)
+
 
 class Group(NamedTuple):
     """An adapter, and its rows of a batch."""

@@ -1,8 +1,8 @@
 // lora for processors. Compiled once per level. See kernel.h for the layout of weights.
 //
 // Two passes over the groups, each cut over all of them: rows to ranks, then ranks to outputs. What is
-// computed for a row goes in one order, whatever other rows there are: a sum over inputs in the order of
-// sixteen lanes, two of them in turn, then a sum over ranks in order.
+// computed for a row goes in one order, whatever other rows there are: sums over inputs in sixteen
+// lanes, then a sum over ranks in order.
 //
 // Bounds: with a row per adapter, the bytes of the weights; each is used once.
 #include "headrace/parallel.h"

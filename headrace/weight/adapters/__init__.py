@@ -1,7 +1,6 @@
 """Slot `adapter`: kinds of fine-tuning that are kept apart from the model, by the peft_type in adapter_config.json.
 
-Add one: a file here with a frozen dataclass that has `card` and `open`, and a line in the index. All kinds run in one
-batch, each on its own rows; what holds them, and reads their files, is in headrace/weight/adapter.py.
+Add one: a file here with a frozen dataclass that has `card` and `open`, and a line in the index.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ class Update(Protocol):
 
     @staticmethod
     def add(out_TO: Tensor, x: Tensor, before: Before, updates: Sequence[tuple[Tensor, Any]]) -> None:
-        """Adds to rows of a product's result, in place: (rows int64 [A], update of this kind), ... No row comes twice,
-        others are not touched, and a row's result does not depend on them. x, before: the product's own."""
+        """Adds to rows of a product's result: (rows int64 [A], update of this kind), ... No row comes twice, others are
+        not touched, and a row's result does not depend on them. x, before: the product's own."""
         ...
 
 
 class Opened(Protocol):
-    """A folder that has been checked, all but its numbers."""
+    """A folder that has been checked, all but its numbers. nbytes: memory that its updates will take."""
 
-    nbytes: int  # that its updates will take
+    nbytes: int
 
     def load(self) -> Generator[int, None, Mapping[str, Update]]:
         """Yields how many bytes it read, every few megabytes; returns updates by stacked product. Raises ModelError."""
@@ -46,10 +45,11 @@ class Kind(Protocol):
 
     card: ClassVar[Card]
 
-    def open(self, files: AdapterFiles, sites: Mapping[str, Site], dtype: torch.dtype) -> Opened:
-        """Checks the folder against the model: `sites` may be adapted, by the name that checkpoints have for them;
-        `dtype` is that of the model's arithmetic. Raises ModelError, naming file and tensor, for whatever would not be
-        carried out to the letter."""
+    def open(
+        self, files: AdapterFiles, sites: Mapping[str, Site], dtype: torch.dtype, device: torch.device
+    ) -> Opened:
+        """Checks the folder against a model of this dtype and device, whose `sites`, by checkpoints' names, may change.
+        Raises ModelError, naming file and tensor, for whatever would not be carried out to the letter."""
         ...
 
 

@@ -63,7 +63,9 @@ class Lora:
 
     card: ClassVar[Card] = Card(slot="adapter", exact="bits", paper="https://arxiv.org/abs/2106.09685")
 
-    def open(self, files: AdapterFiles, sites: Mapping[str, Site], dtype: torch.dtype) -> OpenLora:
+    def open(
+        self, files: AdapterFiles, sites: Mapping[str, Site], dtype: torch.dtype, device: torch.device
+    ) -> OpenLora:
         """See the contract."""
         rank, scale = _read_config(files)
         pairs = _pairs(files)
@@ -78,9 +80,8 @@ class Lora:
                 )
         if not pairs:
             raise ModelError(f"{files.file} has no tensors: download it again")
-        return OpenLora(
-            files, {module: (pair, sites[module]) for module, pair in pairs.items()}, rank, scale, dtype
-        )
+        placed = [(pair, sites[module]) for module, pair in pairs.items()]
+        return OpenLora(files, placed, rank, scale, dtype, device)
 
 
 class LoraUpdate:
@@ -103,18 +104,19 @@ class OpenLora:
     def __init__(
         self,
         files: AdapterFiles,
-        pairs: Mapping[str, tuple[Mapping[str, str], Site]],
+        pairs: Sequence[tuple[Mapping[str, str], Site]],
         rank: int,
         scale: float,
         dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self._files, self._rank, self._scale = files, rank, scale
+        self._files, self._scale, self._device = files, scale, device
         stored = {DTYPES[entry.dtype] for entry in files.entries.values()}
         self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
         if self._dtype == torch.float32 and stored == {torch.bfloat16}:
             self._dtype = torch.bfloat16
         self._products: dict[str, list[tuple[Mapping[str, str], Site]]] = {}
-        for pair, site in pairs.values():
+        for pair, site in pairs:
             self._products.setdefault(site.product, []).append((pair, site))
         self.nbytes = sum(
             num_bytes(parts[0][1].inputs, [(rank, site.outputs) for _, site in parts], self._dtype.itemsize)
@@ -130,7 +132,7 @@ class OpenLora:
                 down, up = (self._files.read(pair[side]) for side in "AB")
                 read.append((down.to(self._dtype), up.to(self._dtype), self._scale, site.first))
                 yield down.nbytes + up.nbytes
-            updates[product] = LoraUpdate(pack(read))
+            updates[product] = LoraUpdate(pack(read).to(self._device))
         return updates
 
 
