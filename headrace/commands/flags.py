@@ -25,6 +25,15 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Machine-readable on stdout, everything else on stderr.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not say on stderr what runs.")]
+Lora = Annotated[
+    list[str] | None, typer.Option(help="NAME=DIR: a LoRA folder to know by this name; may be repeated.")
+]
+LoraRoot = Annotated[
+    Path | None, typer.Option(help="Folder of LoRA folders that clients may load and unload. Default: none.")
+]
+AdapterBytes = Annotated[
+    str | None, typer.Option(help="Memory that loaded adapters may take, such as 512MiB. Default: 1GiB.")
+]
 
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -168,7 +177,7 @@ def make_config(values: Mapping[str, Any]) -> EngineConfig:
 
 def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields for SamplingParams: only those that were given. Raises ConfigError, also for values out of range."""
-    from headrace.types import SamplingParams
+    from headrace.params import SamplingParams
 
     given = _given(values)
     if "logit_bias" in given:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headrace.commands.flags import Quiet, with_adapters
-from headrace.commands.output import note
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 
 API_KEY = "HEADRACE_API_KEY"
+
+LogJson = Annotated[
+    bool,
+    typer.Option("--log-json", help="Log JSON objects, one a line, with one for every finished request."),
+]
+LogRequests = Annotated[bool, typer.Option("--log-requests", help="Log a line for every finished request.")]
+OtlpEndpoint = Annotated[
+    str,
+    typer.Option(
+        help="URL of an OpenTelemetry collector that spans of requests go to, over HTTP. Needs headrace[otel].",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -52,6 +67,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
+    log_json: LogJson = False,
+    log_requests: LogRequests = False,
+    otlp_traces_endpoint: OtlpEndpoint = "",
     quiet: Quiet = False,
 ) -> None:
     """Serve an OpenAI-compatible API."""
@@ -70,8 +88,25 @@ def serve(
         strict=strict_params,
         lora_root=str(lora_root or ""),
         tool_parser=tool_call_parser or "",
+        log_json=log_json,
+        log_requests=log_requests,
+        quiet=quiet,
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     config = with_adapters(config, lora, adapter_bytes)
-    code = asyncio.run(run(config, options, lambda line: note(line, quiet)))
+    code = asyncio.run(run(config, options, _to_stderr("" if log_json else "headrace: ")))
     if code:
         raise typer.Exit(code)
+
+
+def _to_stderr(prefix: str) -> Callable[[str], None]:
+    """Writes lines past Python's buffer: one that cannot be written is not kept, and does not fail the exit either."""
+
+    def write(line: str) -> None:
+        if sys.stderr is None:  # it was closed when we were started: its number may be somebody else's by now
+            raise OSError(errno.EBADF, "there is no stderr")
+        data = f"{prefix}{line}\n".encode(errors="replace")
+        while data:
+            data = data[os.write(2, data) :]
+
+    return write

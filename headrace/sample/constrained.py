@@ -14,8 +14,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from headrace.params import Grammar
 from headrace.sample.grammars import Compiler, Matcher
-from headrace.types import Grammar
 
 
 class Constraints:

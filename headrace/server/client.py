@@ -38,6 +38,7 @@ from headrace.server.messages import (
     UnloadAdapter,
     View,
 )
+from headrace.server.registry import Registry
 from headrace.server.wire import ApiEnd, Closed
 from headrace.types import Delta, Request
 
@@ -85,6 +86,8 @@ class Job:
     unfinished: set[int]
     """Samples that have not ended."""
     running: bool = False
+    started: float | None = None
+    """When it first ran, on the clock of time.perf_counter."""
     tries: int = 0
 
 
@@ -92,24 +95,26 @@ class EngineClient:
     """Belongs to one event loop."""
 
     def __init__(
-        self, config: EngineConfig, *, on_step: Callable[[Stepped], None] = lambda step: None
+        self,
+        config: EngineConfig,
+        *,
+        on_step: Callable[[Stepped], None] = lambda step: None,
+        log_json: bool = False,
     ) -> None:
-        """on_step: told of every step, before the jobs are."""
+        """on_step: told of every step, before the jobs are. log_json: how the engine process writes its own log."""
         self.config = config
-        self.adapters: dict[str, str] = dict(config.adapters)
-        """Name -> folder: what the engine serves beside the base model, and the next one will."""
-        self._loading: dict[str, tuple[str, asyncio.Future[None]]] = {}
+        self._adapters = Registry(config.adapters)
         self.state = State.STARTING
         self.why = "the engine is starting"
         """What an Unavailable says."""
         self.ready: Ready | None = None
         """What the engine said when it was ready; the last one's while the next one starts."""
         self.view: View | None = None
-        """After the last step."""
+        """After the last step of the engine that runs now."""
         self.last_step = 0.0
         """When that was, on the monotonic clock."""
         self.restarts = 0
-        self._on_step = on_step
+        self._on_step, self._log_json = on_step, log_json
         self._jobs: dict[str, Job] = {}
         self._deaths: collections.deque[float] = collections.deque(maxlen=MOST_DEATHS)
         self._process: subprocess.Popen[bytes] | None = None
@@ -134,13 +139,14 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._life
         self._end_jobs(lambda job: Unavailable(self.why))
-        self._end_loading(Unavailable(self.why))
+        self._adapters.end(Unavailable(self.why))
         await self._stop()
 
     async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
+            command += ["json"] if self._log_json else []
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._end = await ApiEnd.open(ours)
         room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
@@ -193,13 +199,14 @@ class EngineClient:
                     self._on_step(message)
                     for name in admitted:
                         if name in self._jobs:
+                            self._jobs[name].started = time.perf_counter() - view.seconds
                             self._jobs[name].running = True
                     for delta in deltas:
                         self._deliver(delta)
                 case Refused(name, text):
                     self._end_job(name, ConfigError(text))
                 case AdapterTold(name, text):
-                    self._told(name, text)
+                    self._adapters.told(name, text)
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
@@ -207,6 +214,7 @@ class EngineClient:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
         cause = self._cause()
+        self.view = None
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
         lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}
@@ -217,7 +225,7 @@ class EngineClient:
                 else None
             )
         )
-        self._end_loading(EngineDied(f"the engine process died ({cause}): try again"))
+        self._adapters.end(EngineDied(f"the engine process died ({cause}): try again"))
         _log.error(
             "the engine process died (%s): %d requests lost, %d wait", cause, len(lost), len(self._jobs)
         )
@@ -252,14 +260,16 @@ class EngineClient:
 
     # ---- adapters ----
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Name -> folder: what the engine serves beside the base model, and the next one will."""
+        return self._adapters.named
+
     async def load_adapter(self, name: str, folder: str) -> None:
         """Serves a folder by this name. Raises ConfigError if it cannot be, Unavailable or EngineDied."""
         if self.state is not State.READY or self._end is None:
             raise Unavailable(self.why)
-        if name in self._loading:
-            raise ConfigError(f"adapter {name!r} is being loaded")
-        told = asyncio.get_running_loop().create_future()
-        self._loading[name] = folder, told
+        told = self._adapters.ask(name, folder)
         self._end.send(LoadAdapter(name, folder))
         await told
 
@@ -282,19 +292,6 @@ class EngineClient:
             if told.error:
                 _log.error("adapter %s is served no more: %s", name, told.error)
                 del self.adapters[name]
-
-    def _told(self, name: str, error: str) -> None:
-        folder, told = self._loading.pop(name)
-        if not error:
-            self.adapters[name] = folder
-        if not told.done():
-            told.set_exception(ConfigError(error)) if error else told.set_result(None)
-
-    def _end_loading(self, error: HeadraceError) -> None:
-        for _, told in self._loading.values():
-            if not told.done():
-                told.set_exception(error)
-        self._loading.clear()
 
     # ---- jobs ----
 
@@ -345,6 +342,11 @@ class EngineClient:
             del self._jobs[job.request.id]
         if self._end is not None and self.state is State.READY:
             self._end.send(Cancel(job.request.id, index))
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, while there is one."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     def __len__(self) -> int:
         """Jobs under way."""

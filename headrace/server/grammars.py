@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from headrace.params import MAX_GRAMMAR_CHARS, Grammar
 from headrace.server.errors import ApiError, bad
-from headrace.types import MAX_GRAMMAR_CHARS, Grammar
 
 MAX_DEPTH, MAX_NODES = 32, 2000
 MAX_PATTERN_CHARS = 1024

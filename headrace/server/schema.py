@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from headrace.errors import nearest
+from headrace.params import MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOPS
 from headrace.server.errors import bad
 from headrace.server.grammars import ResponseFormat, StructuredOutputs
 from headrace.server.tools import Choice, Tool
-from headrace.types import MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOPS
 
 MAX_BODY_BYTES = 4 << 20
 MAX_HEADER_BYTES = 32 << 10

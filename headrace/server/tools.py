@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.errors import ConfigError, ModelError
+from headrace.params import MAX_GRAMMAR_CHARS, Grammar
 from headrace.server.errors import bad
 from headrace.server.grammars import measure, too_complex
 from headrace.text import tool_formats
@@ -27,7 +28,7 @@ from headrace.text.tokenizer import Tokenizer
 from headrace.text.tool_formats import Format
 from headrace.text.tool_grammar import Function, ToolGrammar
 from headrace.text.tool_parser import Arguments, Begun, Content, Event, Parsed, ToolParser
-from headrace.types import MAX_GRAMMAR_CHARS, FinishReason, Grammar
+from headrace.types import FinishReason
 
 MAX_TOOLS = 128
 MAX_CALLS = 128

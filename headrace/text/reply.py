@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.params import SamplingParams
 from headrace.text.detokenizer import Detokenizer
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Delta, FinishReason, Logprob, SamplingParams
+from headrace.types import Delta, FinishReason, Logprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT
-from headrace.types import SamplingParams
 
 VOCAB = 12
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)

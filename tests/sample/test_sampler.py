@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT
 from headrace.sample.sampler import Sampler, raw_logprobs
 from headrace.sample.stateless import Stateless
-from headrace.types import Accepted, Logprob, Request, SamplingParams, Span
+from headrace.types import Accepted, Logprob, Request, Span
 from headrace.types import Sequence as Seq
 
 VOCAB = 16

@@ -12,10 +12,11 @@ import openai
 import pytest
 
 from headrace.errors import ConfigError
+from headrace.params import SamplingParams
 from headrace.server.tools import Deltas, Offer, Tool, ToolFunction, Tools, message_of
 from headrace.text.reply import Reply
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Delta, SamplingParams
+from headrace.types import Delta
 from tests.server import hermes
 from tests.server.running import Server, serving
 

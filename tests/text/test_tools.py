@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from headrace import box
 from headrace.errors import ConfigError
+from headrace.params import Grammar
 from headrace.sample.grammars.llguidance import LlGuidance
 from headrace.text.tokenizer import Tokenizer
 from headrace.text.tool_formats import FORMATS, Format, named, of_template
 from headrace.text.tool_grammar import Function, ToolGrammar
 from headrace.text.tool_parser import Parsed, ToolParser
-from headrace.types import Grammar
 
 NAMES = ("f", "get-it")
 GET = '{"name": "get-it", "arguments": {}}'

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from headrace.params import SamplingParams
 from headrace.slots import Card, Slot
-from headrace.types import SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT, Processor, State
-from headrace.types import SamplingParams
 from tests.kv.contract import members
 
 VOCAB = 24
