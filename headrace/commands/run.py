@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.commands.flags import AsJson, Quiet, with_adapters
+from headrace.commands.flags import AsJson, Lora, Quiet, with_adapters
 from headrace.commands.output import note, write, write_json
 from headrace.commands.start import start
 from headrace.config import EngineConfig
@@ -29,9 +29,7 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; without it, standard input.")
     ] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIR: a LoRA folder to know by this name; may be repeated.")
-    ] = None,
+    lora: Lora = None,
     adapter: Annotated[str, typer.Option(help="Run with this adapter. Default: the model alone.")] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -7,12 +7,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headrace.commands.flags import Quiet, with_adapters
+from headrace.commands.flags import AdapterBytes, Lora, LoraRoot, Quiet, with_adapters
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 
@@ -54,16 +53,9 @@ def serve(
         str | None,
         typer.Option(help="How the model writes calls of tools. Default: what its chat template tells."),
     ] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIR: a LoRA folder to serve by this name; may be repeated.")
-    ] = None,
-    lora_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of LoRA folders that clients may load and unload. Default: none."),
-    ] = None,
-    adapter_bytes: Annotated[
-        str | None, typer.Option(help="Memory that loaded adapters may take, such as 512MiB. Default: 1GiB.")
-    ] = None,
+    lora: Lora = None,
+    lora_root: LoraRoot = None,
+    adapter_bytes: AdapterBytes = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
