@@ -9,7 +9,7 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from headrace.kv.cache import namespace, reuses_prefix
+from headrace.kv.cache import namespace, reusable
 from headrace.kv.tables import BlockTables, Holding
 from headrace.types import Sequence, Status
 
@@ -182,10 +182,8 @@ class _Candidates:
         for seq in self._waiting:
             if seq.status is Status.SWAPPED:
                 holding = self._tables.swapped_holding(seq.id, seq.num_computed)
-            elif reuses_prefix(seq):
-                holding = self._tables.hit(seq.tokens, namespace(seq))
             else:
-                holding = self._tables.hit((), namespace(seq))
+                holding = self._tables.hit(reusable(seq), namespace(seq))
             yield _view(seq, holding)
 
 

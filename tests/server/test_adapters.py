@@ -251,3 +251,20 @@ def test_on_the_command_line(local: LLM, root: Path) -> None:
     command = [sys.executable, "-m", "headrace", "run", PROMPTS[0], *flags, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert json.loads(done.stdout)["text"] == want(local, PROMPTS[0], "one"), done.stderr
+
+
+def test_embeddings_and_scores_have_adapters_too(adapted: Server, local: LLM) -> None:
+    with adapted.client() as client:
+        for model, adapter in (("tiny-draft", ""), ("two", "two")):
+            answer = client.post("/v1/embeddings", json={"model": model, "input": PROMPTS[0]}).json()
+            [want_vector] = local.embed(PROMPTS[0], adapter=adapter)
+            assert answer["model"] == model
+            assert answer["data"][0]["embedding"] == pytest.approx(want_vector, abs=1e-6)
+            body = {"model": model, "prompt": PROMPTS[0], "choices": [" return", " pass"]}
+            scored = client.post("/v1/score", json=body).json()["choices"]
+            expected = [
+                sum(score.logprobs) for score in local.score(PROMPTS[0], body["choices"], adapter=adapter)
+            ]
+            assert [choice["logprob"] for choice in scored] == pytest.approx(expected, abs=1e-6)
+    base, two = local.embed(PROMPTS[0]), local.embed(PROMPTS[0], adapter="two")
+    assert base != two
