@@ -17,6 +17,7 @@ from headrace.architecture import Architecture
 from headrace.compose import Stack, compose
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
+from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import adapt, describe, load
@@ -97,9 +98,9 @@ class Engine:
             fingerprint=self.stack.fingerprint(self.architecture, dtype) if config.prefix_cache else None,
             poison=poison,
         )
-        self.decoder = decoder
-        self.device = device
+        self.decoder, self.device = decoder, device
         self.queues = Queues()
+        self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self.budget = Budget(max_seqs=config.max_seqs)
@@ -124,6 +125,7 @@ class Engine:
         params = request.params
         self._check_room(request.id, params.n)
         seed = secrets.randbits(62) if params.seed is None else params.seed
+        adapter = self.adapters.find(request.adapter) if request.adapter else None
         first: Sequence | None = None
         for index in range(params.n):
             seq = Sequence(
@@ -136,6 +138,7 @@ class Engine:
                 num_scored=params.prompt_logprobs_start,
                 status=Status.WAITING if first is None else Status.HELD,
                 parent=None if first is None else first.id,
+                adapter=adapter,
             )
             first = first or seq
             self._enter(seq)
@@ -150,28 +153,28 @@ class Engine:
             raise ConfigError(f"dimensions={dimensions}: this model's vectors have {self.architecture.width}")
         if request.params.grammar is not None and (self.path is None or not self.architecture.eos):
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
+        if request.adapter:
+            self.adapters.find(request.adapter)
 
     def cancel(self, request: str, index: int | None = None) -> None:
-        """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
-        may have finished just before its client gave up."""
+        """Ends a request, or one of its samples, now. Unknown ids are ignored: it may have finished just before."""
         for seq_id in list(self._requests.get(request, ())):
             seq = self.queues[seq_id]
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
     def pause(self, request: str) -> None:
-        """Sets a request aside until `resume`, without pages: it then goes on as after a preemption, with the same
-        tokens. Unknown ids are ignored."""
+        """Sets a request aside until `resume`, without pages; the tokens stay the same, as after a preemption."""
         for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
             if seq.status is not Status.HELD:
                 self.kv.tables.release(seq.id)
                 seq.status, seq.num_computed = Status.PAUSED, 0
 
     def resume(self, request: str) -> None:
-        """Lets a request that was set aside go on."""
-        for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
-            if seq.status is Status.PAUSED:
-                seq.status = Status.WAITING
+        """Lets it go on."""
+        for seq_id in self._requests.get(request, ()):
+            if self.queues[seq_id].status is Status.PAUSED:
+                self.queues[seq_id].status = Status.WAITING
 
     def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
         """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
@@ -217,6 +220,8 @@ class Engine:
             free_pages=pool.num_free,
             cached_pages=pool.num_evictable,
             counters=dataclasses.replace(self.counters),
+            running_adapters=self.adapters.in_use(Status.RUNNING),
+            waiting_adapters=self.adapters.in_use(Status.WAITING, Status.SWAPPED),
         )
 
     def describe(self) -> str:
@@ -235,12 +240,16 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] when idle.
+        """Plans and runs one batch; returns what it added to each sample. [] when idle, or while adapters are loaded.
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
         if not self.busy:
             return []
+        self.last_plan = StepPlan(())
+        ready, failed = self.adapters.work(), self.adapters.failed()
+        if failed or not ready:
+            return [self._fail(seq, why) for seq, why in failed]
         try:
             plan = self.last_plan = self.plan()
             self.kv.reserve(plan, self.queues.sequences)
@@ -351,6 +360,10 @@ class Engine:
             heirs[0].status, heirs[0].num_scored = Status.WAITING, seq.num_scored
         for other in heirs[1:]:
             other.parent = heirs[0].id
+
+    def _fail(self, seq: Sequence, why: str) -> Delta:
+        self._leave(seq, "error")
+        return Delta(seq.request.id, seq.index, seq.id, (), finish_reason="error", error=why)
 
     def _held(self, seq: Sequence) -> list[Sequence]:
         siblings = (self.queues[s] for s in self._requests.get(seq.request.id, ()))

@@ -16,11 +16,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import logging
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -29,18 +25,22 @@ from enum import Enum
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, HeadraceError
 from headrace.server.messages import (
+    AdapterTold,
     Cancel,
     Failed,
+    LoadAdapter,
     Pause,
     Ready,
     Refused,
     Resume,
-    Start,
     Stepped,
     Submit,
+    UnloadAdapter,
     View,
 )
-from headrace.server.wire import ApiEnd, Closed
+from headrace.server.process import EngineProcess
+from headrace.server.registry import Registry
+from headrace.server.wire import Closed
 from headrace.types import Delta, Request
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
@@ -52,8 +52,6 @@ STUCK_S = 60.0
 """So long may a step take."""
 MOST_UNREAD, FEW_UNREAD = 1024, 256
 """Events of a call that wait to be taken: above the first its jobs are paused, below the second they go on."""
-STOP_S = 5.0
-"""How long an engine may take to end once its socket is closed."""
 _log = logging.getLogger(__name__)
 
 
@@ -109,6 +107,7 @@ class EngineClient:
     ) -> None:
         """on_step: told of every step, before the jobs are. log_json: how the engine process writes its own log."""
         self.config = config
+        self._adapters = Registry(config.adapters)
         self.state = State.STARTING
         self.why = "the engine is starting"
         """What an Unavailable says."""
@@ -122,12 +121,11 @@ class EngineClient:
         self._on_step, self._log_json = on_step, log_json
         self._jobs: dict[str, Job] = {}
         self._deaths: collections.deque[float] = collections.deque(maxlen=MOST_DEATHS)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: ApiEnd | None = None
+        self._engine: EngineProcess | None = None
+        self._cause = ""
         self._life: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._owes_since: float | None = None
-        self._stuck = False
 
     # ---- the process ----
 
@@ -148,33 +146,26 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._end_jobs(lambda job: Unavailable(self.why))
+        self._adapters.end(Unavailable(self.why))
         await self._stop()
 
     async def _launch(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
-            command += ["json"] if self._log_json else []
-            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        self._end = await ApiEnd.open(ours)
-        room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
-        self._end.send(Start(fields_of(self.config) | {"max_waiting": room}))
-        while True:
-            try:
-                message = await self._end.receive()
-            except Closed:
-                await self._stop()
-                raise HeadraceError(
-                    f"the engine process ended while it was starting ({self._cause()})"
-                ) from None
-            match message:
-                case Failed(text, user):
-                    await self._stop()
-                    raise ConfigError(text) if user else HeadraceError(text)
-                case Ready():
-                    self.ready, self.state = message, State.READY
-                    self.last_step = time.monotonic()
-                    return
+        engine = self._engine = await EngineProcess.start(self.config, log_json=self._log_json)
+        try:
+            message = await engine.receive()
+            while not isinstance(message, Failed | Ready):
+                message = await engine.receive()
+            if isinstance(message, Failed):
+                raise ConfigError(message.message) if message.user else HeadraceError(message.message)
+            await self._load_all(engine, first=self.ready is None)
+        except Closed:
+            await self._stop()
+            raise HeadraceError(f"the engine process ended while it was starting ({self._cause})") from None
+        except HeadraceError:
+            await self._stop()
+            raise
+        self.ready, self.state = message, State.READY
+        self.last_step = time.monotonic()
 
     async def _live(self) -> None:
         """Reads what the engine says, for ever, through deaths and new starts."""
@@ -198,13 +189,13 @@ class EngineClient:
                 self._hand_over(job)
 
     async def _read(self) -> None:
-        assert self._end is not None
+        assert self._engine is not None
         while True:
-            message = await self._end.receive()
+            message = await self._engine.receive()
+            self._owes_since = time.monotonic()
             match message:
                 case Stepped(deltas, admitted, view):
                     self.view, self.last_step = view, time.monotonic()
-                    self._owes_since = self.last_step
                     self._on_step(message)
                     for name in admitted:
                         if name in self._jobs:
@@ -214,6 +205,8 @@ class EngineClient:
                         self._deliver(delta)
                 case Refused(name, text):
                     self._end_job(name, ConfigError(text))
+                case AdapterTold(name, text):
+                    self._adapters.told(name, text)
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
@@ -221,10 +214,8 @@ class EngineClient:
         """Kills an engine that is stuck; _live() does the rest."""
         while True:
             await asyncio.sleep(STUCK_S / 20)
-            if self.state is State.READY and self.silence > STUCK_S and self._process is not None:
-                _log.error("the engine gave no sign of life for %g s: it is killed", STUCK_S)
-                self._stuck = True
-                self._process.kill()
+            if self.state is State.READY and self.silence > STUCK_S and self._engine is not None:
+                self._engine.kill(f"it gave no sign of life for {STUCK_S:g} s")
 
     @property
     def silence(self) -> float:
@@ -236,11 +227,10 @@ class EngineClient:
     async def _bury(self) -> None:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
-        cause = self._cause()
+        cause = self._cause
         self.view = None
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
-        self._stuck = False
         lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}
         self._end_jobs(
             lambda job: (
@@ -249,6 +239,7 @@ class EngineClient:
                 else None
             )
         )
+        self._adapters.end(EngineDied(f"the engine process died ({cause}): try again"))
         _log.error(
             "the engine process died (%s): %d requests lost, %d wait", cause, len(lost), len(self._jobs)
         )
@@ -261,27 +252,43 @@ class EngineClient:
         await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** (len(recent) - 1), LONGEST_PAUSE_S))
 
     async def _stop(self) -> None:
-        """Closes the socket, and sees to it that the process ends."""
-        if self._end is not None:
-            self._end.close()
-            self._end = None
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(None, process.wait, STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await loop.run_in_executor(None, process.wait)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
+            self._cause = engine.cause
 
-    def _cause(self) -> str:
-        if self._stuck:
-            return f"it gave no sign of life for {STUCK_S:g} s"
-        code = self._process.poll() if self._process is not None else None
-        if code is None:
-            return "it closed its socket"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+    # ---- adapters ----
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Name -> folder: what the engine serves beside the base model, and the next one will."""
+        return self._adapters.named
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Serves a folder by this name. Raises ConfigError if it cannot be, Unavailable or EngineDied."""
+        if self.state is not State.READY or self._engine is None:
+            raise Unavailable(self.why)
+        told = self._adapters.ask(name, folder)
+        self._engine.send(LoadAdapter(name, folder))
+        await told
+
+    def unload_adapter(self, name: str) -> None:
+        """Serves it no more."""
+        self.adapters.pop(name, None)
+        if self._engine is not None and self.state is State.READY:
+            self._engine.send(UnloadAdapter(name))
+
+    async def _load_all(self, engine: EngineProcess, first: bool) -> None:
+        """Tells a new engine of the adapters. first: one that cannot be served is an error; later, it is dropped."""
+        for name, folder in list(self.adapters.items()):
+            engine.send(LoadAdapter(name, folder))
+            told = await engine.receive()
+            assert isinstance(told, AdapterTold)
+            if told.error and first:
+                raise ConfigError(told.error)
+            if told.error:
+                _log.error("adapter %s is served no more: %s", name, told.error)
+                del self.adapters[name]
 
     # ---- jobs ----
 
@@ -333,13 +340,13 @@ class EngineClient:
         job.unfinished = set() if index is None else job.unfinished - {index}
         if not job.unfinished:
             del self._jobs[job.request.id]
-        if self._end is not None and self.state is State.READY:
-            self._end.send(Cancel(job.request.id, index))
+        if self._engine is not None and self.state is State.READY:
+            self._engine.send(Cancel(job.request.id, index))
 
     @property
     def pid(self) -> int | None:
         """The engine process, while there is one."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._engine.pid if self._engine is not None else None
 
     def __len__(self) -> int:
         """Jobs under way."""
@@ -352,18 +359,18 @@ class EngineClient:
 
     def _resume(self, jobs: Sequence[Job]) -> None:
         paused = [job for job in jobs if job.paused and job.unfinished]
-        if not paused or self._end is None:
+        if not paused or self._engine is None:
             return
         self._owe()
         for job in paused:
             job.paused = False
-            self._end.send(Resume(job.request.id))
+            self._engine.send(Resume(job.request.id))
 
     def _hand_over(self, job: Job) -> None:
-        assert self._end is not None
+        assert self._engine is not None
         job.paused = False
         job.tries += 1
-        self._end.send(Submit(job.request))
+        self._engine.send(Submit(job.request))
 
     def _deliver(self, delta: Delta) -> None:
         job = self._jobs.get(delta.request)
@@ -374,9 +381,9 @@ class EngineClient:
             if not job.unfinished:
                 del self._jobs[delta.request]
         job.events.put_nowait(delta)
-        if job.events.qsize() > MOST_UNREAD and job.unfinished and self._end is not None:
+        if job.events.qsize() > MOST_UNREAD and job.unfinished and self._engine is not None:
             job.paused = True  # or is already: what was on its way comes
-            self._end.send(Pause(job.request.id))
+            self._engine.send(Pause(job.request.id))
 
     def _end_job(self, name: str, error: HeadraceError) -> None:
         job = self._jobs.pop(name, None)
@@ -389,10 +396,3 @@ class EngineClient:
             error = error_of(job)
             if error is not None:
                 self._end_job(name, error)
-
-
-def fields_of(config: EngineConfig) -> dict[str, object]:
-    """What EngineConfig.from_mapping makes the same of, in another process."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {
-        "stack": dict(config.stack)
-    }
