@@ -1,0 +1,188 @@
+"""Splits the vocabulary per parser state into tokens that always fit, never fit, and few that need the parser's stack.
+
+Paper   https://arxiv.org/abs/2411.15100 (XGrammar)
+Idea    Most tokens can be judged by the grammar rule at hand alone. Those are decided once, when the grammar is compiled;
+        at each step only the others run through the parser, in sorted order, so that common beginnings are parsed once.
+Trades  Compiling takes from milliseconds to seconds and keeps tables, against masks that cost next to nothing.
+Differs The library does the work. It passes over what it cannot enforce in a schema, with a line on stderr; here such a
+        schema is refused. Where the text leaves no choice, its usual tokens are the only ones allowed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy
+
+from headrace.errors import ConfigError
+from headrace.sample.vocabulary import Vocabulary
+from headrace.slots import Card
+from headrace.types import Grammar
+
+_CACHE_BYTES = 64 << 20
+_GRAMMAR_BYTES = 256 << 20
+_ENFORCED = set(
+    "type enum const properties required additionalProperties minProperties maxProperties items prefixItems minItems "
+    "maxItems anyOf allOf $ref minimum maximum exclusiveMinimum exclusiveMaximum minLength maxLength pattern".split()
+)
+_FORMATS = set("date time date-time duration email hostname ipv4 ipv6 uuid uri".split())
+_SAYS_NOTHING = set(
+    "title description default examples deprecated readOnly writeOnly $schema $id $comment $defs definitions".split()
+)
+_SCHEMAS = {"additionalProperties", "items"}  # keywords that hold a schema, a list of them, or some by name
+_LISTS, _TABLES = {"prefixItems", "anyOf", "allOf"}, {"properties", "$defs", "definitions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class XGrammar:
+    """Grammars by xgrammar, an extra: pip install headrace[xgrammar]."""
+
+    card: ClassVar[Card] = Card(slot="grammar", exact="bits", paper="https://arxiv.org/abs/2411.15100")
+    whitespace: int = 16
+    """Most spaces and line breaks between two parts of JSON: without a limit a small model may never stop with them."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.whitespace <= 1000:
+            raise ValueError(f"whitespace={self.whitespace} must be between 1 and 1000")
+        if importlib.util.find_spec("xgrammar") is None:
+            raise ConfigError(
+                "--grammar xgrammar needs a package that is not installed: pip install headrace[xgrammar], "
+                "or use --grammar llguidance"
+            )
+
+    def start(self, vocabulary: Vocabulary) -> _Compiler:
+        return _Compiler(vocabulary, self.whitespace)
+
+
+class _Compiler:
+    def __init__(self, vocabulary: Vocabulary, whitespace: int) -> None:
+        import xgrammar
+
+        self._lib, self._vocabulary, self._whitespace = xgrammar, vocabulary, whitespace
+        texts = [b"" if i in vocabulary.special else data for i, data in enumerate(vocabulary.tokens)]
+        info = xgrammar.TokenizerInfo(
+            texts, vocab_size=vocabulary.size, stop_token_ids=list(vocabulary.eos)
+        )
+        self._inner = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=_CACHE_BYTES)
+
+    def compile(self, grammar: Grammar) -> _Matcher:
+        try:
+            made = self._compiled(grammar)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"{grammar.kind}: {_what(error)}") from None
+        if made.memory_size_bytes > _GRAMMAR_BYTES:
+            raise ConfigError(f"{grammar.kind}: it takes more than {_GRAMMAR_BYTES >> 20} MiB when compiled")
+        return _Matcher(self._lib.GrammarMatcher(made), self._vocabulary)
+
+    def _compiled(self, grammar: Grammar) -> Any:
+        match grammar.kind:
+            case "json_object":
+                return self._json('{"type": "object"}')
+            case "json_schema":
+                for schema in _schemas(json.loads(grammar.text)):
+                    self._check(schema)
+                return self._json(grammar.text)
+            case "regex":
+                return self._inner.compile_regex(grammar.text)
+            case "choice":
+                choices = " | ".join(map(_quoted, json.loads(grammar.text)))
+                return self._inner.compile_grammar(f"root ::= {choices}")
+            case "lark":
+                return self._inner.compile_lark(grammar.text)
+
+    def _json(self, schema: str) -> Any:
+        return self._inner.compile_json_schema(
+            schema, strict_mode=False, max_whitespace_cnt=self._whitespace
+        )
+
+    def _check(self, schema: dict[str, Any]) -> None:
+        """Raises ConfigError for what the library would pass over."""
+        unknown = sorted(set(schema) - _ENFORCED - _SAYS_NOTHING - {"format"})
+        if unknown:
+            raise ConfigError(f"xgrammar does not enforce {unknown[0]!r}: --grammar llguidance may")
+        if schema.get("format", "date") not in _FORMATS:
+            raise ConfigError(f"xgrammar knows no format {schema['format']!r}")
+        if len(schema.get("allOf", ())) > 1 or {"allOf", "anyOf", "$ref"} & set(schema) and "type" in schema:
+            raise ConfigError("xgrammar does not combine schemas: --grammar llguidance does")
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str):
+            if {"minLength", "maxLength", "format"} & set(schema):
+                raise ConfigError("xgrammar does not combine a pattern with a length or a format")
+            self._lib.Grammar.from_regex(pattern)  # raises where a schema's would be read otherwise than it says
+        if not str(schema.get("$ref", "#/")).startswith("#/"):
+            raise ConfigError(f"xgrammar follows no $ref={schema['$ref']!r}: only #/...")
+
+
+class _Matcher:
+    def __init__(self, inner: Any, vocabulary: Vocabulary) -> None:
+        self._inner, self._vocabulary = inner, vocabulary
+        self._ended = 0  # tokens since the text ended: the parser does not see them
+
+    def mask(self) -> bytes:
+        if self._ended:
+            return self._vocabulary.mask(*self._vocabulary.eos)
+        forced = self.forced()
+        if forced:
+            return self._vocabulary.mask(forced[0])
+        bits = numpy.full((1, -(-self._vocabulary.size // 32)), -1, dtype=numpy.int32)
+        self._inner.fill_next_token_bitmask(bits)
+        return bits.tobytes()
+
+    def forced(self) -> tuple[int, ...]:
+        if self._ended:
+            return ()
+        try:
+            text = self._inner.find_jump_forward_string().encode()
+        except UnicodeDecodeError as error:  # it begins or ends within a character
+            text = error.object
+        return self._vocabulary.usual(text)
+
+    def accept(self, token: int) -> None:
+        if self._ended or token in self._vocabulary.eos:
+            self._ended += 1
+            return
+        accepted = self._inner.accept_token(token)
+        assert accepted, "a token that the mask does not allow"
+
+    def rollback(self, count: int) -> None:
+        beyond = min(count, self._ended)
+        self._ended -= beyond
+        if count > beyond:
+            self._inner.rollback(count - beyond)
+
+    def fork(self) -> _Matcher:
+        twin = _Matcher(self._inner.fork(), self._vocabulary)
+        twin._ended = self._ended
+        return twin
+
+
+def _schemas(root: Any) -> Iterator[dict[str, Any]]:
+    """Every schema within a schema, itself first."""
+    rest = [root]
+    while rest:
+        schema = rest.pop()
+        if not isinstance(schema, dict):
+            continue
+        yield schema
+        for key, value in schema.items():
+            if key in _SCHEMAS:
+                rest.append(value)
+            elif key in _LISTS and isinstance(value, list):
+                rest += value
+            elif key in _TABLES and isinstance(value, dict):
+                rest += value.values()
+
+
+def _quoted(text: str) -> str:
+    """A literal of xgrammar's EBNF."""
+    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08X}" for c in text) + '"'
+
+
+def _what(error: Exception) -> str:
+    """Without the place in the library's source."""
+    text = str(error).strip().split("\n")[0]
+    return text.split(": ", 1)[-1][:300] if text.startswith("[") else text[:300]
