@@ -1,6 +1,6 @@
 """Engine: requests in, tokens out, one step at a time. Deals in tokens only; text is headrace/text's business.
 
-add -> [ plan -> reserve -> build_batch -> forward -> sample -> commit ] * -> Deltas
+add -> [ plan -> reserve -> extend -> build_batch -> forward -> sample -> commit ] * -> Deltas
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from headrace.kv.cache import KVCache
 from headrace.sample import draw
 from headrace.sample.constrained import Constraints
 from headrace.sample.sampler import Sampler
+from headrace.sample.vocabulary import Vocabulary
+from headrace.schedule.drafts import extend
 from headrace.schedule.queues import Budget, Queues
 from headrace.stats import Counters, Stats
 from headrace.text.tokenizer import Tokenizer
@@ -44,6 +46,8 @@ from headrace.types import (
 from headrace.weight.load import Progress
 
 _log = logging.getLogger(__name__)
+_COMPILING_S = 0.01
+"""Longest wait of a step that has nothing to run before a grammar is compiled."""
 
 
 class Engine:
@@ -114,7 +118,7 @@ class Engine:
         path, eos, grammars = self.path, self.architecture.eos, self.stack.one("grammar")
         if path is None or not eos:
             return None
-        return Constraints(lambda: grammars.start(Tokenizer(path), self.architecture.vocab, eos), eos)
+        return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(path), self.architecture.vocab, eos)))
 
     # ---- requests ----
 
@@ -145,7 +149,7 @@ class Engine:
         if why:
             raise ConfigError(why + (self._longer() if len(request.prompt) >= self.context else ""))
 
-        if request.params.grammar is not None and (self.path is None or not self.architecture.eos):
+        if request.params.grammar is not None and self.sampler.constraints is None:
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
 
     def cancel(self, request: str, index: int | None = None) -> None:
@@ -225,8 +229,12 @@ class Engine:
         if not self.busy:
             return []
         try:
-            plan = self.last_plan = self.plan()
+            plan = self.plan()
+            if plan == StepPlan((), reason=plan.reason):  # everybody's grammar is still being compiled
+                self.sampler.wait(_COMPILING_S)
+                return []
             self.kv.reserve(plan, self.queues.sequences)
+            plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             logits, scores = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores)
@@ -237,11 +245,17 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """What the policy would run next. Changes nothing."""
-        plan: StepPlan = self.policy.plan(
-            self.queues.view(self.kv.tables, self.config.preempt == "swap"), self.budget
-        )
-        assert plan.spans or plan.recompute or plan.swap_out, f"policy made no progress: {plan.reason}"
+        unready = self.sampler.compiling()
+        view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
+        plan: StepPlan = self.policy.plan(view, self.budget)
+        progress = plan.spans or plan.recompute or plan.swap_out
+        assert progress or unready, f"policy made no progress: {plan.reason}"
         return plan
+
+    def _extended(self, plan: StepPlan) -> StepPlan:
+        """With drafts of what is sure to come."""
+        sequences, span = self.queues.sequences, self.policy.longest_span
+        return extend(plan, self.sampler.forced, self.kv.tables, sequences, self.context, span)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
         """Writes down what happened. The only writer of Sequence."""
@@ -266,6 +280,8 @@ class Engine:
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)
+        self.counters.drafted_tokens += len(span.draft)
+        self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
         self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)

@@ -6,7 +6,7 @@ Order, everywhere: (priority, arrival, id). The first of the running sequences i
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from headrace.kv.cache import reuses_prefix
@@ -135,15 +135,17 @@ class Queues:
     def count(self, *statuses: Status) -> int:
         return sum(seq.status in statuses for seq in self._all.values())
 
-    def view(self, tables: BlockTables, swap: bool) -> View:
-        """The picture for one plan."""
+    def view(self, tables: BlockTables, swap: bool, unready: Set[int] = frozenset()) -> View:
+        """The picture for one plan. unready: sequences that shall not be admitted now."""
         ordered = [self._all[order[2]] for order in self._orders]
         running = tuple(
             _view(seq, tables.holding(seq.id, seq.num_computed))
             for seq in ordered
             if seq.status is Status.RUNNING
         )
-        waiting = [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
+        waiting = [
+            seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED) and seq.id not in unready
+        ]
         cache = CacheView(
             page_tokens=tables.sizes.tokens,
             windows=tuple(group.window for group in tables.groups),

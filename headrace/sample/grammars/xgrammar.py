@@ -1,8 +1,8 @@
 """Splits the vocabulary per parser state into tokens that always fit, never fit, and few that need the parser's stack.
 
 Paper   https://arxiv.org/abs/2411.15100 (XGrammar)
-Idea    Most tokens can be judged by the grammar rule at hand alone. Those are decided once, when the grammar is compiled;
-        at each step only the others run through the parser, in sorted order, so that common beginnings are parsed once.
+Idea    Most tokens can be judged by the grammar rule at hand alone: once, when the grammar is compiled. At each step
+        only the others run through the parser, in sorted order, so that common beginnings are parsed once.
 Trades  Compiling takes from milliseconds to seconds and keeps tables, against masks that cost next to nothing.
 Differs The library does the work. It passes over what it cannot enforce in a schema, with a line on stderr; here such a
         schema is refused. Where the text leaves no choice, its usual tokens are the only ones allowed.
@@ -64,9 +64,7 @@ class _Compiler:
 
         self._lib, self._vocabulary, self._whitespace = xgrammar, vocabulary, whitespace
         texts = [b"" if i in vocabulary.special else data for i, data in enumerate(vocabulary.tokens)]
-        info = xgrammar.TokenizerInfo(
-            texts, vocab_size=vocabulary.size, stop_token_ids=list(vocabulary.eos)
-        )
+        info = xgrammar.TokenizerInfo(texts, vocab_size=vocabulary.size, stop_token_ids=list(vocabulary.eos))
         self._inner = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=_CACHE_BYTES)
 
     def compile(self, grammar: Grammar) -> _Matcher:
@@ -95,9 +93,7 @@ class _Compiler:
                 return self._inner.compile_lark(grammar.text)
 
     def _json(self, schema: str) -> Any:
-        return self._inner.compile_json_schema(
-            schema, strict_mode=False, max_whitespace_cnt=self._whitespace
-        )
+        return self._inner.compile_json_schema(schema, strict_mode=False, max_whitespace_cnt=self._whitespace)
 
     def _check(self, schema: dict[str, Any]) -> None:
         """Raises ConfigError for what the library would pass over."""
@@ -112,7 +108,9 @@ class _Compiler:
         if isinstance(pattern, str):
             if {"minLength", "maxLength", "format"} & set(schema):
                 raise ConfigError("xgrammar does not combine a pattern with a length or a format")
-            self._lib.Grammar.from_regex(pattern)  # raises where a schema's would be read otherwise than it says
+            self._lib.Grammar.from_regex(
+                pattern
+            )  # raises where a schema's would be read otherwise than it says
         if not str(schema.get("$ref", "#/")).startswith("#/"):
             raise ConfigError(f"xgrammar follows no $ref={schema['$ref']!r}: only #/...")
 

@@ -16,9 +16,8 @@ TEXTS = {
     1: b"<begin>",
     3: b"<turn>",
     4: b"",  # an entry that stands for nothing
-    5: b"a",  # what the others are sorted by does not matter
 }
-SINGLES = [bytes([byte]) for byte in b'abcdeflrstuxn-0123456789{}[]":, \n\t\\']
+SINGLES = [bytes([byte]) for byte in b'abcdeflrstuxn-012789{}[]":, \n\t\\']
 HALVES = [b"\xc3", b"\xa9", b"\xe2", b"\x82", b"\xac", b"\xe2\x82", b"\xc3\xa9", b"a\xe2", b"\xacb"]
 """Of e-acute and the euro sign: tokens that are no UTF-8 by themselves."""
 LONG = [b"ab", b"abc", b"red", b"re", b"true", b'":', b'{"', b'"ab"', b'"c"', b"  ", b'"}', b"12", b"aa"]
@@ -34,7 +33,7 @@ class Words:
     def __init__(self) -> None:
         self._texts = dict(TEXTS)
         for text in [*SINGLES, *HALVES, *LONG, *TWICE]:
-            self._texts[len(self._texts) + 1] = text
+            self._texts[len(self._texts) + 1] = text  # token 2 is left out
         self.size = max(self._texts) + 1
         ids = {text: i for i, text in reversed(self._texts.items()) if i not in self.special and text}
         self._by_length = sorted(ids.items(), key=lambda item: -len(item[0]))
@@ -51,10 +50,10 @@ class Words:
         return ids
 
 
-def vocabulary() -> Vocabulary:
-    """With three logits more than the tokenizer has tokens, as padded models have."""
+def vocabulary(more: int = 3, eos: tuple[int, ...] = EOS) -> Vocabulary:
+    """With some logits more than the tokenizer has tokens, as padded models have."""
     words = Words()
-    return Vocabulary(words, words.size + 3, EOS)  # type: ignore[arg-type]
+    return Vocabulary(words, words.size + more, eos)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ FORMS = {
     "regex": Form(Grammar("regex", "[a-c]{1,3}-(é|€|re)?"), "[a-c]{1,3}-(?:é|€|re)?"),
     "repeated": Form(Grammar("regex", "(ab|b)+"), "(?:ab|b)+"),
     "forced": Form(Grammar("regex", "abctrue-€(red|rea)12"), "abctrue-€(?:red|rea)12"),
-    "choice": Form(
-        Grammar("choice", json.dumps(["red", 'a"\n\\b', "re", "€é"])), 'red|a"\n\\\\b|re|€é'
-    ),
+    "choice": Form(Grammar("choice", json.dumps(["red", 'a"\n\\b', "re", "€é"])), 'red|a"\n\\\\b|re|€é'),
     "lark": Form(Grammar("lark", 'start: "a" pair\npair: "[" pair? "]"'), r"a(?P<pair>\[(?&pair)?\])"),
     "object": Form(
         _schema(
@@ -97,7 +94,7 @@ FORMS = {
             required=["ab"],
             additionalProperties=False,
         ),
-        rf'\{{S"ab"S:S(?:true|false)(?:S,S"c"S:S"(?:é|a)")?S\}}'.replace("S", _S),
+        r'\{S"ab"S:S(?:true|false)(?:S,S"c"S:S"(?:é|a)")?S\}'.replace("S", _S),
     ),
     "array": Form(
         _schema(type="array", items={"type": "integer", "minimum": 7, "maximum": 12}, maxItems=3),
