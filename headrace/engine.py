@@ -229,7 +229,7 @@ class Engine:
         if not self.busy:
             return []
         try:
-            plan = self.plan()
+            plan = self.last_plan = self.plan()
             if plan == StepPlan((), reason=plan.reason):  # everybody's grammar is still being compiled
                 self.sampler.wait(_COMPILING_S)
                 return []

@@ -226,8 +226,10 @@ def test_a_grammar_that_compiles_slowly_delays_nobody_else() -> None:
     equip(made, slow)
     first, other = request("regex", "sampled"), request("object", "greedy")
     free = replace(other, id="free", params=replace(other.params, grammar=None))
+    run(made, [replace(free, id="before")])
     made.add(first)
     assert made.step() == [], "nothing can run yet"
+    assert made.last_plan.spans == ()
     made.add(free)
     answers: Answers = {}
     while len(made.queues) > first.params.n:

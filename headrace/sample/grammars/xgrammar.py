@@ -25,16 +25,23 @@ from headrace.types import Grammar
 
 _CACHE_BYTES = 64 << 20
 _GRAMMAR_BYTES = 256 << 20
-_ENFORCED = set(
-    "type enum const properties required additionalProperties minProperties maxProperties items prefixItems minItems "
-    "maxItems anyOf allOf $ref minimum maximum exclusiveMinimum exclusiveMaximum minLength maxLength pattern".split()
-)
-_FORMATS = set("date time date-time duration email hostname ipv4 ipv6 uuid uri".split())
+_OF_TYPE = {
+    "object": "properties required additionalProperties patternProperties minProperties maxProperties",
+    "array": "items prefixItems minItems maxItems",
+    "string": "minLength maxLength pattern format",
+    "integer": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
+    "number": "minimum maximum exclusiveMinimum exclusiveMaximum",
+}
+"""Keywords that the library enforces beside a `type`."""
+_FORMATS = set("date time date-time duration email hostname ipv6 uuid uri".split())
+_ALONE = ("$ref", "anyOf", "allOf", "enum", "const")
+"""Keywords beside which it passes over others."""
 _SAYS_NOTHING = set(
     "title description default examples deprecated readOnly writeOnly $schema $id $comment $defs definitions".split()
 )
 _SCHEMAS = {"additionalProperties", "items"}  # keywords that hold a schema, a list of them, or some by name
-_LISTS, _TABLES = {"prefixItems", "anyOf", "allOf"}, {"properties", "$defs", "definitions"}
+_LISTS = {"prefixItems", "anyOf", "allOf"}
+_TABLES = {"properties", "patternProperties", "$defs", "definitions"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +89,11 @@ class _Compiler:
                 return self._json('{"type": "object"}')
             case "json_schema":
                 for schema in _schemas(json.loads(grammar.text)):
-                    self._check(schema)
+                    why = _misfit(schema)
+                    if why:
+                        raise ValueError(f"xgrammar does not enforce {why}; --grammar llguidance may")
+                    if "pattern" in schema:  # of which, in a schema, parts would be passed over
+                        self._lib.Grammar.from_regex(schema["pattern"])
                 return self._json(grammar.text)
             case "regex":
                 return self._inner.compile_regex(grammar.text)
@@ -94,25 +105,6 @@ class _Compiler:
 
     def _json(self, schema: str) -> Any:
         return self._inner.compile_json_schema(schema, strict_mode=False, max_whitespace_cnt=self._whitespace)
-
-    def _check(self, schema: dict[str, Any]) -> None:
-        """Raises ConfigError for what the library would pass over."""
-        unknown = sorted(set(schema) - _ENFORCED - _SAYS_NOTHING - {"format"})
-        if unknown:
-            raise ConfigError(f"xgrammar does not enforce {unknown[0]!r}: --grammar llguidance may")
-        if schema.get("format", "date") not in _FORMATS:
-            raise ConfigError(f"xgrammar knows no format {schema['format']!r}")
-        if len(schema.get("allOf", ())) > 1 or {"allOf", "anyOf", "$ref"} & set(schema) and "type" in schema:
-            raise ConfigError("xgrammar does not combine schemas: --grammar llguidance does")
-        pattern = schema.get("pattern")
-        if isinstance(pattern, str):
-            if {"minLength", "maxLength", "format"} & set(schema):
-                raise ConfigError("xgrammar does not combine a pattern with a length or a format")
-            self._lib.Grammar.from_regex(
-                pattern
-            )  # raises where a schema's would be read otherwise than it says
-        if not str(schema.get("$ref", "#/")).startswith("#/"):
-            raise ConfigError(f"xgrammar follows no $ref={schema['$ref']!r}: only #/...")
 
 
 class _Matcher:
@@ -126,8 +118,11 @@ class _Matcher:
         forced = self.forced()
         if forced:
             return self._vocabulary.mask(forced[0])
-        bits = numpy.full((1, -(-self._vocabulary.size // 32)), -1, dtype=numpy.int32)
+        size = self._vocabulary.size
+        bits = numpy.full((1, -(-size // 32)), -1, dtype=numpy.int32)
         self._inner.fill_next_token_bitmask(bits)
+        if size % 32:  # the last word is filled up with ones
+            bits[0, -1] &= (1 << size % 32) - 1
         return bits.tobytes()
 
     def forced(self) -> tuple[int, ...]:
@@ -156,6 +151,42 @@ class _Matcher:
         twin = _Matcher(self._inner.fork(), self._vocabulary)
         twin._ended = self._ended
         return twin
+
+
+def _misfit(schema: dict[str, Any]) -> str:
+    """What the library would pass over; empty if nothing."""
+    keys = set(schema) - _SAYS_NOTHING
+    types = schema.get("type", ())
+    types = {types} if isinstance(types, str) else set(types)
+    alone = [key for key in _ALONE if key in keys]
+    if alone:
+        rest = keys - {alone[0]} - ({"type"} if alone[0] == "enum" else set())
+        if rest:
+            return f"{min(rest)!r} beside {alone[0]!r}"
+        if types and not all(_TYPES.get(type(value)) in types for value in schema["enum"]):
+            return "an enum of values that are not of its type"
+        if len(schema.get("allOf", ())) > 1 or not str(schema.get("$ref", "#/")).startswith("#/"):
+            return f"such a {alone[0]!r}"
+        return ""
+    known = {key for name in types for key in _OF_TYPE.get(name, "").split()}
+    if keys - known - {"type"}:
+        return f"{min(keys - known - {'type'})!r}" + ("" if types else " without a type")
+    if not set(schema.get("required", ())) <= set(schema.get("properties", ())):
+        return "'required' of what is not in 'properties'"
+    if schema.get("format", "date") not in _FORMATS:
+        return f"format {schema['format']!r}"
+    for one, others in _APART.items():
+        if one in keys and others & keys:
+            return f"{min(others & keys)!r} beside {one!r}"
+    return ""
+
+
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_APART = {
+    "pattern": {"minLength", "maxLength", "format"},
+    "format": {"minLength", "maxLength"},
+    "properties": {"patternProperties"},
+}
 
 
 def _schemas(root: Any) -> Iterator[dict[str, Any]]:

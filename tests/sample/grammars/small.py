@@ -30,9 +30,9 @@ class Words:
 
     bos, eos, special = 1, 0, frozenset({0, 1, 3})
 
-    def __init__(self) -> None:
+    def __init__(self, singles: list[bytes] = SINGLES) -> None:
         self._texts = dict(TEXTS)
-        for text in [*SINGLES, *HALVES, *LONG, *TWICE]:
+        for text in [*singles, *HALVES, *LONG, *TWICE]:
             self._texts[len(self._texts) + 1] = text  # token 2 is left out
         self.size = max(self._texts) + 1
         ids = {text: i for i, text in reversed(self._texts.items()) if i not in self.special and text}
@@ -50,9 +50,9 @@ class Words:
         return ids
 
 
-def vocabulary(more: int = 3, eos: tuple[int, ...] = EOS) -> Vocabulary:
+def vocabulary(more: int = 3, eos: tuple[int, ...] = EOS, singles: list[bytes] = SINGLES) -> Vocabulary:
     """With some logits more than the tokenizer has tokens, as padded models have."""
-    words = Words()
+    words = Words(singles)
     return Vocabulary(words, words.size + more, eos)  # type: ignore[arg-type]
 
 
