@@ -11,11 +11,12 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 CXX_FILES := $(shell find headrace tests -name '*.cpp' -o -name '*.h')
 SETUP_FILES := pyproject.toml constraints.txt native/CMakeLists.txt $(CXX_FILES)
 
-.PHONY: help run test sanitize emulate lint format clean
+.PHONY: help run test clients sanitize emulate lint format clean
 
 help:
 	@echo "make run       stream text from the model in the box   (PROMPT='...' ARGS='--max-tokens 64')"
 	@echo "make test      run the fast tests                      (ARGS='-m slow' for the slow ones)"
+	@echo "make clients   install lm-eval and LangChain, whose tests are skipped without them (550 MB)"
 	@echo "make emulate   the tests of native code, with AVX-512 and AMX emulated"
 	@echo "make sanitize  the same under the sanitizers of GCC    (ARGS='-k rope' for a part)"
 	@echo "make lint      the checks of CI: ruff, mypy, clang-format"
@@ -28,6 +29,8 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: $(VENV)/.installed-clients
 
 # --- native code: a module in a build folder of its own, which only tests load -------------------------------
 
@@ -91,6 +94,10 @@ $(VENV)/.installed: $(VENV)/.created $(SETUP_FILES)
 $(VENV)/.installed-dev: $(VENV)/.created $(SETUP_FILES)
 	$(call install,.[dev])
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-clients: $(VENV)/.installed-dev
+	@$(PIP) --no-build-isolation --editable ".[dev,clients]"
+	@touch $@
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || \

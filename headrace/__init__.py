@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headrace.config import EngineConfig as EngineConfig
     from headrace.engine import Engine as Engine
     from headrace.llm import LLM as LLM
-    from headrace.types import SamplingParams as SamplingParams
+    from headrace.params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "__version__"]

@@ -293,7 +293,8 @@ class Engine:
             return None
         logprobs = accepted.logprobs[: len(tokens)]
         scores, error = accepted.prompt_logprobs, accepted.error
-        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, scores, reason, error)
+        cached = seq.num_cached if tokens and len(tokens) == seq.num_generated else 0
+        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, scores, reason, error, cached)
 
     def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
         """Appends tokens up to the one that ends the sequence."""

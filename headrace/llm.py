@@ -16,9 +16,10 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError, nearest
 from headrace.meter import ProgressBar
+from headrace.params import SamplingParams
 from headrace.text.reply import Chunk, Output, Reply, Sample, Usage
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 
 if TYPE_CHECKING:
     from headrace.text.chat import ChatTemplate

@@ -1,6 +1,6 @@
-"""The seven nouns of the engine. This module imports nothing of ours.
+"""The seven nouns of the engine. Of ours, this module imports only the first of them.
 
-    SamplingParams  frozen   what the user wants of the output
+    SamplingParams  frozen   what the user wants of the output (headrace/params.py)
     Request         frozen   what was asked
     Sequence        mutable  what has happened; Engine.commit alone writes it
     Span            frozen   tokens of one sequence to run in this step
@@ -15,154 +15,18 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from headrace.params import SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_N = 128
-"""Most samples of one request."""
-MAX_LOGPROBS = 100
-"""Most alternatives whose log-probability one position may report."""
-MAX_STOPS = 64
-"""Most stop strings, and most stop tokens, of one request."""
-MAX_STOP_CHARS = 1024
-"""Longest stop string: a longer one would hold back that much text."""
-MAX_BIASED = 1024
-"""Most entries of one logit_bias."""
-
-MAX_GRAMMAR_CHARS = 64 << 10
-"""Longest text of a grammar."""
-
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """The form that an output must have."""
-
-    kind: GrammarKind
-    text: str = ""
-    """The schema, regular expression or grammar; of `choice` a JSON list of texts; of `json_object` nothing."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("json_object", "json_schema", "regex", "choice", "lark"):
-            raise ValueError(f"grammar: no kind called {self.kind!r}")
-        if len(self.text) > MAX_GRAMMAR_CHARS:
-            raise ValueError(f"grammar has {len(self.text)} characters; at most {MAX_GRAMMAR_CHARS}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """What the user wants of the output. Every field is checked here; a bad one raises ValueError at this line."""
-
-    n: int = 1
-    """Independent samples of the same prompt, 1 to 128."""
-    temperature: float = 1.0
-    """0 is greedy; otherwise logits are divided by it."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches this, in (0, 1]."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest, in [0, 1]."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens already in the prompt or the output; above 0."""
-    presence_penalty: float = 0.0
-    """Subtracted once from the logit of each token already in the output, in [-2, 2]."""
-    frequency_penalty: float = 0.0
-    """Subtracted per occurrence of a token in the output, in [-2, 2]."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these token ids; each in [-100, 100]."""
-    seed: int | None = None
-    """Makes sampling repeatable: the draw depends on (seed, sample, position) and on nothing else."""
-    max_tokens: int | None = None
-    """Most tokens to generate; None is up to the context limit."""
-    min_tokens: int = 0
-    """No stop token before this many tokens."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the output, and are not part of it."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the output, beside the model's own end tokens."""
-    ignore_eos: bool = False
-    """Do not stop at the model's own end tokens."""
-    logprobs: int | None = None
-    """Report the chosen token's raw log-probability and those of this many most likely ones, per token."""
-    prompt_logprobs: int | None = None
-    """The same for the tokens of the prompt."""
-    grammar: Grammar | None = None
-    """Only tokens that keep the output in this form are drawn; it ends where the form is complete."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
-        for name, low, high in _RANGES:
-            _check_range(name, getattr(self, name), low, high)
-        self._check_lists()
-        if self.temperature == 0 and self.n > 1:
-            raise ValueError(
-                f"n={self.n} with temperature=0 would give {self.n} equal samples: use n=1, or a temperature above 0"
-            )
-        if self.grammar is not None and self.ignore_eos:
-            raise ValueError("ignore_eos with a grammar: an output that is complete could not end")
-        if self.grammar is not None and self.min_tokens:
-            raise ValueError("min_tokens with a grammar: which of them says when the output ends?")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
-
-    def _check_lists(self) -> None:
-        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings and {MAX_STOPS} stop tokens")
-        if any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in self.stop):
-            raise ValueError(f"every stop string must have 1 to {MAX_STOP_CHARS} characters")
-        if any(not isinstance(t, int) or t < 0 for t in self.stop_token_ids):
-            raise ValueError("stop_token_ids must be token ids, integers of 0 or more")
-        if len(self.logit_bias) > MAX_BIASED:
-            raise ValueError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_BIASED}")
-        for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0:
-                raise ValueError(f"logit_bias: {token!r} is not a token id")
-            _check_range(f"logit_bias[{token}]", bias, -100, 100)
-
-
-_RANGES: tuple[tuple[str, float | None, float | None], ...] = (
-    ("n", 1, MAX_N),
-    ("temperature", 0, 100),
-    ("top_k", 0, None),
-    ("top_p", 1e-9, 1),
-    ("min_p", 0, 1),
-    ("repetition_penalty", 1e-3, 1e3),
-    ("presence_penalty", -2, 2),
-    ("frequency_penalty", -2, 2),
-    ("seed", -(2**63), 2**63 - 1),
-    ("max_tokens", 1, None),
-    ("min_tokens", 0, None),
-    ("logprobs", 0, MAX_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_LOGPROBS),
-)
-_OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
-_FLOATS = {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
-
-
-def _check_range(name: str, value: object, low: float | None, high: float | None) -> None:
-    if value is None and name in _OPTIONAL:
-        return
-    is_float = name in _FLOATS or name.startswith("logit_bias")
-    if isinstance(value, bool) or not isinstance(value, (int, float) if is_float else int):
-        raise ValueError(f"{name} must be {'a number' if is_float else 'a whole number'}, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value!r}")
-    if (low is not None and value < low) or (high is not None and value > high):
-        upper = "" if high is None else f" and at most {high:g}"
-        raise ValueError(f"{name}={value!r} is out of range: it must be at least {low:g}{upper}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +53,9 @@ class Request:
                 f"the prompt has {len(self.prompt)} tokens, and the context holds {context} with at least one for the "
                 "answer: shorten the prompt"
             )
-        ids = (self.params.logit_bias, self.params.stop_token_ids)
         bad = next((t for t in self.prompt if not 0 <= t < vocab), None)
-        bad = next((t for some in ids for t in some if t >= vocab), None) if bad is None else bad
+        named = itertools.chain.from_iterable(self.params.token_ids.values())
+        bad = next((t for t in named if t >= vocab), None) if bad is None else bad
         return "" if bad is None else f"token {bad} is not in the vocabulary of {vocab} tokens"
 
 
@@ -392,3 +256,5 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: str = ""
     """Why it ended with "error"."""
+    cached: int = 0
+    """With the first tokens of a sample: how many of the prompt's the prefix cache had."""

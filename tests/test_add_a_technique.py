@@ -76,7 +76,8 @@ def test_it_runs_inside_the_engine(copy: Path) -> None:
     code = (
         "from headrace.config import EngineConfig\n"
         "from headrace.engine import Engine\n"
-        "from headrace.types import Request, SamplingParams\n"
+        "from headrace.params import SamplingParams\n"
+        "from headrace.types import Request\n"
         "from tests.whole.drive import collect\n"
         "from tests.whole import models\n"
         "def tokens(processors):\n"

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.config import _TYPES, EngineConfig
 from headrace.errors import ConfigError
-from headrace.types import SamplingParams
+from headrace.params import SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ SLOTS = slots.slots().values()
 
 # Rule 1. A module may import from its own rank and from those above it in this list.
 RANKS = (
-    ("types", "errors", "stats"),
+    ("params", "errors", "stats"),
+    ("types",),
     ("slots", "architecture", "box", "config"),
     ("compose", "kernels", "text"),
     ("layer", "weight", "kv"),

@@ -9,9 +9,10 @@ import headrace
 from headrace.errors import ConfigError, ModelError
 from headrace.llm import LLM
 from headrace.meter import ProgressBar, Spread, percentile
+from headrace.params import SamplingParams
 from headrace.text.reply import Reply
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Delta, Logprob, SamplingParams
+from headrace.types import Delta, Logprob
 from tests.text.folders import random_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -23,7 +23,7 @@ from result import show
 from headrace.box.evaluate import CONFIDENCE, RESAMPLES
 from headrace.box.tasks import TASKS, Example, examples, first_line
 from headrace.llm import LLM
-from headrace.types import Grammar, SamplingParams
+from headrace.params import Grammar, SamplingParams
 
 TYPES = {str: "string", bool: "boolean", int: "integer"}
 

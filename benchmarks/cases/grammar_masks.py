@@ -37,10 +37,11 @@ from headrace.commands.bench import start
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.meter import Spread
+from headrace.params import Grammar, SamplingParams
 from headrace.sample.constrained import Constraints
 from headrace.sample.sampler import Sampler
 from headrace.sample.vocabulary import Vocabulary
-from headrace.types import Grammar, Request, SamplingParams
+from headrace.types import Request
 
 SCHEMAS = Path(__file__).parents[2] / "tests" / "data" / "schemas.json"
 NAMES = ("person", "nested", "array_of_objects", "any_of", "optional", "map", "tool_call", "wide")

@@ -30,7 +30,8 @@ from headrace.commands.bench import start
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.meter import Spread
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 
 WARM = 8
 STAGES = ("plan", "reserve", "batch", "forward", "sample", "commit")

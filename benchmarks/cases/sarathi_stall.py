@@ -25,7 +25,8 @@ from result import show
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.meter import Spread
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 
 DECODING, PROMPT, NEWCOMER = 4, 64, 1900
 WARM_STEPS, AFTER = 40, 20

@@ -20,8 +20,8 @@ from headrace.box import held_out_text
 from headrace.box.tasks import TASKS, Example, Task, examples
 from headrace.errors import ConfigError, nearest
 from headrace.llm import LLM
+from headrace.params import SamplingParams
 from headrace.text.reply import Output
-from headrace.types import SamplingParams
 
 SAMPLES = 64
 """Samples per problem of `pass`."""

@@ -196,7 +196,8 @@ def measure(engine: Engine, case: Case, repeat: int, rng: random.Random, bar: Pr
 
 def time_once(engine: Engine, prompts: Sequence[tuple[int, ...]], gen_len: int) -> Run:
     """Runs a batch from start to end."""
-    from headrace.types import Request, SamplingParams
+    from headrace.params import SamplingParams
+    from headrace.types import Request
 
     params = SamplingParams(temperature=0, max_tokens=gen_len, ignore_eos=True)
     begin = time.perf_counter()

@@ -15,7 +15,7 @@ from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from headrace.llm import LLM
-    from headrace.types import SamplingParams
+    from headrace.params import SamplingParams
 
 HELP = "/exit ends, /reset forgets the conversation, Ctrl-C stops an answer"
 

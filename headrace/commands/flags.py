@@ -167,7 +167,7 @@ def make_config(values: Mapping[str, Any]) -> EngineConfig:
 
 def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields for SamplingParams: only those that were given. Raises ConfigError, also for values out of range."""
-    from headrace.types import SamplingParams
+    from headrace.params import SamplingParams
 
     given = _given(values)
     if "logit_bias" in given:

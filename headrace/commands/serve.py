@@ -34,6 +34,10 @@ def serve(
     strict_params: Annotated[
         bool, typer.Option("--strict-params", help="Refuse parameters that are not known.")
     ] = False,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(help="How the model writes calls of tools. Default: what its chat template tells."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
@@ -53,6 +57,7 @@ def serve(
         api_keys=tuple(keys),
         insecure=insecure,
         strict=strict_params,
+        tool_parser=tool_call_parser or "",
     )
     code = asyncio.run(run(config, options, lambda line: note(line, quiet)))
     if code:

@@ -16,8 +16,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from headrace.params import Grammar
 from headrace.sample.grammars import Compiler, Matcher
-from headrace.types import Grammar
 
 _KEPT = 8
 """Grammars that stay compiled, most recently used: the further samples of a request, and a client's next request."""

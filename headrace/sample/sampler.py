@@ -138,6 +138,8 @@ class Sampler:
             token = int(argmax(logits_V[None])) if states else greedy
         else:
             token = draw.choose(logits_V, draw.uniform(seq.seed, position, "token"))
+        if states and not logits_V[token] > -torch.inf:
+            raise ConfigError("nothing can follow: together, what was asked for forbids every token")
         for state in states:
             state.accept(token)
         return token

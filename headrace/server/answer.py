@@ -19,6 +19,8 @@ class Answer:
         self.service, self.call = service, call
         self.names = Names(service.tokenizer, body.return_tokens_as_token_ids)
         self.silent = silent
+        self.ignored: list[str] = []
+        """What was asked and has no effect."""
         self._asked = body
         self._created = int(time.time())
 
@@ -30,13 +32,15 @@ class Answer:
         """One event of a stream."""
         event = {**self.head(kind), "choices": [{"logprobs": None, "finish_reason": None, **choice}]}
         options = self._asked.stream_options
+        if choice.get("finish_reason") or self._asked.timings_per_token:
+            event["timings"] = self.timings()
         return event | ({"usage": self.usage()} if options and options.continuous_usage_stats else {})
 
     def last(self, kind: str) -> list[dict[str, Any]]:
         """The event after the others, if the client wants it: what all of it cost."""
         options = self._asked.stream_options
         wanted = options and options.include_usage
-        return [{**self.head(kind), "choices": [], "usage": self.usage()}] if wanted else []
+        return [{**self.head(kind), "choices": [], **self.cost()}] if wanted else []
 
     def ending(self, chunk: Chunk) -> dict[str, Any]:
         """What a piece says beside its text and log-probabilities."""
@@ -51,9 +55,42 @@ class Answer:
         """With the stop string that ended it, if the client wants to see it."""
         return text + stop if stop is not None and self._asked.include_stop_str_in_output else text
 
+    def cost(self) -> dict[str, Any]:
+        """Of everything so far."""
+        return {"usage": self.usage(), "timings": self.timings()}
+
     def usage(self) -> dict[str, Any]:
         """Tokens of all prompts and samples so far, as OpenAI counts them."""
+        prompt, answer, cached = self._tokens()
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """The same in llama.cpp's words, with the time that it took: `prompt_ms` goes from the request to the first
+        token, the wait in the queue included; `predicted_ms` from there to the last one."""
+        prompt, answer, cached = self._tokens()
+        times = [reply.times for reply in self.call.replies]
+        asked, first = min(t.asked for t in times), min(t.first for t in times)
+        found: dict[str, Any] = {"cache_n": cached}
+        parts = (
+            ("prompt", prompt - cached, first - asked),
+            ("predicted", answer, max(t.last for t in times) - first),
+        )
+        for name, count, seconds in parts:
+            found |= {
+                f"{name}_n": count,
+                f"{name}_ms": seconds * 1e3,
+                f"{name}_per_token_ms": seconds * 1e3 / count if count else None,
+                f"{name}_per_second": count / seconds if seconds else None,
+            }
+        return found
+
+    def _tokens(self) -> tuple[int, int, int]:
+        """Of the prompts, of the answers, and those of the prompts that the prefix cache had."""
         parts = [reply.usage for reply in self.call.replies]
-        prompt = sum(part.prompt_tokens for part in parts)
         answer = 0 if self.silent else sum(part.completion_tokens for part in parts)
-        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+        return sum(part.prompt_tokens for part in parts), answer, sum(part.cached_tokens for part in parts)

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 
 from headrace import __version__
 from headrace.errors import HeadraceError
-from headrace.server import errors
+from headrace.server import errors, text
 from headrace.server.chats import Chat
 from headrace.server.client import State
 from headrace.server.completions import Completion
-from headrace.server.errors import ApiError, bad
+from headrace.server.errors import ApiError
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
 from headrace.server.schema import (
@@ -27,6 +27,7 @@ from headrace.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    is_id,
     parse,
 )
 from headrace.server.service import Service
@@ -55,6 +56,7 @@ class Api:
         self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
         self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
         for path, route in (
+            ("/tokenizer_info", self.tokenizer_info),
             ("/v1/models", self.models),
             ("/v1/models/{name:path}", self.model),
             ("/health", self.health.probe),
@@ -89,16 +91,15 @@ class Api:
     async def _answer(
         self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
     ) -> Response:
-        headers = {"X-Ignored-Params": ", ".join(ignored)[:1024]} if ignored else {}
+        ignored = [*ignored, *made.ignored]
+        headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
         if stream:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
 
     def _parse(self, kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
         try:
-            body, ignored = parse(kind, data)
-            if ignored and self.strict:
-                raise bad(f"no parameter called {ignored[0]!r}", ignored[0], "unknown_parameter")
+            body, ignored = parse(kind, data, strict=self.strict)
             self.service.check_model(getattr(body, "model", None))
         except ApiError:
             self.service.metrics.reject()
@@ -116,31 +117,18 @@ class Api:
     # ---- text ----
 
     async def tokenize(self, request: Request) -> Response:
-        """Token ids of a prompt, or of what the template makes of messages."""
+        """Text to token ids."""
         body, _ = self._parse(TokenizeRequest, await request.body())
-        if (body.prompt is None) == (body.messages is None):
-            raise bad("give either prompt or messages", "prompt")
-        if body.prompt is not None:
-            ids = await self.service.encode(body.prompt, add_special=body.add_special_tokens is not False)
-        else:
-            prompt = await self.service.encode_chat(
-                body.messages or [], add_generation_prompt=body.add_generation_prompt is not False
-            )
-            ids = list(prompt.ids)
-        answer: dict[str, Any] = {"count": len(ids), "max_model_len": self.service.context, "tokens": ids}
-        if body.return_token_strs:
-            answer["token_strs"] = [
-                self.service.tokenizer.decode([token], skip_special=False) for token in ids
-            ]
-        return _json(answer)
+        return _json(await text.tokenize(self.service, body))
 
     async def detokenize(self, request: Request) -> Response:
-        """The text of token ids."""
+        """Token ids to text."""
         body, _ = self._parse(DetokenizeRequest, await request.body())
-        wrong = next((token for token in body.tokens if not 0 <= token < self.service.vocab), None)
-        if wrong is not None:
-            raise bad(f"token {wrong} is not in the vocabulary of {self.service.vocab} tokens", "tokens")
-        return _json({"prompt": self.service.tokenizer.decode(body.tokens, skip_special=False)})
+        return _json(text.detokenize(self.service, body))
+
+    async def tokenizer_info(self) -> Response:
+        """Special tokens and template."""
+        return _json(text.tokenizer_info(self.service))
 
     # ---- about ----
 
@@ -184,6 +172,11 @@ class Api:
         )
 
 
+def _listed(names: list[str]) -> str:
+    """For a header: a name that is not plain text could be anything."""
+    return ", ".join(name if is_id(name) else "?" for name in names)[:1024]
+
+
 def _call_id(request: Request, asked: str | None, kind: str) -> str:
     """OpenAI's form of an id, from the request's own."""
     return f"{kind}-{(asked or request.state.request_id).removeprefix('req-')}"
@@ -218,9 +211,9 @@ async def _error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code, text = {
+    code, what = {
         404: ("not_found", "no such path"),
         405: ("method_not_allowed", "this path does not know the method"),
     }.get(error.status_code, ("invalid_request", error.detail))
     where = f"{request.method} {request.url.path[:200]}"
-    return await _error(request, ApiError(error.status_code, code, f"{text}: {where}"))
+    return await _error(request, ApiError(error.status_code, code, f"{what}: {where}"))

@@ -10,6 +10,7 @@ from headrace.server.errors import bad
 from headrace.server.logprobs import of_chat, of_prompt
 from headrace.server.schema import MAX_TOP_LOGPROBS, ChatRequest, check_common
 from headrace.server.service import Call, Service
+from headrace.server.tools import Deltas, Offer, message_of
 from headrace.text.reply import Sample
 
 RESERVED = frozenset(
@@ -18,6 +19,8 @@ RESERVED = frozenset(
         "tools",
         "documents",
         "add_generation_prompt",
+        "continue_final_message",
+        "add_special_tokens",
         "chat_template",
         "tokenize",
         "tokenizer",
@@ -32,26 +35,28 @@ PIECE = "chat.completion.chunk"
 class Chat(Answer):
     """One request."""
 
-    def __init__(self, service: Service, body: ChatRequest, call: Call) -> None:
+    def __init__(self, service: Service, body: ChatRequest, call: Call, offer: Offer | None) -> None:
         super().__init__(service, body, call)
-        self._body = body
+        self._body, self._offer = body, offer
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest, id: str) -> Chat:
         """Raises ApiError."""
         _check(body)
-        prompt = await service.encode_chat(
-            body.messages,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            **(body.chat_template_kwargs or {}),
-        )
-        fields = await service.grammar(body)
+        offer = service.tools.offer(body)
+        options = _template_options(body)
+        prompt = service.cut(await service.encode_chat(body.messages, offer, **options), body)
+        fields = await service.grammar(body, offer)
         if body.logprobs:
             fields["logprobs"] = body.top_logprobs or 0
         if body.max_completion_tokens is not None:
             fields["max_tokens"] = body.max_completion_tokens
         params = service.params(body, len(prompt.ids), None, **fields)
-        return cls(service, body, service.start(id, [prompt], params, body))
+        shown = offer.marks if offer else frozenset()
+        made = cls(service, body, service.start(id, [prompt], params, body, shown), offer)
+        template = service.template if offer is None else offer.template
+        made.ignored = [name for name in _extra(body) if name not in template.variables]
+        return made
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -62,15 +67,19 @@ class Chat(Answer):
             fields["prompt_logprobs"] = of_prompt(output.prompt_token_ids, output.prompt_logprobs, self.names)
         if self._body.return_token_ids:
             fields["prompt_token_ids"] = list(output.prompt_token_ids)
-        return {**self.head("chat.completion"), "choices": choices, "usage": self.usage(), **fields}
+        return {**self.head("chat.completion"), "choices": choices, **self.cost(), **fields}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
-        for index in range(self._body.n or 1):
+        said = [Deltas(self._offer) for _ in range(self._body.n or 1)]
+        for index in range(len(said)):
             yield self.piece(PIECE, {"index": index, "delta": {"role": "assistant", "content": ""}})
         async for _, chunk in self.call.chunks():
-            delta = {"content": self.text(chunk.text, chunk.stop)}
-            choice = {"index": chunk.index, "delta": delta, **self.ending(chunk)}
+            *deltas, last = said[chunk.index].take(self.text(chunk.text, chunk.stop), chunk.finish_reason)
+            for delta in deltas:
+                yield self.piece(PIECE, {"index": chunk.index, "delta": delta})
+            choice = {"index": chunk.index, "delta": last, **self.ending(chunk)}
+            choice["finish_reason"] = said[chunk.index].finish_reason
             if self._body.logprobs:
                 choice["logprobs"] = of_chat(chunk.logprobs, self.names)
             yield self.piece(PIECE, choice)
@@ -81,22 +90,42 @@ class Chat(Answer):
         fields: dict[str, Any] = {}
         if self._body.return_token_ids:
             fields["token_ids"] = list(sample.token_ids)
+        text = self.text(sample.text, sample.stop)
+        said, reason = message_of(self._offer, text, sample.finish_reason)
         return {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": self.text(sample.text, sample.stop),
-                "refusal": None,
-            },
+            "message": {"role": "assistant", "refusal": None, **said},
             "logprobs": of_chat(sample.logprobs, self.names) if self._body.logprobs else None,
-            "finish_reason": sample.finish_reason,
+            "finish_reason": reason,
             "stop_reason": sample.stop,
             **fields,
         }
 
 
+def _extra(body: ChatRequest) -> dict[str, Any]:
+    """Variables of the template that only some read."""
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    return {**(body.chat_template_kwargs or {}), **effort}
+
+
+def _template_options(body: ChatRequest) -> dict[str, Any]:
+    """How the template is to write the prompt."""
+    goes_on = bool(body.continue_final_message)
+    return _extra(body) | {
+        "add_generation_prompt": body.add_generation_prompt is not False and not goes_on,
+        "continue_final_message": goes_on,
+        "add_special_tokens": bool(body.add_special_tokens),
+        "documents": body.documents,
+    }
+
+
 def _check(body: ChatRequest) -> None:
     check_common(body)
+    if body.continue_final_message and body.add_generation_prompt:
+        raise bad(
+            "continue_final_message goes on with the last message, and add_generation_prompt begins another: give one",
+            "continue_final_message",
+        )
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise bad("max_tokens and max_completion_tokens are two names for one thing: give one", "max_tokens")
     if body.top_logprobs is not None:

@@ -10,6 +10,7 @@ from headrace.server.errors import bad
 from headrace.server.logprobs import OfCompletion, of_prompt
 from headrace.server.schema import (
     DEFAULT_MAX_TOKENS,
+    MAX_N,
     MAX_TOP_LOGPROBS,
     CompletionRequest,
     check_common,
@@ -35,12 +36,8 @@ class Completion(Answer):
     async def start(cls, service: Service, body: CompletionRequest, id: str) -> Completion:
         """Raises ApiError."""
         _check(body)
-        special = body.add_special_tokens is not False
         prompts = [
-            Prompt(await service.encode(prompt, add_special=special), prompt)
-            if isinstance(prompt, str)
-            else Prompt(prompt)
-            for prompt in prompts_of(body.prompt)
+            service.cut(await _prompt(service, body, prompt), body) for prompt in prompts_of(body.prompt)
         ]
         fields = await service.grammar(body)
         if body.logprobs is not None:
@@ -49,6 +46,8 @@ class Completion(Answer):
                 fields["prompt_logprobs"] = body.logprobs
         if body.max_tokens == 0:
             fields["max_tokens"] = 1
+        if body.best_of is not None:
+            fields |= {"n": body.best_of, "logprobs": body.logprobs or 0}
         params = service.params(
             body, max(len(prompt.ids) for prompt in prompts), DEFAULT_MAX_TOKENS, **fields
         )
@@ -58,11 +57,11 @@ class Completion(Answer):
         """The whole answer."""
         outputs = await self.call.finish()
         choices = [
-            self._choice(place, index, output)
+            self._choice(place * self._samples + rank, index, output)
             for place, output in enumerate(outputs)
-            for index in range(len(output.samples))
+            for rank, index in enumerate(_best(output, self._samples))
         ]
-        return {**self.head(KIND), "choices": choices, "usage": self.usage()}
+        return {**self.head(KIND), "choices": choices, **self.cost()}
 
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
@@ -93,8 +92,8 @@ class Completion(Answer):
             fields["logprobs"] = self._scored(choice)(chunk.token_ids, chunk.logprobs)
         return fields
 
-    def _choice(self, place: int, index: int, output: Output) -> dict[str, Any]:
-        sample, choice = output.samples[index], place * self._samples + index
+    def _choice(self, choice: int, index: int, output: Output) -> dict[str, Any]:
+        sample = output.samples[index]
         tokens, items = sample.token_ids, list[Logprob | None](sample.logprobs)
         text, reason = self.text(sample.text, sample.stop), sample.finish_reason
         if self.silent:
@@ -136,18 +135,37 @@ class Completion(Answer):
         return self._logprobs[choice]
 
 
+def _best(output: Output, count: int) -> list[int]:
+    """Which samples to show: all of them as they are, or the `count` with the highest mean log-probability first."""
+
+    def mean(index: int) -> float:
+        items = output.samples[index].logprobs
+        return sum(item.logprob for item in items) / max(len(items), 1)
+
+    every = list(range(len(output.samples)))
+    return every if count == len(every) else sorted(every, key=mean, reverse=True)[:count]
+
+
+async def _prompt(service: Service, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if not isinstance(prompt, str):
+        return Prompt(prompt)
+    special, commands = body.add_special_tokens is not False, bool(body.parse_special)
+    return Prompt(await service.encode(prompt, add_special=special, parse_special=commands), prompt)
+
+
 def _of_prompt(output: Output) -> list[Logprob | None]:
     return [None, *output.prompt_logprobs]
 
 
 def _check(body: CompletionRequest) -> None:
     check_common(body)
-    if body.suffix:
-        raise bad("suffix is not supported: this model continues a prompt, it does not fill a gap", "suffix")
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise bad(
-            f"best_of={body.best_of} must equal n={body.n or 1}: samples are not ranked here", "best_of"
-        )
+    samples = body.n or 1
+    if body.best_of is not None and not samples <= body.best_of <= MAX_N:
+        raise bad(f"best_of={body.best_of} must be at least n={samples} and at most {MAX_N}", "best_of")
+    if (body.best_of or 1) > 1 and body.temperature == 0:
+        raise bad("best_of with temperature=0: equal samples, of which none is the best", "best_of")
+    if body.best_of is not None and body.best_of > samples and body.stream:
+        raise bad("best_of above n is not for stream=true: the best is known at the end", "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= MAX_TOP_LOGPROBS:
         raise bad(f"logprobs={body.logprobs} must be between 0 and {MAX_TOP_LOGPROBS}", "logprobs")
     if body.max_tokens == 0 and not body.echo:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from headrace.params import MAX_GRAMMAR_CHARS, Grammar
 from headrace.server.errors import ApiError, bad
-from headrace.types import MAX_GRAMMAR_CHARS, Grammar
 
 MAX_DEPTH, MAX_NODES = 32, 2000
 MAX_PATTERN_CHARS = 1024
@@ -116,7 +116,7 @@ def of(body: Constrained) -> tuple[Grammar, str] | None:
 
 def _sized(kind: Any, text: str, where: str, limit: int) -> Grammar:
     if len(text) > limit:
-        raise _too_complex(f"{where} has {len(text)} characters; at most {limit}", where)
+        raise too_complex(f"{where} has {len(text)} characters; at most {limit}", where)
     return Grammar(kind, text)
 
 
@@ -126,21 +126,21 @@ def _schema(schema: str | dict[str, Any], where: str) -> Grammar:
             schema = msgspec.json.decode(schema, type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError) as error:
             raise bad(f"{where} is not a JSON schema: {error}", where) from None
-    _measure(schema, where)
+    measure(schema, where)
     return _sized("json_schema", json.dumps(schema, ensure_ascii=False), where, MAX_GRAMMAR_CHARS)
 
 
-def _measure(schema: Any, where: str) -> None:
+def measure(schema: Any, where: str) -> None:
     """Raises ApiError for a schema that is too large or too deep, without recursion of its own."""
     level, nodes = [schema], 0
     for _ in range(MAX_DEPTH):
         nodes += len(level)
         if nodes > MAX_NODES:
-            raise _too_complex(f"{where} has more than {MAX_NODES} parts", where)
+            raise too_complex(f"{where} has more than {MAX_NODES} parts", where)
         level = [part for value in level for part in _parts(value, where)]
         if not level:
             return
-    raise _too_complex(f"{where} is more than {MAX_DEPTH} levels deep", where)
+    raise too_complex(f"{where} is more than {MAX_DEPTH} levels deep", where)
 
 
 def _parts(value: Any, where: str) -> list[Any]:
@@ -156,11 +156,12 @@ def _parts(value: Any, where: str) -> list[Any]:
         )
     pattern = value.get("pattern")
     if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
-        raise _too_complex(f"{where}: a pattern has more than {MAX_PATTERN_CHARS} characters", where)
+        raise too_complex(f"{where}: a pattern has more than {MAX_PATTERN_CHARS} characters", where)
     return list(value.values())
 
 
-def _too_complex(text: str, where: str) -> ApiError:
+def too_complex(text: str, where: str) -> ApiError:
+    """A form that would cost too much."""
     return bad(text, where, "schema_too_complex")
 
 
@@ -184,7 +185,7 @@ class Checker:
             async with self._turn:
                 answer = await self._ask(grammar)
         if answer is None:
-            raise _too_complex(
+            raise too_complex(
                 f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory", where
             )
         self._known[key] = answer

@@ -11,10 +11,11 @@ import time
 
 from fastapi import Response
 
+from headrace.params import SamplingParams
 from headrace.server.client import State
 from headrace.server.errors import ApiError
 from headrace.server.service import Service
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 
 FRESH_S = 10.0
 """A step that is not older says that the engine works."""

@@ -33,6 +33,7 @@ from headrace.server.messages import EXIT_ENGINE, Since, Stepped
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
+from headrace.text import tool_formats
 
 DRAIN_S = 30.0
 STAT_S = 10.0
@@ -53,6 +54,12 @@ class Options:
     """Let other machines in without a key."""
     strict: bool = False
     """Refuse parameters that are not known."""
+    tool_parser: str = ""
+    """How the model writes calls of tools (text/tool_formats.py); empty: its template tells."""
+
+    def __post_init__(self) -> None:
+        if self.tool_parser:
+            tool_formats.named(self.tool_parser)  # raises ConfigError before the engine has loaded
 
 
 def listen(options: Options) -> socket.socket:
@@ -62,7 +69,7 @@ def listen(options: Options) -> socket.socket:
             f"--host {options.host} lets other machines in without a key: set --api-key, or say --insecure"
         )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((options.host, options.port))
@@ -97,9 +104,10 @@ async def serve(config: EngineConfig, options: Options, say: Callable[[str], Non
         try:
             if not await stop.unless_asked(starting):
                 return 0
-            service = Service(client, name, metrics)
+            service = Service(client, name, metrics, options.tool_parser)
             gate.open(Api(service, live, strict=options.strict).app())
             say(f"{starting.result().facts}")
+            say(f"tool calls: {service.tools.facts}")
             say(f"serving {name} on http://{_shown(sock)}/v1")
             try:
                 return await stop.wait(Stat(client).line, say)

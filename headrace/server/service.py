@@ -15,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
+from headrace.params import SamplingParams
 from headrace.server import grammars
 from headrace.server.client import EngineClient, Job
 from headrace.server.errors import ApiError, bad
 from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
+from headrace.server.tools import Offer, Tools
 from headrace.text.chat import ChatTemplate
 from headrace.text.reply import Chunk, Output, Reply
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 
 _INLINE_CHARS = 2048
 """Texts up to this long are encoded at once: handing them to a thread takes longer."""
@@ -90,13 +92,16 @@ class Call:
 class Service:
     """One model, as clients see it."""
 
-    def __init__(self, client: EngineClient, name: str, metrics: Metrics) -> None:
-        """The engine must be ready. `name`: what clients call the model."""
+    def __init__(self, client: EngineClient, name: str, metrics: Metrics, tool_parser: str = "") -> None:
+        """The engine must be ready. `name`: what clients call the model. `tool_parser`: the format of its tool calls;
+        if empty, the template tells. Raises ConfigError if the model is not shown tools, and a format was named.
+        """
         assert client.ready is not None
         self.client, self.name, self.metrics = client, name, metrics
         self.context, self.vocab = client.ready.context, client.ready.vocab
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
+        self.tools = Tools(self.tokenizer, tool_parser)
         self._checker = Checker(client.ready.path, client.ready.grammar, self.vocab, client.ready.eos)
         self.started = int(time.time())
         self._ids = itertools.count()
@@ -113,22 +118,49 @@ class Service:
             text = f"no model called {asked[:200]!r} is served here: ask for {self.name!r}"
             raise ApiError(404, "model_not_found", text, param="model")
 
-    async def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids of a text; special tokens that it spells are taken as text."""
+    async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; special tokens that it spells are taken as text, unless they are to be parsed."""
         return await self._off_loop(
-            len(text), lambda: self.tokenizer.encode(text, add_special=add_special, parse_special=False)
+            len(text),
+            lambda: self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special),
         )
 
-    async def encode_chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Prompt:
-        """The prompt that the model's template makes of messages."""
+    async def encode_chat(
+        self, messages: Sequence[dict[str, Any]], offer: Offer | None = None, **options: Any
+    ) -> Prompt:
+        """The prompt that the model's template makes of messages, and of the tools on offer."""
+        messages = self.tools.history(messages)
+        if offer is not None:
+            options["tools"] = offer.shown
+        template = self.template if offer is None else offer.template
         text, ids = await self._off_loop(
-            _INLINE_CHARS + 1, lambda: self.template.encode(self.tokenizer, messages, **options)
+            _INLINE_CHARS + 1, lambda: template.encode(self.tokenizer, messages, **options)
         )
         return Prompt(ids, text)
 
-    async def grammar(self, body: Generate) -> dict[str, Any]:
+    def cut(self, prompt: Prompt, body: Generate) -> Prompt:
+        """The prompt, no longer than the client says; nothing is cut unless it does."""
+        most = body.truncate_prompt_tokens
+        if most == -1:
+            most = max(self.context - (body.max_tokens or 1), 1)
+        if most is None or len(prompt.ids) <= most:
+            return prompt
+        return Prompt(prompt.ids[:most] if body.truncation_side == "right" else prompt.ids[-most:])
+
+    def _bad_words(self, body: Generate) -> set[tuple[int, ...]]:
+        """The tokens that spell a word, after a space and without."""
+        texts = [text for word in body.bad_words or () for text in (word.lstrip(" "), " " + word.lstrip(" "))]
+        return {tuple(self.tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts}
+
+    async def grammar(self, body: Generate, offer: Offer | None = None) -> dict[str, Any]:
         """The field of SamplingParams for the form that a body asks for, compiled once to see that it can be."""
         asked = grammars.of(body)
+        if offer is not None:
+            if asked is not None:
+                raise bad(
+                    f"{asked[1]} and tools each ask for a form: give one, or tool_choice none", asked[1]
+                )
+            asked = (offer.grammar, "tools") if offer.grammar is not None else None
         if asked is None:
             return {}
         if not self.client.ready or not self.client.ready.eos:
@@ -147,6 +179,8 @@ class Service:
         Raises ApiError, also if prompt and max_tokens exceed the context: nothing is cut silently.
         """
         given = {**sampling_fields(body), **fields}
+        if body.bad_words:
+            given["bad_words_ids"] = [*given.get("bad_words_ids", ()), *sorted(self._bad_words(body))]
         if longest >= self.context:
             raise bad(
                 f"the prompt has {longest} tokens, and the context of {self.context} must hold at least one more: "
@@ -170,8 +204,18 @@ class Service:
             word = re.match(r"\w+", str(error))
             raise bad(str(error), word[0] if word and word[0] in given else None) from None
 
-    def start(self, id: str, prompts: Sequence[Prompt], params: SamplingParams, body: Generate) -> Call:
-        """Hands the prompts to the engine. Raises ApiError, Unavailable or QueueFull, and then none of them runs."""
+    def start(
+        self,
+        id: str,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        body: Generate,
+        shown: frozenset[int] = frozenset(),
+    ) -> Call:
+        """Hands the prompts to the engine. `shown`: special tokens that are text in any case.
+
+        Raises ApiError, Unavailable or QueueFull, and then none of them runs.
+        """
         if len(prompts) * params.n > MAX_PROMPTS:
             raise bad(
                 f"{len(prompts)} prompts with n={params.n}: at most {MAX_PROMPTS} samples per request", "n"
@@ -195,7 +239,9 @@ class Service:
         jobs = self.client.submit(requests)
         skip = body.skip_special_tokens is not False
         replies = [
-            Reply(self.tokenizer, prompt.ids, params, prompt=prompt.text, at=at, skip_special=skip)
+            Reply(
+                self.tokenizer, prompt.ids, params, prompt=prompt.text, at=at, skip_special=skip, shown=shown
+            )
             for prompt in prompts
         ]
         return Call(self, id, jobs, replies)

@@ -42,8 +42,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(disconnected(receive))
+        sending = asyncio.ensure_future(self._send(send, gone))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -52,10 +52,14 @@ class EventStream(Response):
             await asyncio.gather(sending, gone, return_exceptions=True)
             await self._body.aclose()
 
-    async def _send(self, send: Any) -> None:
+    async def _send(self, send: Any, gone: asyncio.Future[None]) -> None:
         async for data in self._body:
             message = {"type": "http.response.body", "body": data, "more_body": True}
             await asyncio.wait_for(send(message), STALL_S)
+            if (
+                gone.done()
+            ):  # wait_for, before Python 3.12, forgets a cancellation that meets the end of its wait
+                return
         await send({"type": "http.response.body", "body": b""})
 
 

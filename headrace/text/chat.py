@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -30,6 +31,8 @@ MAX_MESSAGES = 4096
 MAX_PROMPT_CHARS = 16 << 20
 """Most characters that one rendering may write, and the largest value that it may build with an operator."""
 MAX_SECONDS = 2.0
+MAX_LEVELS = 64
+"""Deepest nesting of a message."""
 
 
 class ChatTemplate:
@@ -40,25 +43,29 @@ class ChatTemplate:
     ) -> None:
         """`tokens`: {"bos_token": "<s>", ...}. Raises ModelError if `source` is not a template."""
         self._where = where
+        self.source = source
         self._tokens = dict(tokens or {})
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelError(f"{where} has {len(source)} characters; at most {MAX_TEMPLATE_CHARS} are read")
+        self.source = source
         self._environment = _Environment()
         try:
             self._template = self._environment.compile_template(source)
+            self.variables = frozenset(find_undeclared_variables(self._environment.parse(source)))
+            """Names that it takes from outside: `messages`, `tools`, ..."""
         except (jinja2.TemplateSyntaxError, RecursionError) as error:
             raise ModelError(f"{where} is not a valid template: {error}") from None
 
     @classmethod
-    def load(cls, folder: str | Path) -> ChatTemplate:
+    def load(cls, folder: str | Path, *, tools: bool = False) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, or `chat_template` in tokenizer_config.json.
 
-        Raises ModelError if there is neither.
+        `tools`: the one for conversations with tools, where a folder has several. Raises ModelError if there is none.
         """
         folder = Path(folder)
         config = read_config(folder / "tokenizer_config.json")
-        source, where = _find(folder, config)
-        return cls(source, _special_tokens(folder, config), where=where)
+        source, where = _find(folder, config, tools)
+        return cls(source, special_tokens(folder, config), where=where)
 
     def render(
         self,
@@ -66,6 +73,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> str:
         """The prompt for `messages` ({"role": ..., "content": ...}); it names its special tokens itself.
@@ -78,7 +86,7 @@ class ChatTemplate:
             **options,
             "messages": check_messages(messages),
             "tools": list(tools) if tools else None,
-            "documents": None,
+            "documents": list(documents) if documents else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -92,23 +100,44 @@ class ChatTemplate:
             raise ConfigError(f"{self._where} fails on these messages: {cause}") from None
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **options: Any
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        **options: Any,
     ) -> tuple[str, list[int]]:
         """`render(messages, **options)` and its token ids, in which only the template writes special tokens.
 
-        Where a message spells one ("<|end|>"), it stays text: nobody can close a turn, or open another, by typing.
+        Where a message, a tool or another option spells one ("<|end|>"), it stays text: nobody can close a turn, or
+        open another, by typing. With `continue_final_message` the prompt ends where the last message does, and the
+        model goes on with it. `add_special_tokens` begins with what the tokenizer puts before a text.
         """
         messages = check_messages(messages)
-        mark = secrets.token_hex(16)
+        if options.get("documents") and "documents" not in self.variables:
+            raise ConfigError(f"{self._where} reads no documents: put them into a message")
+        mark, end = secrets.token_hex(16), secrets.token_hex(16)
         commands = [re.escape(text) for text in sorted(tokenizer.commands, key=len, reverse=True) if text]
         if commands:
             # Cut behind its first character, and encoded in two pieces, a special token is not recognised.
             spelled = re.compile("|".join(commands))
-            messages = _map_texts(
-                messages, lambda text: spelled.sub(lambda m: m[0][0] + mark + m[0][1:], text)
-            )
-        pieces = self.render(messages, **options).split(mark)
-        ids = [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
+
+            def cut(value: Any) -> Any:
+                return _map_texts(value, lambda text: spelled.sub(lambda m: m[0][0] + mark + m[0][1:], text))
+
+            messages = [{**cut(message), "role": message["role"]} for message in messages]
+            options = cut(options)
+        if continue_final_message:
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content'] or ''}{end}"}]
+            options["add_generation_prompt"] = False
+        text = self.render(messages, **options)
+        if continue_final_message and end not in text:
+            raise ConfigError(f"{self._where} does not write the last message out: it cannot be continued")
+        text = text.rpartition(end)[0] if continue_final_message else text
+        pieces = text.split(mark)
+        ids = tokenizer.encode("") if add_special_tokens else []
+        ids += [i for piece in pieces for i in tokenizer.encode(piece, add_special=False)]
         return "".join(pieces), ids
 
 
@@ -150,16 +179,20 @@ def _text(where: str, content: Any) -> str | None:
     return "".join(part["text"] for part in content)
 
 
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same lists and mappings, with every text in them changed, but for names (keys) and roles."""
+def _map_texts(value: Any, change: Callable[[str], str], levels: int = MAX_LEVELS) -> Any:
+    """The same lists and mappings, with every text in them changed, keys too: templates write both as JSON."""
     if isinstance(value, str):
         return change(value)
+    if not levels:
+        raise ConfigError(f"messages and tools must not be nested more than {MAX_LEVELS} levels deep")
     if isinstance(value, Mapping):
-        return {key: item if key == "role" else _map_texts(item, change) for key, item in value.items()}
-    return [_map_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
+        return {change(str(key)): _map_texts(item, change, levels - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(item, change, levels - 1) for item in value]
+    return value
 
 
-def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
+def _find(folder: Path, config: Mapping[str, Any], tools: bool) -> tuple[str, str]:
     """Source of the template, and where it was found."""
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -172,7 +205,7 @@ def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     source = config.get("chat_template") or read_config(folder / "chat_template.json").get("chat_template")
     if isinstance(source, list):  # several, by name
         named = {part.get("name"): part.get("template") for part in source if isinstance(part, Mapping)}
-        source = named.get("default")
+        source = (named.get("tool_use") if tools else None) or named.get("default")
     if not isinstance(source, str):
         raise ModelError(
             f"{folder} has no chat template: put one into chat_template.jinja, or give the model a plain prompt"
@@ -181,7 +214,8 @@ def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     return source, f"chat_template of {folder.name}"
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """{"eos_token": "</s>", ...} of a model folder; `config`: its tokenizer_config.json."""
     tokens = {}
     for key, value in {**read_config(folder / "special_tokens_map.json"), **config}.items():
         text = value.get("content") if isinstance(value, Mapping) else value

@@ -30,13 +30,14 @@ class Detokenizer:
         min_tokens: int = 0,
         start: bool = False,
         skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         """`stop` strings count from the token after the first `min_tokens`. `start`: the tokens begin a text.
 
-        With `skip_special`, tokens that steer the model are not shown.
+        With `skip_special`, tokens that steer the model are not shown, except those in `shown`.
         """
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special if skip_special else frozenset()
+        self._skipped = tokenizer.special - shown if skip_special else frozenset()
         self._decoder = _make_decoder("replace")
         self._lead = tokenizer.lead if start else b""
         self._matchers = [_Matcher(text) for text in stop]

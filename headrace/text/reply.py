@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.params import SamplingParams
 from headrace.text.detokenizer import Detokenizer
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Delta, FinishReason, Logprob, SamplingParams
+from headrace.types import Delta, FinishReason, Logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,19 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: those that the prefix cache had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds on the clock of whoever drives the engine."""
+
+    asked: float
+    first: float
+    """When the first token came; `last`, if none has."""
+    last: float
+    """When the last one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +97,21 @@ class Reply:
         prompt: str | None,
         at: float,
         skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         """`at`: when the request was made, in seconds on any clock; `take` is told the time on the same one.
 
-        With `skip_special`, tokens that steer the model are not part of the text.
+        With `skip_special`, tokens that steer the model are not part of the text, except those in `shown`.
         """
         self.prompt = prompt
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
         self._prompt_logprobs: list[Logprob] = []
+        self._cached = 0
         self._began = at
         self._first: float | None = None
         self._last = at
-        self._drafts = [_Draft(tokenizer, params, skip_special) for _ in range(params.n)]
+        self._drafts = [_Draft(tokenizer, params, skip_special, shown) for _ in range(params.n)]
 
     @property
     def done(self) -> bool:
@@ -114,35 +130,43 @@ class Reply:
         if delta.tokens:
             self._first = at if self._first is None else self._first
             self._last = at
+            self._cached = max(self._cached, delta.cached) if delta.index == 0 else self._cached
         return draft.take(delta)
 
     @property
     def usage(self) -> Usage:
         """So far."""
-        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)))
+        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)), self._cached)
+
+    @property
+    def times(self) -> Times:
+        """So far."""
+        return Times(self._began, self._last if self._first is None else self._first, self._last)
 
     def output(self) -> Output:
         """All that has come so far."""
         samples = tuple(draft.sample() for draft in self._drafts)
         later = sum(max(len(sample.token_ids) - 1, 0) for sample in samples)
-        first = self._last if self._first is None else self._first
+        times = self.times
         return Output(
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             samples=samples,
             prompt_logprobs=tuple(self._prompt_logprobs),
             usage=self.usage,
-            ttft_s=first - self._began,
-            decode_tok_s=later / (self._last - first) if later and self._last > first else None,
+            ttft_s=times.first - times.asked,
+            decode_tok_s=later / (times.last - times.first) if later and times.last > times.first else None,
         )
 
 
 class _Draft:
     """One sample while it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool, shown: frozenset[int]
+    ) -> None:
         self._detokenizer = Detokenizer(
-            tokenizer, params.stop, min_tokens=params.min_tokens, skip_special=skip_special
+            tokenizer, params.stop, min_tokens=params.min_tokens, skip_special=skip_special, shown=shown
         )
         self._texts: list[str] = []
         self._tokens: list[int] = []

@@ -12,7 +12,7 @@ from headrace.box import evaluate as box
 from headrace.box.tasks import TASKS, examples
 from headrace.errors import ConfigError
 from headrace.llm import LLM
-from headrace.types import SamplingParams
+from headrace.params import SamplingParams
 from tests.text.folders import random_model
 
 TEXT = "def area(width, height):\n    return width * height  # café 東京\n\n" * 12

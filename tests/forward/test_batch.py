@@ -11,7 +11,8 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.batch import build_batch
 from headrace.kv.cache import KVCache
-from headrace.types import Batch, Request, SamplingParams, Scored, Sequence, Span, Status
+from headrace.params import SamplingParams
+from headrace.types import Batch, Request, Scored, Sequence, Span, Status
 from tests.whole import models
 
 CPU = torch.device("cpu")

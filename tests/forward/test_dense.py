@@ -7,8 +7,9 @@ import pytest
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.kv.layouts import SLOT as LAYOUTS
+from headrace.params import SamplingParams
 from headrace.schedule.policies import SLOT as POLICIES
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 from tests.forward import dense
 from tests.kv.contract import members
 from tests.whole import models

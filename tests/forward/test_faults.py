@@ -11,7 +11,8 @@ import pytest
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 from tests.whole import models
 from tests.whole.drive import Outputs, alone, collect, nothing_left
 

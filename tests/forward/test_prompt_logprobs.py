@@ -8,7 +8,8 @@ import torch
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.runner import SCORED_ROWS
-from headrace.types import Logprob, Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Logprob, Request
 from tests.forward import dense
 from tests.whole import models
 from tests.whole.drive import nothing_left

@@ -13,7 +13,8 @@ from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward import recording
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 from tests.whole import models
 from tests.whole.drive import Outputs, collect
 

@@ -19,7 +19,8 @@ from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.keepers import Interval
 from headrace.kv.layouts import SLOT as LAYOUTS
 from headrace.layer.positions import SLOT as POSITIONS
-from headrace.types import Request, SamplingParams, Sequence, Span, StepPlan
+from headrace.params import SamplingParams
+from headrace.types import Request, Sequence, Span, StepPlan
 from tests.kv.contract import members
 from tests.models.dense_kv import DenseKV, batch_of
 

@@ -8,7 +8,8 @@ import torch
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.kv.pool import FREED
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 from tests.whole import models
 from tests.whole.drive import Outputs, collect, nothing_left
 

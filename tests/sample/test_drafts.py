@@ -10,10 +10,11 @@ import pytest
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.params import SamplingParams
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, View
 from headrace.stats import Counters
-from headrace.types import Delta, Request, SamplingParams, Span, StepPlan
+from headrace.types import Delta, Request, Span, StepPlan
 from tests.whole import models
 from tests.whole.drive import nothing_left
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT
-from headrace.types import SamplingParams
 
 VOCAB = 12
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -114,6 +114,30 @@ def test_penalties(row: list[float], prompt: list[int], output: list[int], data:
 def test_logit_bias(row: list[float], bias: dict[int, float]) -> None:
     made = apply("logit_bias", row, logit_bias=bias)
     assert made == pytest.approx([x + bias.get(token, 0) for token, x in enumerate(row)])
+
+
+@QUICK
+@given(rows, st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5))
+def test_allowed_tokens(row: list[float], allowed: list[int]) -> None:
+    made = apply("allowed_tokens", row, allowed_token_ids=allowed)
+    assert made == [x if token in allowed else -INF for token, x in enumerate(row)]
+
+
+@QUICK
+@given(rows, st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=4), tokens_of)
+def test_bad_words(row: list[float], words: list[list[int]], output: list[int]) -> None:
+    """A token stays if no forbidden run would then end the output."""
+    output = [token % 3 for token in output]
+    made = apply("bad_words", row, output=output, bad_words_ids=words)
+    ends = [[[*output, token][-len(word) :] for word in words] for token in range(VOCAB)]
+    assert made == [
+        -INF if any(end == word for end, word in zip(ends[token], words, strict=True)) else x
+        for token, x in enumerate(row)
+    ]
+
+
+def test_a_bad_word_is_no_matter_of_the_prompt() -> None:
+    assert apply("bad_words", [0.0] * VOCAB, prompt=[1], bad_words_ids=[[1, 2]])[2] == 0
 
 
 @QUICK

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT
 from headrace.sample.sampler import Sampler, raw_logprobs
 from headrace.sample.stateless import Stateless
-from headrace.types import Accepted, Logprob, Request, SamplingParams, Span
+from headrace.types import Accepted, Logprob, Request, Span
 from headrace.types import Sequence as Seq
 
 VOCAB = 16
@@ -275,3 +276,15 @@ def test_starting_again_forgets_what_was_not_kept() -> None:
     assert sample(made, [decode(one)], [one], rows)[0].tokens == (0,)
     made.start(one)
     assert sample(made, [decode(one)], [one], rows)[0].tokens == (6,)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_sequence_that_forbids_itself_everything_ends_alone(temperature: float) -> None:
+    stuck = SamplingParams(
+        temperature=temperature, top_k=3, top_p=0.9, min_p=0.1, allowed_token_ids=(4,), bad_words_ids=((4,),)
+    )
+    one, other = seq(1, stuck), seq(2)
+    logits_RV = torch.arange(2 * VOCAB, dtype=torch.float32).view(2, VOCAB)
+    made = sampler(one, other)([Span(1, 2, 3), Span(2, 2, 3)], {1: one, 2: other}, logits_RV, {})
+    assert "forbids every token" in made.accepted[0].error and made.accepted[0].tokens == ()
+    assert made.accepted[1].tokens == (VOCAB - 1,) and not made.accepted[1].error

@@ -19,9 +19,10 @@ from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
+from headrace.params import SamplingParams
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, Queues, SeqView, View
-from headrace.types import Request, SamplingParams, Sequence, Span, Status, StepPlan
+from headrace.types import Request, Sequence, Span, Status, StepPlan
 
 STAMP = 8
 """Bytes of one fingerprint."""

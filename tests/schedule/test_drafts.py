@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from headrace.params import SamplingParams
 from headrace.schedule.drafts import MOST, extend
-from headrace.types import Request, SamplingParams, Sequence, Span, StepPlan
+from headrace.types import Request, Sequence, Span, StepPlan
 
 LENGTH = 10
 

@@ -12,8 +12,9 @@ from headrace.kv.keepers import SLOT
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
+from headrace.params import SamplingParams
 from headrace.schedule.queues import Queues
-from headrace.types import Request, SamplingParams, Sequence, Status
+from headrace.types import Request, Sequence, Status
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ import openai
 import pytest
 
 from headrace import box
+from headrace.params import Grammar
 from headrace.server import grammars
 from headrace.server.errors import ApiError
-from headrace.types import Grammar
 from tests.server.running import Server
 
 MESSAGES: Any = [{"role": "user", "content": "Give me a record."}]

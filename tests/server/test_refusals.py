@@ -29,13 +29,34 @@ COMPLETIONS = [
     ({"prompt": "a", "max_tokens": True}, "max_tokens", "Expected `int"),
     ({"prompt": "a", "n": 9}, "n", "at most 8"),
     ({"prompt": "a", "n": 2, "temperature": 0}, "n", "equal samples"),
-    ({"prompt": "a", "best_of": 3}, "best_of", "must equal n"),
+    ({"prompt": "a", "best_of": 9}, "best_of", "at most 8"),
+    ({"prompt": "a", "best_of": 2, "n": 3}, "best_of", "at least n=3"),
+    ({"prompt": "a", "best_of": 2, "stream": True}, "best_of", "stream"),
+    ({"prompt": "a", "best_of": 2, "temperature": 0}, "best_of", "equal samples"),
+    ({"prompt": ["a"] * 33, "best_of": 2, "temperature": 1}, "n", "at most 64"),
+    ({"prompt": "a", "use_beam_search": True}, "use_beam_search", "not supported"),
+    ({"prompt": "a", "length_penalty": 1.5}, "length_penalty", "beam search"),
+    ({"prompt": "a", "prompt_embeds": "AAAA"}, "prompt_embeds", "not supported"),
+    ({"prompt": "a", "n_predict": 8}, "n_predict", "called max_tokens here"),
+    ({"prompt": "a", "repeat_penalty": 1.1}, "repeat_penalty", "called repetition_penalty here"),
+    ({"prompt": "a", "allowed_token_ids": []}, "allowed_token_ids", "nothing could follow"),
+    ({"prompt": "a", "allowed_token_ids": [10**6]}, None, "vocabulary"),
+    ({"prompt": "a", "allowed_token_ids": [-1]}, "allowed_token_ids", "not a token id"),
+    ({"prompt": "a", "allowed_token_ids": [1] * 1025}, "allowed_token_ids", "at most 1024"),
+    ({"prompt": "a", "bad_words": [""]}, "bad_words", "1 to 1024 characters"),
+    ({"prompt": "a", "bad_words": ["x"] * 65}, "bad_words", "at most 64"),
+    ({"prompt": "a", "bad_words": ["xyzzy" * 200] * 3}, "bad_words_ids", "at most 1024"),
+    ({"prompt": "a", "logit_bias": [[1, True]]}, "logit_bias", "number, or false"),
+    ({"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
+    ({"prompt": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "at least 1"),
+    ({"prompt": "a", "truncation_side": "left"}, "truncation_side", "only for"),
+    ({"prompt": "a", "truncate_prompt_tokens": 1, "truncation_side": "mid"}, "truncation_side", "Invalid"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "between 0 and 20"),
     ({"prompt": "a", "logprobs": True}, "logprobs", "Expected `int"),
     ({"prompt": "a", "temperature": -1}, "temperature", "out of range"),
     ({"prompt": "a", "top_p": 0}, "top_p", "out of range"),
-    ({"prompt": "a", "stop": [""]}, None, "1 to 1024 characters"),
-    ({"prompt": "a", "stop": ["x"] * 65}, None, "at most 64"),
+    ({"prompt": "a", "stop": [""]}, "stop", "1 to 1024 characters"),
+    ({"prompt": "a", "stop": ["x"] * 65}, "stop", "at most 64"),
     ({"prompt": "a", "logit_bias": {"999999": 1}}, None, "vocabulary"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "Expected `int"),
     ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "out of range"),
@@ -75,7 +96,8 @@ def test_too_long_a_prompt_names_both_numbers(server: Server) -> None:
             assert answer.status_code == 400 and error["code"] == "context_length_exceeded"
             assert f"{length} tokens" in error["message"] and "2048" in error["message"]
         answer = client.post("/v1/completions", json={"prompt": [1] * 2047, "temperature": 0})
-        assert answer.json()["usage"] == {"prompt_tokens": 2047, "completion_tokens": 1, "total_tokens": 2048}
+        usage = answer.json()["usage"]
+        assert [usage[f"{part}_tokens"] for part in ("prompt", "completion", "total")] == [2047, 1, 2048]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +131,9 @@ def test_unknown_parameters_are_named(server: Server) -> None:
     body = {"prompt": "a", "max_tokens": 1, "frequencypenalty": 1, "user": "me"}
     with server.client() as client:
         answer = client.post("/v1/completions", json=body)
-        assert answer.status_code == 200 and answer.headers["x-ignored-params"] == "frequencypenalty"
+        assert answer.status_code == 200 and answer.headers["x-ignored-params"] == "frequencypenalty, user"
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "✓\r\nX-Evil: 1": 1})
+        assert answer.status_code == 200 and answer.headers["x-ignored-params"] == "?"
 
 
 def test_other_models_and_paths(server: Server) -> None:

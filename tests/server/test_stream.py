@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from headrace.server.client import EngineDied
-from headrace.server.stream import DONE, PING, events
+from headrace.server.run import Options, listen
+from headrace.server.stream import DONE, PING, EventStream, events
 
 
 def collect(values: AsyncIterator[Any], **options: Any) -> list[bytes]:
@@ -88,3 +90,52 @@ def test_a_reader_that_leaves_ends_what_is_read() -> None:
 
     asyncio.run(run())
     assert ended == [True]
+
+
+def test_small_pieces_do_not_wait_for_each_other() -> None:
+    """A connection of ours sends at once: with Nagle's algorithm, the end of an answer waits 40 ms for the beginning
+    to be acknowledged."""
+    seen: list[int] = []
+
+    def arrived(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect() -> None:
+        listening = listen(Options(host="127.0.0.1", port=0))
+        async with await asyncio.start_server(arrived, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(connect())
+    assert seen == [1]
+
+
+def test_a_reader_that_stalled_and_hangs_up_ends_its_request() -> None:
+    """The lost connection lets a waiting send go on in the very moment that it cancels the sending."""
+    made: list[int] = []
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        for number in range(1000):
+            made.append(number)
+            yield b"x"
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        lost = asyncio.Event()
+
+        async def send(message: dict[str, Any]) -> None:
+            if len(made) == 3:
+                asyncio.get_running_loop().call_soon(lost.set)
+                await lost.wait()
+
+        async def receive() -> dict[str, Any]:
+            await lost.wait()
+            return {"type": "http.disconnect"}
+
+        await EventStream(body(), {})({}, receive, send)
+
+    asyncio.run(run())
+    assert len(made) == 3

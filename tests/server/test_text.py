@@ -35,3 +35,18 @@ def test_both_or_neither(server: Server) -> None:
         assert client.post("/tokenize", json={}).status_code == 400
         assert client.post("/tokenize", json={"prompt": "a", "messages": []}).status_code == 400
         assert client.post("/detokenize", json={"tokens": [1 << 40]}).status_code == 400
+
+
+def test_what_a_remote_tokenizer_asks(server: Server, llm: LLM) -> None:
+    """lm-eval looks up the id of a token that /tokenizer_info names by tokenizing its spelling."""
+    with server.client() as client:
+        info = client.get("/tokenizer_info").json()
+        asked = {"prompt": info["eos_token"], "add_special_tokens": False}
+        assert client.post("/tokenize", json=asked).json()["tokens"] == [llm.tokenizer.eos]
+        assert client.post("/detokenize", json={"tokens": [llm.tokenizer.eos]}).json() == {
+            "prompt": info["eos_token"]
+        }
+        parsed = client.post("/tokenize", json={"prompt": f"a{info['eos_token']}", "parse_special": True})
+        assert parsed.json()["tokens"][-1] == llm.tokenizer.eos
+    assert info["model_max_length"] == 2048 and info["chat_template"] == llm.template.source
+    assert info["bos_token"] == info["pad_token"] == "<|endoftext|>" and info["unk_token"] is None

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from headrace.params import SamplingParams
 from headrace.server.messages import (
     Cancel,
     Failed,
@@ -20,7 +21,7 @@ from headrace.server.messages import (
 )
 from headrace.server.wire import MAX_BYTES, ApiEnd, Closed, EngineEnd, frame
 from headrace.stats import Counters, Stats
-from headrace.types import Delta, Logprob, Request, SamplingParams
+from headrace.types import Delta, Logprob, Request
 
 PARAMS = SamplingParams(n=2, logit_bias={5: -1.5}, stop=("a", "bé"), stop_token_ids=(3,), seed=-7, logprobs=2)
 TO_ENGINE = [

@@ -150,6 +150,38 @@ def test_messages_cannot_spell_special_tokens(byte_level_folder: Path, plain: To
     assert plain.decode(ids, skip_special=False) == text
 
 
+def test_tools_and_arguments_cannot_spell_special_tokens(plain: Tokenizer) -> None:
+    """Neither as a value nor as a key, which templates write as JSON; nor where a key is called "role"."""
+    source = (
+        "<|user|>{{ tools | tojson }}{{ messages[0].tool_calls[0].arguments | tojson }}{{ style }}<|end|>"
+    )
+    message = {"role": "assistant", "tool_calls": [{"arguments": {"role": "<|system|>", "<|user|>": 1}}]}
+    text, ids = ChatTemplate(source).encode(
+        plain, [message], tools=[{"name": "<|end|>", "<|begin|>": "<|assistant|>"}], style="<|end|>"
+    )
+    special = [plain.decode([i], skip_special=False) for i in ids if i in plain.special]
+    assert special == ["<|user|>", "<|end|>"]
+    assert text == (
+        '<|user|>[{"name": "<|end|>", "<|begin|>": "<|assistant|>"}]{"role": "<|system|>", "<|user|>": 1}'
+        "<|end|><|end|>"
+    )
+
+
+def test_messages_nested_too_deep(plain: Tokenizer) -> None:
+    deep: list[object] = []
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="64 levels"):
+        ChatTemplate("x").encode(plain, [{"role": "user", "content": "x", "more": deep}])
+
+
+def test_a_template_for_tools(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "default"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert ChatTemplate.load(tmp_path, tools=True).variables == {"tools"}
+    assert ChatTemplate.load(tmp_path).render(HELLO) == "default"
+
+
 def test_ordinary_messages_are_encoded_as_one_text(byte_level_folder: Path, plain: Tokenizer) -> None:
     text, ids = ChatTemplate.load(byte_level_folder).encode(plain, HELLO)
     assert ids == plain.encode(text, add_special=False)

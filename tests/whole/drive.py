@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 from tests.whole import models
 
 Outputs = dict[tuple[str, int], list[int]]

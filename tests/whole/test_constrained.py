@@ -12,10 +12,11 @@ import pytest
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.params import Grammar, SamplingParams
 from headrace.sample.constrained import Constraints
 from headrace.sample.grammars import SLOT, Compiler, Matcher
 from headrace.sample.sampler import Sampler
-from headrace.types import Delta, Grammar, Request, SamplingParams
+from headrace.types import Delta, Request
 from tests.sample.grammars.small import FORMS, vocabulary
 from tests.sample.test_drafts import Guessing
 from tests.whole import models

@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.models import SLOT
-from headrace.types import Request, SamplingParams
+from headrace.params import SamplingParams
+from headrace.types import Request
 from tests.models import oracle
 from tests.whole.drive import collect, nothing_left
 

@@ -13,8 +13,9 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.memory import pages_for
 from headrace.kv.groups import size_pages
+from headrace.params import SamplingParams
 from headrace.slots import slots
-from headrace.types import Request, SamplingParams
+from headrace.types import Request
 from tests.whole import models
 from tests.whole.drive import Ask, Fork, alone, alone_forked, nothing_left, scripted
 

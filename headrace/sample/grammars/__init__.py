@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from headrace.params import Grammar
 from headrace.slots import Card, Slot
-from headrace.types import Grammar
 
 if TYPE_CHECKING:
     from headrace.sample.vocabulary import Vocabulary

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from headrace.errors import ConfigError
+from headrace.params import Grammar
 from headrace.sample.vocabulary import Vocabulary
 from headrace.slots import Card
-from headrace.types import Grammar
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,

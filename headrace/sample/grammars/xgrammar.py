@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import numpy
 
 from headrace.errors import ConfigError
+from headrace.params import Grammar
 from headrace.sample.vocabulary import Vocabulary
 from headrace.slots import Card
-from headrace.types import Grammar
 
 _CACHE_BYTES = 64 << 20
 _GRAMMAR_BYTES = 256 << 20

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from headrace.params import SamplingParams
 from headrace.slots import Card, Slot
-from headrace.types import SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +51,14 @@ SLOT = Slot(
     index={
         "penalties": "headrace.sample.processors.penalties:Penalties",
         "logit_bias": "headrace.sample.processors.logit_bias:LogitBias",
+        "allowed_tokens": "headrace.sample.processors.allowed_tokens:AllowedTokens",
+        "bad_words": "headrace.sample.processors.bad_words:BadWords",
         "min_tokens": "headrace.sample.processors.min_tokens:MinTokens",
         "temperature": "headrace.sample.processors.temperature:Temperature",
         "top_k": "headrace.sample.processors.top_k:TopK",
         "top_p": "headrace.sample.processors.top_p:TopP",
         "min_p": "headrace.sample.processors.min_p:MinP",
     },
-    default="penalties+logit_bias+min_tokens+temperature+top_k+top_p+min_p",
+    default="penalties+logit_bias+allowed_tokens+bad_words+min_tokens+temperature+top_k+top_p+min_p",
     many=True,
 )

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from headrace.params import SamplingParams
 from headrace.slots import Card
-from headrace.types import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)

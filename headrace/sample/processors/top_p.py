@@ -15,9 +15,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from headrace.kernels import draw
+from headrace.params import SamplingParams
 from headrace.sample.stateless import Stateless
 from headrace.slots import Card
-from headrace.types import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)

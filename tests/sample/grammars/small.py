@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import regex
 
+from headrace.params import Grammar
 from headrace.sample.vocabulary import Vocabulary
-from headrace.types import Grammar
 
 EOS = (0, 3)
 TEXTS = {

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from headrace.errors import ConfigError
+from headrace.params import Grammar
 from headrace.sample.grammars import SLOT, Compiler, Matcher
-from headrace.types import Grammar
 from tests.sample.grammars.small import EOS, FORMS, vocabulary
 
 WORDS = vocabulary()

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from headrace.errors import ConfigError
+from headrace.params import Grammar
 from headrace.sample.grammars import SLOT, Compiler, Matcher
-from headrace.types import Grammar
 from tests.sample.grammars.small import EOS, vocabulary
 from tests.sample.grammars.test_contract import MEMBERS, allowed
 

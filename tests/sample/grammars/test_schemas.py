@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from headrace.llm import LLM
-from headrace.types import Grammar, SamplingParams
+from headrace.params import Grammar, SamplingParams
 
 SCHEMAS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "data" / "schemas.json").read_text("utf-8"))
 REFUSED = {"one_of_disjoint", "all_of", "formats"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT, Processor, State
-from headrace.types import SamplingParams
 from tests.kv.contract import members
 
 VOCAB = 24
@@ -25,6 +25,8 @@ EVERYTHING = SamplingParams(
     presence_penalty=0.6,
     frequency_penalty=0.3,
     logit_bias={3: 2.5, 7: -100.0, 11: 100.0},
+    allowed_token_ids=(0, 1, 2, 3, 5, 6, 9, 14, 20, 23),
+    bad_words_ids=((6,), (2, 8, 2), (3, 3), (9, 20)),
     min_tokens=4,
     max_tokens=50,
     stop_token_ids=(9,),
