@@ -98,6 +98,8 @@ class Constrained:
         self._look(matcher)
 
     def fork(self) -> Constrained:
+        if self._place.exception():  # it will be told when it is sampled
+            return Constrained(self._place, self._thread)
         twin = Constrained(Future(), self._thread)
         twin._look(self._settled().fork())
         return twin

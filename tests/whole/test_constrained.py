@@ -254,6 +254,21 @@ def test_what_cannot_be_compiled_ends_alone() -> None:
     assert tokens(answers)[good.id, 0] == tokens(alone("llguidance"))[good.id, 0]
 
 
+@pytest.mark.parametrize("member", SLOT.index)
+@pytest.mark.parametrize("form", ["object", "forced", "choice"])
+def test_a_request_that_forbids_what_its_form_needs_ends_alone(member: str, form: str) -> None:
+    if importlib.util.find_spec(member) is None:
+        pytest.skip(f"{member} is not installed")
+    good = request(form, "greedy")
+    first = tokens(alone(member))[good.id, 0][0]
+    bad = replace(good, id="bad", params=replace(good.params, allowed_token_ids=(first, 2)))
+    answers = run(engine(member), [bad, good])
+    assert (
+        answers["bad", 0][-1].finish_reason == "error" and "nothing can follow" in answers["bad", 0][-1].error
+    )
+    assert tokens(answers)[good.id, 0] == tokens(alone(member))[good.id, 0]
+
+
 def test_an_engine_without_a_tokenizer_takes_no_grammar() -> None:
     made = Engine(EngineConfig(threads=1), decoder=models.decoder("mixed"))
     with pytest.raises(ConfigError, match="needs the model's tokenizer"):

@@ -20,9 +20,7 @@ class Matcher(Protocol):
     def mask(self) -> bytes:
         """One bit per token, lowest first, set where the text with this token can still be completed; every end token
         where it is complete, and nothing else once it has ended. But where forced() names tokens, only its first.
-
-        Tens of microseconds, without Python's lock. Raises ConfigError if the grammar is too hard here.
-        """
+        Tens of microseconds, without Python's lock. Raises ConfigError if the grammar is too hard here."""
 
     def forced(self) -> tuple[int, ...]:
         """What comes next if the text leaves no choice: its usual tokens, for there are others for the same text.
@@ -42,8 +40,7 @@ class Compiler(Protocol):
     """Turns grammars into matchers for one vocabulary."""
 
     def compile(self, grammar: Grammar) -> Matcher:
-        """At the start of an output; bounded in time and memory. Raises ConfigError for what is no grammar, and for
-        a schema with a keyword that it would not enforce."""
+        """At the start of an output. Raises ConfigError for what is no grammar or would not be enforced."""
 
 
 class Grammars(Protocol):
@@ -51,8 +48,7 @@ class Grammars(Protocol):
 
     card: ClassVar[Card]
 
-    def start(self, vocabulary: Vocabulary) -> Compiler:
-        """For the model with this vocabulary."""
+    def start(self, vocabulary: Vocabulary) -> Compiler: ...
 
 
 SLOT = Slot(
