@@ -53,8 +53,8 @@ class XGrammar:
     """Most spaces and line breaks between two parts of JSON: without a limit a small model may never stop with them."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.whitespace <= 1000:
-            raise ValueError(f"whitespace={self.whitespace} must be between 1 and 1000")
+        if not 0 <= self.whitespace <= 1000:
+            raise ValueError(f"whitespace={self.whitespace} must be between 0 and 1000")
         if importlib.util.find_spec("xgrammar") is None:
             raise ConfigError(
                 "--grammar xgrammar needs a package that is not installed: pip install headrace[xgrammar], "
@@ -104,6 +104,10 @@ class _Compiler:
                 return self._inner.compile_lark(grammar.text)
 
     def _json(self, schema: str) -> Any:
+        if self._whitespace == 0:
+            return self._inner.compile_json_schema(
+                schema, strict_mode=False, any_whitespace=False, separators=(",", ":")
+            )
         return self._inner.compile_json_schema(schema, strict_mode=False, max_whitespace_cnt=self._whitespace)
 
 

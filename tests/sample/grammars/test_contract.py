@@ -171,8 +171,24 @@ def test_any_object(member: str) -> None:
     matcher = compiler(member).compile(Grammar("json_object"))
     for token in WORDS.encode(b'{"a":[1,{"b":"\xc3\xa9"}]'):
         assert token in allowed(matcher)
+        assert not {0, 1, 2, 3, 4} & set(allowed(matcher)), "neither special nor empty"
+        assert max(allowed(matcher)) < WORDS.size - 3, "nor beyond the vocabulary"
         matcher.accept(token)
     assert WORDS.encode(b"}")[0] in allowed(matcher) and EOS[0] not in allowed(matcher)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_json_without_spaces_is_mostly_forced(member: str) -> None:
+    matcher = SLOT.make(f"{member}:whitespace=0").start(WORDS).compile(FORMS["object"].grammar)
+    text = b""
+    while matcher.forced():
+        text += text_of([matcher.forced()[0]])
+        matcher.accept(matcher.forced()[0])
+    assert text == b'{"ab":'
+    for token in WORDS.encode(b"true}"):
+        assert token in allowed(matcher)
+        matcher.accept(token)
+    assert allowed(matcher) == sorted(EOS)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
