@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from headrace.commands.flags import Quiet
-from headrace.commands.output import note
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 
 API_KEY = "HEADRACE_API_KEY"
+
+LogJson = Annotated[
+    bool,
+    typer.Option("--log-json", help="Log JSON objects, one a line, with one for every finished request."),
+]
+LogRequests = Annotated[bool, typer.Option("--log-requests", help="Log a line for every finished request.")]
+OtlpEndpoint = Annotated[
+    str,
+    typer.Option(
+        help="URL of an OpenTelemetry collector that spans of requests go to, over HTTP. Needs headrace[otel].",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -41,6 +56,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
+    log_json: LogJson = False,
+    log_requests: LogRequests = False,
+    otlp_traces_endpoint: OtlpEndpoint = "",
     quiet: Quiet = False,
 ) -> None:
     """Serve an OpenAI-compatible API."""
@@ -58,7 +76,24 @@ def serve(
         insecure=insecure,
         strict=strict_params,
         tool_parser=tool_call_parser or "",
+        log_json=log_json,
+        log_requests=log_requests,
+        quiet=quiet,
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
-    code = asyncio.run(run(config, options, lambda line: note(line, quiet)))
+    code = asyncio.run(run(config, options, _to_stderr("" if log_json else "headrace: ")))
     if code:
         raise typer.Exit(code)
+
+
+def _to_stderr(prefix: str) -> Callable[[str], None]:
+    """Writes lines past Python's buffer: one that cannot be written is not kept, and does not fail the exit either."""
+
+    def write(line: str) -> None:
+        if sys.stderr is None:  # it was closed when we were started: its number may be somebody else's by now
+            raise OSError(errno.EBADF, "there is no stderr")
+        data = f"{prefix}{line}\n".encode(errors="replace")
+        while data:
+            data = data[os.write(2, data) :]
+
+    return write

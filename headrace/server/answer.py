@@ -91,6 +91,5 @@ class Answer:
 
     def _tokens(self) -> tuple[int, int, int]:
         """Of the prompts, of the answers, and those of the prompts that the prefix cache had."""
-        parts = [reply.usage for reply in self.call.replies]
-        answer = 0 if self.silent else sum(part.completion_tokens for part in parts)
-        return sum(part.prompt_tokens for part in parts), answer, sum(part.cached_tokens for part in parts)
+        usage = self.call.usage
+        return usage.prompt_tokens, 0 if self.silent else usage.completion_tokens, usage.cached_tokens

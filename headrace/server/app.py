@@ -16,11 +16,11 @@ from headrace import __version__
 from headrace.errors import HeadraceError
 from headrace.server import errors, text
 from headrace.server.chats import Chat
-from headrace.server.client import State
 from headrace.server.completions import Completion
 from headrace.server.errors import ApiError
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
+from headrace.server.record import CANCELLED
 from headrace.server.schema import (
     Body,
     ChatRequest,
@@ -91,6 +91,7 @@ class Api:
     async def _answer(
         self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
     ) -> Response:
+        request.state.record.call = made.call
         ignored = [*ignored, *made.ignored]
         headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
         if stream:
@@ -153,9 +154,8 @@ class Api:
 
     async def metrics(self) -> Response:
         """Prometheus."""
-        metrics, client = self.service.metrics, self.service.client
-        metrics.engine(client.state is State.READY, client.restarts)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = self.service.metrics.text(self.service.client)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def steps(self) -> Response:
         """The engine after its last steps, for the page."""
@@ -189,7 +189,7 @@ async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(499, "cancelled", "the client is gone")
+            raise ApiError(CANCELLED, "cancelled", "the client is gone")
         return task.result()
     finally:
         for future in (task, gone):

@@ -73,6 +73,8 @@ class Job:
     unfinished: set[int]
     """Samples that have not ended."""
     running: bool = False
+    started: float | None = None
+    """When it first ran, on the clock of time.perf_counter."""
     tries: int = 0
 
 
@@ -80,9 +82,13 @@ class EngineClient:
     """Belongs to one event loop."""
 
     def __init__(
-        self, config: EngineConfig, *, on_step: Callable[[Stepped], None] = lambda step: None
+        self,
+        config: EngineConfig,
+        *,
+        on_step: Callable[[Stepped], None] = lambda step: None,
+        log_json: bool = False,
     ) -> None:
-        """on_step: told of every step, before the jobs are."""
+        """on_step: told of every step, before the jobs are. log_json: how the engine process writes its own log."""
         self.config = config
         self.state = State.STARTING
         self.why = "the engine is starting"
@@ -90,11 +96,11 @@ class EngineClient:
         self.ready: Ready | None = None
         """What the engine said when it was ready; the last one's while the next one starts."""
         self.view: View | None = None
-        """After the last step."""
+        """After the last step of the engine that runs now."""
         self.last_step = 0.0
         """When that was, on the monotonic clock."""
         self.restarts = 0
-        self._on_step = on_step
+        self._on_step, self._log_json = on_step, log_json
         self._jobs: dict[str, Job] = {}
         self._deaths: collections.deque[float] = collections.deque(maxlen=MOST_DEATHS)
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,6 +131,7 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
+            command += ["json"] if self._log_json else []
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._end = await ApiEnd.open(ours)
         room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
@@ -176,6 +183,7 @@ class EngineClient:
                     self._on_step(message)
                     for name in admitted:
                         if name in self._jobs:
+                            self._jobs[name].started = time.perf_counter() - view.seconds
                             self._jobs[name].running = True
                     for delta in deltas:
                         self._deliver(delta)
@@ -188,6 +196,7 @@ class EngineClient:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
         cause = self._cause()
+        self.view = None
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
         lost = {job for job in self._jobs.values() if job.running or job.tries >= MOST_TRIES}
@@ -279,6 +288,11 @@ class EngineClient:
             del self._jobs[job.request.id]
         if self._end is not None and self.state is State.READY:
             self._end.send(Cancel(job.request.id, index))
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, while there is one."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     def __len__(self) -> int:
         """Jobs under way."""

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,15 @@ import msgspec
 
 from headrace.server.errors import ApiError
 from headrace.server.live import PATHS
+from headrace.server.record import MAX_PATH_CHARS, Record
 from headrace.server.schema import MAX_BODY_BYTES, MAX_HEADER_BYTES, is_id
 
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", *PATHS})
 """Paths that need no key: they tell a load balancer yes or no, and show an empty page that asks for the key."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Addresses that only this machine reaches."""
+TRACE = ("traceparent", "tracestate")
+"""Headers that say which trace a request is part of."""
 _log = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
@@ -75,9 +78,16 @@ def hosts_for(bind: str) -> list[str] | None:
 class Gate:
     """The outermost ASGI application."""
 
-    def __init__(self, door: Door, *, max_body: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        door: Door,
+        on_end: Callable[[Record], None] = lambda record: None,
+        *,
+        max_body: int = MAX_BODY_BYTES,
+    ) -> None:
+        """on_end: told of every request, when it has ended."""
         self._app: Any = None
-        self._door, self._max_body = door, max_body
+        self._door, self._on_end, self._max_body = door, on_end, max_body
 
     def open(self, app: Any) -> None:
         """From here on requests reach `app`; before, they are told to wait."""
@@ -89,10 +99,13 @@ class Gate:
         headers = dict(scope["headers"])
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
         name = asked if is_id(asked) else f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = name
+        trace = {key: headers[key.encode()].decode("latin-1") for key in TRACE if key.encode() in headers}
+        record = Record(name, scope["method"], scope["path"][:MAX_PATH_CHARS], trace)
+        scope.setdefault("state", {}).update(request_id=name, record=record)
 
         async def named(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
+                record.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
             await send(message)
 
@@ -106,6 +119,9 @@ class Gate:
             await refuse(named, error, name)
         except Exception:
             _log.debug("request %s: answered and logged by the application", name, exc_info=True)
+        finally:
+            record.end(scope)
+            self._on_end(record)
 
     def _measure(self, headers: dict[bytes, bytes], scope: Scope) -> None:
         if sum(len(key) + len(value) + 4 for key, value in scope["headers"]) > MAX_HEADER_BYTES:

@@ -6,16 +6,17 @@ received = completed + cancelled + rejected + failed.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
+from headrace.server.client import EngineClient, State
+from headrace.server.http_metrics import HttpMetrics, ProcessMetrics
 from headrace.server.messages import Since, Stepped
-from headrace.text.reply import Usage
+from headrace.server.record import Record
 
 OUTCOMES = ("completed", "cancelled", "rejected", "failed")
 PREFIX, ALIAS = "headrace_", "vllm:"
@@ -34,10 +35,28 @@ _COUNTED = {
     "steps": ("steps", "Batches that the engine ran."),
 }
 """Counter of the engine -> (metric, help)."""
+_HISTOGRAMS = {
+    "ttft_seconds": ("From a request to its first token.", _SECONDS),
+    "itl_seconds": ("Between two tokens of a sample.", _SECONDS),
+    "request_seconds": ("From a request to its end.", _SECONDS),
+    "request_queue_seconds": ("From a request until its prompt runs.", _SECONDS),
+    "request_prefill_seconds": ("From when its prompt runs to the first token.", _SECONDS),
+    "request_decode_seconds": ("From the first token to the last.", _SECONDS),
+    "request_inference_seconds": ("From when its prompt runs to the last token.", _SECONDS),
+    "request_tpot_seconds": ("Between two tokens, the mean over a request.", _SECONDS),
+    "step_seconds": ("One batch.", _SECONDS),
+    "step_tokens": ("Tokens of one batch.", _TOKENS),
+    "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
+    "request_generation_tokens": ("Tokens of a request's answers.", _TOKENS),
+    "request_params_n": ("Samples that a request asks for.", _TOKENS[:8]),
+    "request_params_max_tokens": ("Tokens that a request asks for at most.", _TOKENS),
+}
+"""Histogram -> (help, buckets)."""
 _ALIASES = {
     "requests_running": "num_requests_running",
     "requests_waiting": "num_requests_waiting",
     "kv_usage_ratio": "kv_cache_usage_perc",
+    "cache_config_info": "cache_config_info",
     "prompt_tokens": "prompt_tokens",
     "generation_tokens": "generation_tokens",
     "prefix_cache_hits": "prefix_cache_hits",
@@ -47,44 +66,58 @@ _ALIASES = {
     "ttft_seconds": "time_to_first_token_seconds",
     "itl_seconds": "inter_token_latency_seconds",
     "request_seconds": "e2e_request_latency_seconds",
+    "request_queue_seconds": "request_queue_time_seconds",
+    "request_prefill_seconds": "request_prefill_time_seconds",
+    "request_decode_seconds": "request_decode_time_seconds",
+    "request_inference_seconds": "request_inference_time_seconds",
+    "request_tpot_seconds": "request_time_per_output_token_seconds",
     "request_prompt_tokens": "request_prompt_tokens",
     "request_generation_tokens": "request_generation_tokens",
+    "request_params_n": "request_params_n",
+    "request_params_max_tokens": "request_params_max_tokens",
     "step_tokens": "iteration_tokens_total",
 }
 """Ours -> vLLM's, both without prefix."""
+_GAUGES = {
+    "requests_running": "Sequences that run.",
+    "requests_waiting": "Sequences that wait.",
+    "kv_usage_ratio": "Share of the KV pool that living sequences hold.",
+    "engine_up": "1 if the engine takes requests.",
+    "engine_restarts": "Times that the engine was started again.",
+}
 
 
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, lost: Callable[[], int] = lambda: 0) -> None:
+        """lost: how many lines of the log have been lost by now."""
         self._registry = CollectorRegistry()
         self._model = model
         self._since = Since()
-        counters = {name: self._counter(*about) for name, about in _COUNTED.items()}
-        self._counters = counters
+        self._counters = {name: self._counter(*about) for name, about in _COUNTED.items()}
         self._queries = self._counter(
             "prefix_cache_queries", "Tokens of prompts that the prefix cache was asked for."
         )
         self._preemptions = self._counter("preemptions", "Sequences paused, in either way.")
-        self.running = self._gauge("requests_running", "Sequences that run.")
-        self.waiting = self._gauge("requests_waiting", "Sequences that wait.")
-        self.kv_usage = self._gauge("kv_usage_ratio", "Share of the KV pool that living sequences hold.")
-        self.up = self._gauge("engine_up", "1 if the engine takes requests.")
-        self.restarts = self._gauge("engine_restarts", "Times that the engine was started again.")
-        self.ended = self._counter("requests_ended", "Requests by how they ended.", "outcome")
-        self.finished = self._counter("samples_finished", "Samples by why they ended.", "finished_reason")
-        self.ttft = self._histogram("ttft_seconds", "From a request to its first token.")
-        self.itl = self._histogram("itl_seconds", "Between two tokens of a sample.")
-        self.latency = self._histogram("request_seconds", "From a request to its end.")
-        self.step_seconds = self._histogram("step_seconds", "One batch.")
-        self.step_tokens = self._histogram("step_tokens", "Tokens of one batch.", _TOKENS)
-        self.prompt_sizes = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
-        self.answer_sizes = self._histogram(
-            "request_generation_tokens", "Tokens of a request's answers.", _TOKENS
+        self._gauges = {name: self._gauge(name, text) for name, text in _GAUGES.items()}
+        self._ended = self._counter("requests_ended", "Requests by how they ended.", "outcome")
+        self._finished = self._counter("samples_finished", "Samples by why they ended.", "finished_reason")
+        self._lost = self._counter("log_lines_lost", "Lines of the log that could not be written.")
+        self._lost_now, self._lost_before = lost, 0
+        self._histograms = {
+            name: Histogram(PREFIX + name, text, ("model_name",), registry=self._registry, buckets=buckets)
+            for name, (text, buckets) in _HISTOGRAMS.items()
+        }
+        self._cache = Gauge(
+            PREFIX + "cache_config_info",
+            "1, with how the KV cache is laid out; block_size is in tokens.",
+            ("model_name", "block_size", "num_blocks", "num_gpu_blocks", "enable_prefix_caching"),
+            registry=self._registry,
         )
+        self._http, self._processes = HttpMetrics(self._registry), ProcessMetrics(self._registry)
         for outcome in OUTCOMES:
-            self.ended.labels(model, outcome)
+            self._ended.labels(model, outcome)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, ("model_name", *labels), registry=self._registry)
@@ -94,75 +127,59 @@ class Metrics:
         made.labels(self._model).set(0)
         return made
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-        return Histogram(PREFIX + name, text, ("model_name",), registry=self._registry, buckets=buckets)
-
     def step(self, step: Stepped) -> None:
         """The engine has run a batch."""
-        view, stats, model = step.view, step.view.stats, self._model
-        new = self._since(stats.counters)
+        view, model = step.view, self._model
+        new = self._since(view.stats.counters)
         for name, counter in self._counters.items():
             counter.labels(model).inc(getattr(new, name))
         self._queries.labels(model).inc(new.prompt_tokens)
         self._preemptions.labels(model).inc(new.recomputes + new.swaps)
-        self.running.labels(model).set(stats.running)
-        self.waiting.labels(model).set(stats.waiting + stats.swapped)
-        self.kv_usage.labels(model).set(stats.kv_usage)
         if view.spans:
-            self.step_seconds.labels(model).observe(view.seconds)
-            self.step_tokens.labels(model).observe(sum(s.stop - s.start + s.draft for s in view.spans))
+            self.observe("step_seconds", view.seconds)
+            self.observe("step_tokens", sum(s.stop - s.start + s.draft for s in view.spans))
 
-    def engine(self, up: bool, restarts: int) -> None:
-        """How the engine process is."""
-        self.up.labels(self._model).set(up)
-        self.restarts.labels(self._model).set(restarts)
+    def observe(self, name: str, value: float) -> None:
+        """One more value of a histogram."""
+        self._histograms[name].labels(self._model).observe(value)
+
+    def finish(self, reason: str) -> None:
+        """A sample has ended."""
+        self._finished.labels(self._model, reason).inc()
+
+    def end(self, outcome: str) -> None:
+        """A request has ended, in one of OUTCOMES."""
+        self._ended.labels(self._model, outcome).inc()
 
     def reject(self) -> None:
         """A request was answered with an error before it came to the engine."""
-        self.ended.labels(self._model, "rejected").inc()
+        self.end("rejected")
 
-    def watch(self, prompts: int) -> Watch:
-        """For one request that the engine has taken."""
-        return Watch(self, self._model, prompts)
+    def request(self, record: Record) -> None:
+        """An HTTP request of any kind has ended."""
+        self._http.request(record)
 
-    def text(self) -> bytes:
+    def text(self, client: EngineClient) -> bytes:
         """What /metrics answers."""
+        stats = client.view and client.view.stats
+        now = {
+            "requests_running": stats.running if stats else 0,
+            "requests_waiting": stats.waiting + stats.swapped if stats else 0,
+            "kv_usage_ratio": stats.kv_usage if stats else 0,
+            "engine_up": client.state is State.READY,
+            "engine_restarts": client.restarts,
+        }
+        for name, value in now.items():
+            self._gauges[name].labels(self._model).set(value)
+        if stats:
+            pages, config = stats.pages, client.config
+            self._cache.clear()
+            self._cache.labels(self._model, config.page_tokens, pages, pages, config.prefix_cache).set(1)
+        self._processes.engine = client.pid
+        lost = self._lost_now()
+        self._lost.labels(self._model).inc(lost - self._lost_before)
+        self._lost_before = lost
         return prometheus_client.generate_latest(_Named(self._registry))
-
-
-class Watch:
-    """Times one request."""
-
-    def __init__(self, metrics: Metrics, model: str, prompts: int) -> None:
-        self._metrics, self._model = metrics, model
-        self._began = time.perf_counter()
-        self._last: dict[tuple[int, int], float] = {}
-        self._first: list[float | None] = [None] * prompts
-
-    def tokens(self, place: int, index: int, count: int) -> None:
-        """`count` tokens of a sample came at once: they share the time since the last ones."""
-        now = time.perf_counter()
-        if self._first[place] is None:
-            self._first[place] = now
-            self._metrics.ttft.labels(self._model).observe(now - self._began)
-        before = self._last.get((place, index))
-        self._last[place, index] = now
-        if before is not None:
-            for _ in range(count):
-                self._metrics.itl.labels(self._model).observe((now - before) / count)
-
-    def finished(self, place: int, reason: str) -> None:
-        """A sample has ended."""
-        self._metrics.finished.labels(self._model, reason).inc()
-
-    def end(self, outcome: str, usages: Iterable[Usage]) -> None:
-        """The request has ended."""
-        metrics, model = self._metrics, self._model
-        metrics.ended.labels(model, outcome).inc()
-        metrics.latency.labels(model).observe(time.perf_counter() - self._began)
-        for usage in usages:
-            metrics.prompt_sizes.labels(model).observe(usage.prompt_tokens)
-            metrics.answer_sizes.labels(model).observe(usage.completion_tokens)
 
 
 class _Named(CollectorRegistry):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import re
 import signal
 import socket
@@ -28,17 +29,21 @@ from headrace.errors import ConfigError
 from headrace.server.app import Api
 from headrace.server.client import EngineClient, State, fields_of
 from headrace.server.gate import LOOPBACK, Door, Gate, hosts_for
+from headrace.server.journal import Journal
 from headrace.server.live import Live
 from headrace.server.messages import EXIT_ENGINE, Since, Stepped
 from headrace.server.metrics import Metrics
+from headrace.server.record import Record
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
+from headrace.server.traces import Tracer
 from headrace.text import tool_formats
 
 DRAIN_S = 30.0
 STAT_S = 10.0
 """Between two lines about a busy engine."""
 _KEEP_ALIVE_S = 75
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,14 @@ class Options:
     """Let other machines in without a key."""
     strict: bool = False
     """Refuse parameters that are not known."""
+    log_json: bool = False
+    """The log as JSON objects, one a line; with one for every request."""
+    log_requests: bool = False
+    """A line for every request."""
+    quiet: bool = False
+    """No line about what goes as it should."""
+    otlp_traces_endpoint: str = ""
+    """URL of a collector of OpenTelemetry's spans; empty: none are made."""
     tool_parser: str = ""
     """How the model writes calls of tools (text/tool_formats.py); empty: its template tells."""
 
@@ -82,42 +95,61 @@ def listen(options: Options) -> socket.socket:
     return sock
 
 
-async def serve(config: EngineConfig, options: Options, say: Callable[[str], None]) -> int:
-    """Serves until a signal; returns the exit code. `say`: shows a line to the user. Raises ConfigError."""
-    with contextlib.closing(listen(options)) as sock:
-        door = Door(api_keys=options.api_keys, hosts=hosts_for(options.host))
-        gate = Gate(door)
-        name = options.name or config.model.rstrip("/").rpartition("/")[2]
-        metrics = Metrics(name)
-        live = Live()
+async def serve(config: EngineConfig, options: Options, write: Callable[[str], None]) -> int:
+    """Serves until a signal; returns the exit code. `write`: takes a line of the log. Raises ConfigError."""
+    with contextlib.ExitStack() as stack:
+        tracer = Tracer(options.otlp_traces_endpoint) if options.otlp_traces_endpoint else None
+        sock = stack.enter_context(contextlib.closing(listen(options)))
+        journal = Journal(write, as_json=options.log_json, requests=options.log_requests, quiet=options.quiet)
+        stack.enter_context(journal.instead_of_stderr())
+        if tracer is not None:
+            stack.callback(tracer.close)
+        return await _serve(config, options, sock, journal, tracer)
 
-        def on_step(step: Stepped) -> None:
-            metrics.step(step)
-            live.step(step)
 
-        client = EngineClient(config, on_step=on_step)
-        server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        stop = Stop(door, client)
-        stop.listen()
-        starting = asyncio.create_task(client.start())
+async def _serve(
+    config: EngineConfig, options: Options, sock: socket.socket, journal: Journal, tracer: Tracer | None
+) -> int:
+    door = Door(api_keys=options.api_keys, hosts=hosts_for(options.host))
+    name = options.name or config.model.rstrip("/").rpartition("/")[2]
+    metrics = Metrics(name, lost=lambda: journal.lost)
+    live = Live()
+
+    def on_step(step: Stepped) -> None:
+        metrics.step(step)
+        live.step(step)
+
+    def on_end(record: Record) -> None:
+        metrics.request(record)
+        journal.request(record)
+        if tracer is not None:
+            tracer.request(record)
+
+    gate = Gate(door, on_end)
+    client = EngineClient(config, on_step=on_step, log_json=options.log_json)
+    server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    stop = Stop(door, client)
+    stop.listen()
+    starting = asyncio.create_task(client.start())
+    try:
+        if not await stop.unless_asked(starting):
+            return 0
+        service = Service(client, name, metrics, options.tool_parser)
+        gate.open(Api(service, live, strict=options.strict).app())
+        facts, url = starting.result().facts, f"http://{_shown(sock)}/v1"
+        journal.say("engine", facts)
+        journal.say("tools", f"tool calls: {service.tools.facts}")
+        journal.say("serving", f"serving {name} on {url}", model=name, url=url)
         try:
-            if not await stop.unless_asked(starting):
-                return 0
-            service = Service(client, name, metrics, options.tool_parser)
-            gate.open(Api(service, live, strict=options.strict).app())
-            say(f"{starting.result().facts}")
-            say(f"tool calls: {service.tools.facts}")
-            say(f"serving {name} on http://{_shown(sock)}/v1")
-            try:
-                return await stop.wait(Stat(client).line, say)
-            finally:
-                await service.close()
+            return await stop.wait(Stat(client, journal), journal)
         finally:
-            starting.cancel()
-            await client.close()
-            server.should_exit = True
-            await serving
+            await service.close()
+    finally:
+        starting.cancel()
+        await client.close()
+        server.should_exit = True
+        await serving
 
 
 @contextlib.contextmanager
@@ -187,19 +219,18 @@ class Stop:
             task.result()
         return task.done()
 
-    async def wait(self, stat: Callable[[], str], say: Callable[[str], None]) -> int:
+    async def wait(self, stat: Stat, journal: Journal) -> int:
         """Until the end; what is under way has finished by then, or had its time. The exit code."""
         while not self._asked.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), STAT_S / 10)
             if self._client.state is State.FAILED:
-                say(self._client.why)
+                _log.error("%s", self._client.why)
                 return EXIT_ENGINE
-            line = stat()
-            if line:
-                say(line)
+            stat.tell()
         if len(self._client):
-            say(f"shutting down: {len(self._client)} requests may finish within {DRAIN_S:.0f} s")
+            text = f"shutting down: {len(self._client)} requests may finish within {DRAIN_S:.0f} s"
+            journal.say("draining", text, requests=len(self._client))
         end = time.monotonic() + DRAIN_S
         while len(self._client) and time.monotonic() < end and not self._now.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
@@ -210,26 +241,38 @@ class Stop:
 class Stat:
     """One line every STAT_S seconds about an engine that works; nothing about an idle one."""
 
-    def __init__(self, client: EngineClient) -> None:
-        self._client = client
+    def __init__(self, client: EngineClient, journal: Journal) -> None:
+        self._client, self._journal = client, journal
         self._at = time.monotonic()
         self._since = Since()
 
-    def line(self) -> str:
-        """Empty if there is nothing to say now."""
-        view, took = self._client.view, time.monotonic() - self._at
-        if view is None or took < STAT_S:
-            return ""
-        stats = view.stats
-        self._at, new = time.monotonic(), self._since(stats.counters)
+    def tell(self) -> None:
+        """Writes the line, if it is time for one."""
+        now = time.monotonic()
+        took = now - self._at
+        if took < STAT_S:
+            return
+        self._at = now
+        view = self._client.view
+        if view is None:
+            return
+        stats, new = view.stats, self._since(view.stats.counters)
         if not new.steps:
-            return ""
-        cached = 100 * new.cached_tokens / max(new.prompt_tokens, 1)
-        return (
-            f"prompts {new.prompt_tokens / took:.0f} tokens/s ({cached:.0f} % cached), "
-            f"answers {new.generated_tokens / took:.0f} tokens/s; {stats.running} running, "
-            f"{stats.waiting + stats.swapped} waiting, KV {100 * stats.kv_usage:.0f} % in use"
+            return
+        row = {
+            "prompt_tokens_per_s": round(new.prompt_tokens / took, 1),
+            "cached_ratio": round(new.cached_tokens / max(new.prompt_tokens, 1), 3),
+            "generated_tokens_per_s": round(new.generated_tokens / took, 1),
+            "running": stats.running,
+            "waiting": stats.waiting + stats.swapped,
+            "kv_usage": round(stats.kv_usage, 3),
+        }
+        text = (
+            f"prompts {row['prompt_tokens_per_s']:.0f} tokens/s ({100 * row['cached_ratio']:.0f} % cached), "
+            f"answers {row['generated_tokens_per_s']:.0f} tokens/s; {row['running']} running, "
+            f"{row['waiting']} waiting, KV {100 * row['kv_usage']:.0f} % in use"
         )
+        self._journal.say("stat", text, **row)
 
 
 def _shown(sock: socket.socket) -> str:

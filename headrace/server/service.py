@@ -23,8 +23,9 @@ from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
 from headrace.server.tools import Offer, Tools
+from headrace.server.watch import Watch
 from headrace.text.chat import ChatTemplate
-from headrace.text.reply import Chunk, Output, Reply
+from headrace.text.reply import Chunk, Output, Reply, Usage
 from headrace.text.tokenizer import Tokenizer
 from headrace.types import Request
 
@@ -44,9 +45,14 @@ class Prompt:
 class Call:
     """The prompts of one HTTP request, under way."""
 
-    def __init__(self, service: Service, id: str, jobs: list[Job], replies: list[Reply]) -> None:
-        self.id = id
+    def __init__(
+        self, service: Service, id: str, jobs: list[Job], replies: list[Reply], began: float
+    ) -> None:
+        """began: on the clock of time.perf_counter, before the jobs were handed over."""
+        self.id, self.model = id, service.name
         self.replies = replies
+        self.params = jobs[0].request.params
+        self.watch = Watch(service.metrics, jobs, began)
         self._service, self._jobs = service, jobs
         self._place = {job.request.id: i for i, job in enumerate(jobs)}
 
@@ -55,8 +61,7 @@ class Call:
 
         Whoever stops listening cancels what is left.
         """
-        client, metrics = self._service.client, self._service.metrics
-        watch = metrics.watch(len(self.replies))
+        client, watch = self._service.client, self.watch
         outcome = "cancelled"
         try:
             async for delta in client.deltas(self._jobs):
@@ -73,14 +78,24 @@ class Call:
                 if chunk.finish_reason is not None and delta.finish_reason is None:
                     client.cancel(self._jobs[place], delta.index)
                 if chunk.finish_reason is not None:
-                    watch.finished(place, chunk.finish_reason)
+                    watch.finished(chunk.finish_reason)
                 yield place, chunk
             outcome = "completed"
         except Exception:
             outcome = "failed"
             raise
         finally:
-            watch.end(outcome, [reply.usage for reply in self.replies])
+            watch.end(outcome, self.replies)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all prompts and samples so far."""
+        parts = [reply.usage for reply in self.replies]
+        return Usage(
+            sum(part.prompt_tokens for part in parts),
+            sum(part.completion_tokens for part in parts),
+            sum(part.cached_tokens for part in parts),
+        )
 
     async def finish(self) -> list[Output]:
         """Everything, once it is there."""
@@ -244,7 +259,7 @@ class Service:
             )
             for prompt in prompts
         ]
-        return Call(self, id, jobs, replies)
+        return Call(self, id, jobs, replies, at)
 
     async def close(self) -> None:
         """Ends the thread, and the process that checks grammars."""

@@ -6,6 +6,7 @@ the other end of the socket is closed: the API process owns it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
 from headrace.meter import ProgressBar
+from headrace.server.journal import JsonLines
 from headrace.server.messages import (
     EXIT_ENGINE,
     Cancel,
@@ -98,11 +100,13 @@ def _ready(engine: Engine) -> Ready:
     )
 
 
-def main(fd: int) -> int:
+def main(fd: int, log_json: bool = False) -> int:
     """Serves the socket `fd`. Returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's process group: the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="headrace: engine: %(message)s", level=logging.WARNING)
+    if log_json:
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     end = EngineEnd(socket.socket(fileno=fd))
     try:
         first = next(iter(end.receive(wait=True)))
@@ -132,6 +136,7 @@ def _tell(end: EngineEnd, message: FromEngine) -> None:
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]))
-    sys.stderr.flush()
+    code = main(int(sys.argv[1]), log_json="json" in sys.argv[2:])
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stderr.flush()
     os._exit(code)  # no thread of a pool is waited for

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,9 +50,16 @@ def metric(text: str, name: str, **labels: str) -> float:
     raise AssertionError(f"no {name} {labels} in the metrics")
 
 
+def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
+
+
 @contextmanager
 def serving(*flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`headrace serve FLAGS`, until the block ends."""
+    """`headrace serve FLAGS`, until the block ends. What it logs is in `Server.log`."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "headrace", "serve", "--port", "0", *flags]
@@ -73,7 +80,7 @@ def serving(*flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
-        match = re.search(r"on (http://\S+)/v1", log.read_text())
+        match = re.search(r"on (http://\S+?)/v1", log.read_text())
         if match:
             return match[1]
         time.sleep(0.02)

@@ -6,24 +6,15 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from headrace import LLM
-from tests.server.running import Server, metric, serving
+from tests.server.running import Server, metric, serving, until
 
 LONG = {"prompt": "def f():\n", "max_tokens": 1900, "ignore_eos": True, "temperature": 0}
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.01)
 
 
 def gauge(client: httpx2.Client, name: str, **labels: str) -> float:
