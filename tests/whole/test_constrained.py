@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import threading
@@ -12,11 +13,12 @@ import pytest
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.forward.runner import Logits
 from headrace.params import Grammar, SamplingParams
 from headrace.sample.constrained import Constraints
 from headrace.sample.grammars import SLOT, Compiler, Matcher
 from headrace.sample.sampler import Sampler
-from headrace.types import Delta, Request
+from headrace.types import Batch, Delta, Request
 from tests.sample.grammars.small import FORMS, vocabulary
 from tests.sample.test_drafts import Guessing
 from tests.whole import models
@@ -190,8 +192,38 @@ def test_a_fork_goes_on_in_the_form(steps: int) -> None:
         if ahead:
             steps = generated  # it may have taken several at once
         made.fork(asked.id, "fork", seed=9)
+        if not ahead:
+            made.cancel(asked.id)  # nobody is beside it
         found.append(tokens(run(made, []))["fork", 0])
     assert found[0] == found[1]
+
+
+def test_a_step_that_fails_loses_nothing() -> None:
+    """Grammars begin again behind the tokens that there are."""
+    made = engine()
+    wanted = [
+        request(form, params) for form in ("object", "nested", "regex") for params in ("greedy", "sampled")
+    ]
+    for one in wanted:
+        made.add(one)
+    forward, answers, failures = made.runner.forward, dict[tuple[str, int], list[Delta]](), iter((5, 9))
+    fails = next(failures)
+
+    def failing(batch: Batch) -> Logits:
+        nonlocal fails
+        if made.counters.steps == fails:
+            fails = next(failures, -1)
+            raise MemoryError
+        return forward(batch)
+
+    made.runner.forward = failing  # type: ignore[method-assign]
+    while made.busy:
+        with contextlib.suppress(MemoryError):
+            for delta in made.step():
+                answers.setdefault((delta.request, delta.index), []).append(delta)
+    assert fails == -1
+    truth = tokens(alone("llguidance"))
+    assert tokens(answers) == {key: truth[key] for key in truth if key[0] in {one.id for one in wanted}}
 
 
 def test_forced_tokens_take_fewer_steps() -> None:
