@@ -137,6 +137,7 @@ class Engine:
                 seed=draw.child_seed(seed, index),
                 tokens=list(request.prompt),
                 prompt_len=len(request.prompt),
+                num_scored=params.prompt_logprobs_start,
                 status=Status.WAITING if first is None else Status.HELD,
                 parent=None if first is None else first.id,
             )
@@ -148,7 +149,9 @@ class Engine:
         why = request.misfit(self.context, self.architecture.vocab)
         if why:
             raise ConfigError(why + (self._longer() if len(request.prompt) >= self.context else ""))
-
+        dimensions = request.pooling.dimensions if request.pooling is not None else None
+        if dimensions is not None and not 1 <= dimensions <= self.architecture.width:
+            raise ConfigError(f"dimensions={dimensions}: this model's vectors have {self.architecture.width}")
         if request.params.grammar is not None and self.sampler.constraints is None:
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
 
@@ -236,8 +239,8 @@ class Engine:
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
-            logits, scores = self.runner.forward(batch)
-            result = self.sampler(plan.spans, self.queues.sequences, logits, scores)
+            logits, scores, sums = self.runner.forward(batch)
+            result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
             return self.commit(plan, result)
         except BaseException:
             self._start_over()
@@ -277,6 +280,8 @@ class Engine:
             seq.status = Status.RUNNING
         self.counters.computed_tokens += len(span)
         seq.num_scored += len(accepted.prompt_logprobs)
+        seq.hidden_sum = accepted.hidden_sum or seq.hidden_sum
+        embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)
@@ -285,16 +290,17 @@ class Engine:
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
         self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
-        if accepted.error:
-            reason = "error"
+        if embedding or accepted.error:
+            reason = "error" if accepted.error else "stop"
         if reason is not None:
             self._leave(seq, reason)
-        if not (tokens or accepted.prompt_logprobs or accepted.error):
+        if not (tokens or accepted.prompt_logprobs or embedding or accepted.error):
             return None
         logprobs = accepted.logprobs[: len(tokens)]
         scores, error = accepted.prompt_logprobs, accepted.error
-        cached = seq.num_cached if tokens and len(tokens) == seq.num_generated else 0
-        return Delta(seq.request.id, seq.index, seq.id, tokens, logprobs, scores, reason, error, cached)
+        cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
+        ids = (seq.request.id, seq.index, seq.id)
+        return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)
 
     def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
         """Appends tokens up to the one that ends the sequence."""

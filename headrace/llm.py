@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import struct
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,15 @@ from headrace.engine import Engine
 from headrace.errors import ConfigError, nearest
 from headrace.meter import ProgressBar
 from headrace.params import SamplingParams
+from headrace.text.choices import Score, continuation
 from headrace.text.reply import Chunk, Output, Reply, Sample, Usage
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request
+from headrace.types import Pooling, PoolingKind, Request
 
 if TYPE_CHECKING:
     from headrace.text.chat import ChatTemplate
 
-__all__ = ["LLM", "Chunk", "Output", "Sample", "Usage"]
+__all__ = ["LLM", "Chunk", "Output", "Sample", "Score", "Usage"]
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -115,6 +117,57 @@ class LLM:
         ]
         return self._run(self._requests(prompts, params), progress)
 
+    def embed(
+        self,
+        texts: str | Sequence[Prompt],
+        *,
+        pooling: PoolingKind = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        progress: bool | None = None,
+    ) -> list[tuple[float, ...]]:
+        """One vector per text or list of token ids, pooled from the model's final hidden states.
+
+        `dimensions` keeps the first ones, which only some models were trained for. Raises ConfigError for texts that
+        do not fit, and then nothing of the call runs.
+        """
+        how = Pooling(kind=pooling, normalize=normalize, dimensions=dimensions)
+        given: Sequence[Prompt] = [texts] if isinstance(texts, str) else texts
+        encoded = [self._encode(text) for text in given]
+        found = self._run(self._requests(encoded, SamplingParams(), how), progress)
+        return [struct.unpack(f"<{len(output.embedding) // 4}f", output.embedding) for output in found]
+
+    def score(
+        self, prompt: Prompt, choices: Sequence[Prompt], *, progress: bool | None = None
+    ) -> list[Score]:
+        """How likely each choice is as what follows the prompt: one forward pass each, nothing is generated.
+
+        A text is encoded together with the prompt's if the prompt's tokens stay what they are; if not, alone.
+        """
+        text, ids = self._encode(prompt)
+        wholes = []
+        for place, choice in enumerate(choices):
+            if not choice:
+                raise ConfigError(f"choices[{place}] is empty: give at least one character, or one token")
+            tokens: Sequence[int] | None = None
+            if isinstance(choice, str) and text is not None:
+                tokens = continuation(ids, self.tokenizer.encode(text + choice))
+            elif not isinstance(choice, str):
+                tokens = self._encode(choice)[1]
+            if tokens is None:
+                tokens = self.tokenizer.encode(str(choice), add_special=False)
+            wholes.append((None, [*ids, *tokens]))
+        params = SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, prompt_logprobs_start=len(ids)
+        )
+        requests = self._requests(wholes, params)
+        outputs = self._run(requests[:1], progress)  # the others find the prompt in the prefix cache
+        outputs += self._run(requests[1:], progress)
+        return [
+            Score(output.prompt_token_ids[len(ids) :], tuple(item.logprob for item in output.prompt_logprobs))
+            for output in outputs
+        ]
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Continues one prompt and yields the text as it comes. Closing the iterator cancels the request."""
         [(request, text)] = self._requests([self._encode(prompt)], params)
@@ -143,6 +196,7 @@ class LLM:
         self,
         prompts: Sequence[tuple[str | None, Sequence[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        pooling: Pooling | None = None,
     ) -> list[tuple[Request, str | None]]:
         """A request for each (text, token ids), and the text."""
         if params is None or isinstance(params, SamplingParams):
@@ -152,7 +206,7 @@ class LLM:
                 f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
             )
         made = [
-            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one), text)
+            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one, pooling=pooling), text)
             for (text, tokens), one in zip(prompts, params, strict=True)
         ]
         for index, (request, _) in enumerate(made):  # all of them, before the first one runs

@@ -22,6 +22,8 @@ MAX_STOP_CHARS = 1024
 """Longest stop string: a longer one would hold back that much text."""
 MAX_BIASED = 1024
 """Most token ids that one request biases, allows or forbids."""
+MAX_TRACKED = 128
+"""Most tokens whose log-probability one position reports because they were asked for by id."""
 MAX_GRAMMAR_CHARS = 64 << 10
 """Longest text of a grammar."""
 
@@ -83,14 +85,19 @@ class SamplingParams:
     """Do not stop at the model's own end tokens."""
     logprobs: int | None = None
     """Report the chosen token's raw log-probability and those of this many most likely ones, per token."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """With `logprobs`: report these tokens' log-probabilities as well, after those of the most likely ones."""
     prompt_logprobs: int | None = None
-    """The same for the tokens of the prompt."""
+    """The same as `logprobs` for the tokens of the prompt."""
+    prompt_logprobs_start: int = 1
+    """The first token of the prompt that is scored; what comes before it may come from the prefix cache."""
     grammar: Grammar | None = None
     """Only tokens that keep the output in this form are drawn; it ends where the form is complete."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logprob_token_ids", tuple(self.logprob_token_ids))
         object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         object.__setattr__(self, "bad_words_ids", tuple(tuple(run) for run in self.bad_words_ids))
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -112,12 +119,14 @@ class SamplingParams:
         if any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in self.stop):
             raise ValueError(f"stop: every stop string must have 1 to {MAX_STOP_CHARS} characters")
         for name, ids in self.token_ids.items():
-            most = MAX_STOPS if name == "stop_token_ids" else MAX_BIASED
+            most = {"stop_token_ids": MAX_STOPS, "logprob_token_ids": MAX_TRACKED}.get(name, MAX_BIASED)
             if len(ids) > most:
                 raise ValueError(f"{name} has {len(ids)} entries; at most {most}")
             wrong = next((t for t in ids if not isinstance(t, int) or isinstance(t, bool) or t < 0), None)
             if wrong is not None:
                 raise ValueError(f"{name}: {wrong!r} is not a token id, a whole number of 0 or more")
+        if self.logprob_token_ids and self.logprobs is None:
+            raise ValueError("logprob_token_ids go with logprobs: set it, 0 for no others")
         if not all(self.bad_words_ids):
             raise ValueError("bad_words_ids: a run of tokens is empty")
         for token, bias in self.logit_bias.items():
@@ -128,6 +137,7 @@ class SamplingParams:
         """Every token id that a field names."""
         runs = tuple(itertools.chain.from_iterable(self.bad_words_ids))
         found = {"stop_token_ids": self.stop_token_ids, "allowed_token_ids": self.allowed_token_ids}
+        found["logprob_token_ids"] = self.logprob_token_ids
         return {**found, "logit_bias": tuple(self.logit_bias), "bad_words_ids": runs}
 
 
@@ -136,6 +146,7 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
     ("repetition_penalty", 1e-3, 1e3), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
     ("seed", -(2**63), 2**63 - 1), ("max_tokens", 1, None), ("min_tokens", 0, None),
     ("logprobs", 0, MAX_LOGPROBS), ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs_start", 1, None),
 )  # fmt: skip
 _OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
 _FLOATS = {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}

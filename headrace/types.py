@@ -26,7 +26,20 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+PoolingKind = Literal["mean", "last"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """The prompt's final hidden states, normed, as one vector: nothing is generated."""
+
+    kind: PoolingKind = "last"
+    """The mean of all of them, or the last token's, which has seen all others."""
+    normalize: bool = False
+    """Scale it to length 1."""
+    dimensions: int | None = None
+    """Keep the first ones only, for models trained so that these say nearly everything (Matryoshka)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +54,8 @@ class Request:
     """Seconds, on the engine's clock."""
     priority: int = 0
     """Lower runs first, under policies that look at it."""
+    pooling: Pooling | None = None
+    """Pool it instead of continuing it; takes no sampling parameters."""
     salt: str = ""
     """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
 
@@ -48,11 +63,20 @@ class Request:
         """Why an engine with this context and vocabulary could never run it; empty if it can."""
         if not self.prompt:
             return "the prompt is empty: give at least one token"
-        if len(self.prompt) >= context:
+        if self.pooling is not None and self.params != SamplingParams():
+            return "pooling generates nothing, so it takes no sampling parameters"
+        if self.pooling is not None and len(self.prompt) > context:
+            return (
+                f"the input has {len(self.prompt)} tokens, and the context holds {context}: shorten the input"
+            )
+        if self.pooling is None and len(self.prompt) >= context:
             return (
                 f"the prompt has {len(self.prompt)} tokens, and the context holds {context} with at least one for the "
                 "answer: shorten the prompt"
             )
+        start = self.params.prompt_logprobs_start
+        if start > 1 and start >= len(self.prompt):
+            return f"prompt_logprobs_start={start}: the prompt has only {len(self.prompt)} tokens"
         bad = next((t for t in self.prompt if not 0 <= t < vocab), None)
         named = itertools.chain.from_iterable(self.params.token_ids.values())
         bad = next((t for t in named if t >= vocab), None) if bad is None else bad
@@ -91,6 +115,8 @@ class Sequence:
     """Tokens of the prompt taken from the prefix cache at the last admission."""
     num_scored: int = 1
     """Prompt tokens whose log-probability was delivered, if asked for; the first token has none."""
+    hidden_sum: HiddenSum | None = None
+    """Of a prompt whose mean is asked for, as far as it was computed."""
     status: Status = Status.WAITING
     parent: int | None = None
     """Sequence id this one was forked from."""
@@ -195,6 +221,32 @@ class Scored:
     """How many of the likeliest tokens to report beside it."""
 
 
+class HiddenSum(NamedTuple):
+    """The hidden states of a prompt, normed, added up as far as they were computed."""
+
+    total_D: Tensor
+    """float64, added position by position: the same bits however the prompt was cut into spans."""
+    stop: int
+    """Positions before this one are in it."""
+    embedding: bytes = b""
+    """Once the prompt is complete: float32, little-endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Consecutive rows of one span whose hidden states are pooled. Part of a Batch."""
+
+    seq: int
+    first_row: int
+    end_row: int
+    before: HiddenSum | None
+    """Of the rows before these."""
+    stop: int
+    """Position after the last row."""
+    complete: Pooling | None = None
+    """How it is done, if these rows are the prompt's last."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The plan as packed tensors. Rows of span s are starts[s] .. starts[s+1]."""
@@ -214,6 +266,8 @@ class Batch:
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()
     """Rows whose next token is known already and whose log-probability was asked for (prompt_logprobs)."""
+    pooled: tuple[Pooled, ...] = ()
+    """Rows whose hidden states are pooled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +286,8 @@ class Accepted:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    hidden_sum: HiddenSum | None = None
+    """Of a request with pooling."""
     error: str = ""
     """Why nothing more can come of the sequence; it ends."""
 
@@ -258,3 +314,5 @@ class Delta:
     """Why it ended with "error"."""
     cached: int = 0
     """With the first tokens of a sample: how many of the prompt's the prefix cache had."""
+    embedding: bytes = b""
+    """Of a request with pooling, once: float32, little-endian."""

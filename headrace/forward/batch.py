@@ -1,7 +1,7 @@
 """build_batch: a plan's spans as packed tensors. The only code that knows the packing.
 
 rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
-rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence
+rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence, if it goes on from there
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
+from headrace.forward.pooling import pooled_rows
 from headrace.kv.cache import KVCache
 from headrace.types import Batch, Scored, Sequence, Span
 
@@ -29,10 +30,13 @@ def build_batch(
     rows = [
         row
         for span, end in zip(spans, starts[1:], strict=True)
-        if span.stop == len(sequences[span.seq])
+        if span.stop == len(sequences[span.seq]) and sequences[span.seq].request.pooling is None
         for row in range(end - 1 - len(span.draft), end)
     ]
     scored = (_scored(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False))
+    pooled = (
+        pooled_rows(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False)
+    )
     slots, reads = kv.place(spans)
     return Batch(
         spans=spans,
@@ -43,6 +47,7 @@ def build_batch(
         reads=reads,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
+        pooled=tuple(part for part in pooled if part is not None),
     )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from headrace.forward.decoder import Decoder
+from headrace.forward.pooling import pool
 from headrace.forward.recording import Recordings
 from headrace.kernels.route import gather
 from headrace.kv.cache import KVCache
 from headrace.sample.sampler import raw_logprobs
-from headrace.types import Batch, Logprob, Scored
+from headrace.types import Batch, HiddenSum, Logprob, Scored
 
 SCORED_ROWS = 64
 """Prompt rows whose logits are held at once."""
@@ -26,6 +27,8 @@ class Logits(NamedTuple):
     """Of batch.rows_R. Overwritten by the next pass."""
     scores: Mapping[int, tuple[Logprob, ...]]
     """Raw log-probabilities of prompt tokens, by sequence, where asked for."""
+    sums: Mapping[int, HiddenSum]
+    """Pooled hidden states, by sequence, where asked for."""
 
 
 class Runner:
@@ -42,7 +45,8 @@ class Runner:
         run = self._pass if self.recordings is None else self.recordings
         hidden_TD, logits_RV = run(batch)
         scores = {part.seq: self._score(part, hidden_TD) for part in batch.scored}
-        return Logits(logits_RV, scores)
+        sums = {part.seq: pool(part, hidden_TD) for part in batch.pooled}
+        return Logits(logits_RV, scores, sums)
 
     def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states [T, D] and logits [R, V]."""

@@ -97,7 +97,7 @@ class KVCache:
         for span in plan.spans:
             if not tables.holds(span.seq) and span.seq not in plan.swap_in:
                 seq = sequences[span.seq]
-                start = tables.admit(seq.id, seq.tokens, seq.request.salt, reuses_prefix(seq))
+                start = tables.admit(seq.id, reusable(seq), seq.request.salt)
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
         for resumed in plan.swap_in:
             tables.swap_in(resumed, sequences[resumed].request.salt)
@@ -160,9 +160,17 @@ def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, i
         yield start, last
 
 
-def reuses_prefix(seq: Sequence) -> bool:
-    """Whether a waiting sequence may skip cached tokens: not while every prompt token's log-probability is wanted."""
-    return seq.request.params.prompt_logprobs is None or seq.num_scored >= seq.prompt_len
+def reusable(seq: Sequence) -> list[int]:
+    """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
+
+    Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
+    where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
+    """
+    if seq.request.params.prompt_logprobs is not None and seq.num_scored < seq.prompt_len:
+        return seq.tokens[: seq.num_scored]
+    if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
+        return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
+    return seq.tokens
 
 
 class _Part:

@@ -112,10 +112,10 @@ class BlockTables:
 
     # ---- a sequence's life ----
 
-    def admit(self, seq: int, tokens: Sequence[int], salt: str, use_cache: bool = True) -> int:
+    def admit(self, seq: int, tokens: Sequence[int], salt: str) -> int:
         """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache)."""
         assert seq not in self._tables and seq not in self._swapped
-        path = self._match(tokens, salt) if use_cache else []
+        path = self._match(tokens, salt)
         self._tables[seq] = self._table_of(path)
         for page in _live(self._tables[seq]):
             self.pool.hold(page)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent import futures
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from headrace.kernels.argmax import argmax
 from headrace.sample import draw
 from headrace.sample.constrained import Constrained, Constraints
 from headrace.sample.processors import Processor, State
-from headrace.types import Accepted, Logprob, Span, StepResult
+from headrace.types import Accepted, HiddenSum, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
+
+_NOT_FINITE = "the model computed NaN or infinity for this sequence"
 
 
 class Sampler:
@@ -83,10 +86,12 @@ class Sampler:
         sequences: Mapping[int, Seq],
         logits_RV: Tensor,
         scores: Mapping[int, tuple[Logprob, ...]],
+        sums: Mapping[int, HiddenSum] = MappingProxyType({}),
     ) -> StepResult:
         """Chooses tokens for every span that reaches the end of its sequence.
 
         logits_RV: rows of those spans, in order, 1 + len(draft) each. scores: prompt log-probabilities by sequence.
+        sums: pooled hidden states of those that are not sampled at all.
         """
         greedy_R = argmax(logits_RV).tolist()
         finite_R = logits_RV.sum(-1).isfinite().tolist()
@@ -94,6 +99,9 @@ class Sampler:
         for span in spans:
             seq = sequences[span.seq]
             prompt_logprobs = scores.get(span.seq, ())
+            if seq.request.pooling is not None:
+                accepted.append(_pooled(sums.get(span.seq)))
+                continue
             if span.stop < len(seq):
                 accepted.append(Accepted(prompt_logprobs=prompt_logprobs))
                 continue
@@ -102,9 +110,7 @@ class Sampler:
             row += count
             try:
                 if not all(finite_R[rows]):
-                    raise ConfigError(
-                        "non_finite_logits: the model computed NaN or infinity for this sequence"
-                    )
+                    raise ConfigError(f"non_finite_logits: {_NOT_FINITE}")
                 tokens, logprobs = self._sample(seq, span, logits_RV[rows], greedy_R[rows])
             except ConfigError as error:  # of this sequence alone
                 accepted.append(Accepted((), (), prompt_logprobs, error=str(error)))
@@ -120,8 +126,11 @@ class Sampler:
         logprobs: list[Logprob] = []
         for row in range(len(logits_RV)):
             token = self._choose(seq, logits_RV[row], greedy_R[row], position=span.stop + row)
-            if seq.request.params.logprobs is not None:
-                logprobs += raw_logprobs(logits_RV[row : row + 1], [token], seq.request.params.logprobs)
+            params = seq.request.params
+            if params.logprobs is not None:
+                logprobs += raw_logprobs(
+                    logits_RV[row : row + 1], [token], params.logprobs, params.logprob_token_ids
+                )
             tokens.append(token)
             if row < len(span.draft) and span.draft[row] != token:
                 break
@@ -145,11 +154,31 @@ class Sampler:
         return token
 
 
-def raw_logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[Logprob]:
-    """Log-probabilities of `tokens`, one per row, and the `count` likeliest of each row, before any processor."""
+def _pooled(found: HiddenSum | None) -> Accepted:
+    """What a span of a pooled prompt yields: its sum, and once it is complete its vector."""
+    if found is None or not found.embedding or bool(found.total_D.isfinite().all()):
+        return Accepted(hidden_sum=found)
+    return Accepted(error=f"non_finite_embedding: {_NOT_FINITE}")
+
+
+def raw_logprobs(
+    logits_RV: Tensor, tokens: Sequence[int], count: int, tracked: Sequence[int] = ()
+) -> list[Logprob]:
+    """Log-probabilities of `tokens`, one per row, before any processor; beside each, those of the `count` likeliest of
+    its row and then those of the `tracked` ones that are not among them.
+    """
     wide = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
     logprobs_RV = torch.log_softmax(wide, -1)
     own_R = logprobs_RV.gather(1, torch.tensor(tokens, device=wide.device)[:, None])[:, 0].tolist()
     values_RK, ids_RK = logprobs_RV.topk(min(count, logprobs_RV.shape[1]), dim=-1)
     tops = [tuple(zip(i, v, strict=True)) for i, v in zip(ids_RK.tolist(), values_RK.tolist(), strict=True)]
+    if tracked:
+        rest_RK = logprobs_RV[:, torch.tensor(tracked, device=wide.device)].tolist()
+        tops = [_with_tracked(top, tracked, rest) for top, rest in zip(tops, rest_RK, strict=True)]
     return [Logprob(token, own, top) for token, own, top in zip(tokens, own_R, tops, strict=True)]
+
+
+def _with_tracked(
+    top: tuple[tuple[int, float], ...], tracked: Sequence[int], values: Sequence[float]
+) -> tuple[tuple[int, float], ...]:
+    return tuple({**dict(top), **dict(zip(tracked, values, strict=True))}.items())

@@ -9,7 +9,7 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
-from headrace.kv.cache import reuses_prefix
+from headrace.kv.cache import reusable
 from headrace.kv.tables import BlockTables, Holding
 from headrace.types import Sequence, Status
 
@@ -168,10 +168,8 @@ class _Candidates:
         for seq in self._waiting:
             if seq.status is Status.SWAPPED:
                 holding = self._tables.swapped_holding(seq.id, seq.num_computed)
-            elif reuses_prefix(seq):
-                holding = self._tables.hit(seq.tokens, seq.request.salt)
             else:
-                holding = self._tables.hit((), seq.request.salt)
+                holding = self._tables.hit(reusable(seq), seq.request.salt)
             yield _view(seq, holding)
 
 

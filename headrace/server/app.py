@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -17,24 +18,35 @@ from headrace.errors import HeadraceError
 from headrace.server import errors, text
 from headrace.server.chats import Chat
 from headrace.server.completions import Completion
+from headrace.server.embeddings import EmbeddingRequest, Embeddings
 from headrace.server.errors import ApiError
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
+from headrace.server.passes import Passes
+from headrace.server.rankings import Ranking, RerankRequest
 from headrace.server.record import CANCELLED
 from headrace.server.schema import (
     Body,
     ChatRequest,
+    Common,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     is_id,
     parse,
 )
+from headrace.server.scores import ScoreRequest, Scores
 from headrace.server.service import Service
 from headrace.server.stream import EventStream, disconnected, events
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+PASSES: tuple[tuple[type[Common], Any, str, tuple[str, ...]], ...] = (
+    (EmbeddingRequest, Embeddings.start, "embd", ("/v1/embeddings",)),
+    (ScoreRequest, Scores.start, "score", ("/v1/score", "/score")),
+    (RerankRequest, Ranking.start, "rerank", ("/v1/rerank", "/rerank", "/v2/rerank")),
+)
+"""Body, what starts it, prefix of its id, paths."""
 
 
 class Api:
@@ -44,6 +56,7 @@ class Api:
         """strict: a field that is not known is an error."""
         self.service, self.live, self.strict = service, live, strict
         self.health = Health(service)
+        self._serials = itertools.count()
 
     def app(self) -> FastAPI:
         """The ASGI application."""
@@ -53,6 +66,9 @@ class Api:
         app.add_exception_handler(HeadraceError, _error)
         self._post(app, "/v1/completions", self.completions, CompletionRequest)
         self._post(app, "/v1/chat/completions", self.chats, ChatRequest)
+        for kind, start, name, paths in PASSES:
+            for path in paths:
+                self._post(app, path, self._passing(kind, start, name), kind)
         self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
         self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
         for path, route in (
@@ -97,6 +113,23 @@ class Api:
         if stream:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
+
+    def _passing(self, kind: type[Common], start: Any, name: str) -> Callable[..., Any]:
+        """An endpoint whose answer needs forward passes and generates nothing."""
+
+        async def route(request: Request) -> Response:
+            body, ignored = self._parse(kind, await request.body())
+            id, serial = _call_id(request, body.request_id, name), next(self._serials)
+            passes, made = await self._counted(self._started(start, id, serial, body))
+            request.state.record.call = passes
+            headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
+            return _json(await _unless_gone(request, passes.counted(made.answer())), headers)
+
+        return route
+
+    async def _started(self, start: Any, id: str, serial: int, body: Common) -> tuple[Passes, Any]:
+        passes = Passes(self.service, id, serial, body)
+        return passes, await start(passes, body)
 
     def _parse(self, kind: type[Body], data: bytes) -> tuple[Body, list[str]]:
         try:

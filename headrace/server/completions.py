@@ -125,7 +125,7 @@ class Completion(Answer):
     def _scored(self, choice: int) -> OfCompletion:
         """The choice's log-probabilities, which know how far its text goes."""
         if choice not in self._logprobs:
-            count = self._body.logprobs or 0
+            count = (self._body.logprobs or 0) + len(self._body.logprob_token_ids or ())
             self._logprobs[choice] = OfCompletion(
                 self.service.tokenizer,
                 self.names,

@@ -46,6 +46,8 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
     context: int
     vocab: int
+    width: int
+    """Numbers of a hidden state, and so of an embedding."""
     eos: tuple[int, ...]
     grammar: str
     """Spec of the slot `grammar`."""

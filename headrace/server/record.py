@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.server.passes import Passes
     from headrace.server.service import Call
 
 PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/live", "/version"})
@@ -34,7 +35,7 @@ class Record:
     """The route, with placeholders."""
     status: int = 0
     """0 until the first byte of an answer."""
-    call: Call | None = None
+    call: Call | Passes | None = None
     """What the engine ran for it."""
     began: float = field(default_factory=time.perf_counter)
     began_ns: int = field(default_factory=time.time_ns)

@@ -67,10 +67,18 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-class Generate(msgspec.Struct, kw_only=True):
-    """What completions and chats share."""
+class Common(msgspec.Struct, kw_only=True):
+    """What all requests share that the engine runs."""
 
     model: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class Generate(Common, kw_only=True):
+    """What completions and chats share."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -92,6 +100,7 @@ class Generate(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -104,9 +113,6 @@ class Generate(msgspec.Struct, kw_only=True):
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     timings_per_token: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    request_id: str | None = None
 
 
 class CompletionRequest(Generate, kw_only=True):
@@ -161,7 +167,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _SAMPLING = (
     "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed", "stop", "stop_token_ids", "allowed_token_ids", "ignore_eos",
-    "prompt_logprobs",
+    "logprob_token_ids", "prompt_logprobs",
 )  # fmt: skip
 """Fields of Generate that SamplingParams has under the same name."""
 
@@ -235,15 +241,12 @@ def _biased(bias: dict[int, float] | list[tuple[int, float | bool]] | None) -> d
 
 
 def check_common(body: Generate) -> None:
-    """What does not depend on the endpoint. Raises ApiError."""
+    """What completions and chats share. Raises ApiError."""
+    check_call(body)
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options is only for stream=true", "stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise bad("prompt_logprobs does not come with stream=true: ask for one of them", "prompt_logprobs")
-    if body.cache_salt is not None and not 0 < len(body.cache_salt) <= MAX_SALT_CHARS:
-        raise bad(f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", "cache_salt")
-    if body.request_id is not None and not is_id(body.request_id):
-        raise bad(f"request_id must be 1 to {MAX_ID_CHARS} of A-Z a-z 0-9 . _ -", "request_id")
     if body.bad_words is not None and not (
         len(body.bad_words) <= MAX_STOPS
         and all(0 < len(word.strip(" ")) <= MAX_STOP_CHARS for word in body.bad_words)
@@ -257,6 +260,14 @@ def check_common(body: Generate) -> None:
         )
     if body.truncation_side is not None and body.truncate_prompt_tokens is None:
         raise bad("truncation_side is only for truncate_prompt_tokens", "truncation_side")
+
+
+def check_call(body: Common) -> None:
+    """What does not depend on the endpoint. Raises ApiError."""
+    if body.cache_salt is not None and not 0 < len(body.cache_salt) <= MAX_SALT_CHARS:
+        raise bad(f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", "cache_salt")
+    if body.request_id is not None and not is_id(body.request_id):
+        raise bad(f"request_id must be 1 to {MAX_ID_CHARS} of A-Z a-z 0-9 . _ -", "request_id")
     if body.priority is not None and not -1000 <= body.priority <= 1000:
         raise bad("priority must be between -1000 and 1000", "priority")
 

@@ -85,7 +85,12 @@ class Call:
             outcome = "failed"
             raise
         finally:
-            watch.end(outcome, self.replies)
+            watch.end(outcome, [reply.usage for reply in self.replies])
+
+    @property
+    def num_sequences(self) -> int:
+        """Samples of all prompts."""
+        return self.params.n * len(self.replies)
 
     @property
     def usage(self) -> Usage:
@@ -114,6 +119,7 @@ class Service:
         assert client.ready is not None
         self.client, self.name, self.metrics = client, name, metrics
         self.context, self.vocab = client.ready.context, client.ready.vocab
+        self.width = client.ready.width
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
         self.tools = Tools(self.tokenizer, tool_parser)
@@ -126,6 +132,12 @@ class Service:
     def template(self) -> ChatTemplate:
         """Raises ModelError if the model has none."""
         return ChatTemplate.load(self.tokenizer.folder)
+
+    @cached_property
+    def has_template(self) -> bool:
+        """Whether chats can be made into prompts."""
+        folder = self.tokenizer.folder
+        return "chat_template" in self.tokenizer.config or (folder / "chat_template.jinja").is_file()
 
     def check_model(self, asked: str | None) -> None:
         """Raises ApiError unless `asked` is this model, or nothing."""

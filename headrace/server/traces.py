@@ -75,16 +75,14 @@ def attributes(record: Record) -> dict[str, Any]:
     call = record.call
     assert call is not None
     params, usage, watch = call.params, call.usage, call.watch
+    sampling = {name: getattr(params, name) for name in ("max_tokens", "temperature", "top_p", "n") if params}
     found = {
         "gen_ai.request.id": call.id,
         "gen_ai.response.model": call.model,
-        "gen_ai.request.max_tokens": params.max_tokens,
-        "gen_ai.request.temperature": params.temperature,
-        "gen_ai.request.top_p": params.top_p,
-        "gen_ai.request.n": params.n,
+        **{f"gen_ai.request.{name}": value for name, value in sampling.items()},
         "gen_ai.usage.prompt_tokens": usage.prompt_tokens,
         "gen_ai.usage.completion_tokens": usage.completion_tokens,
-        "gen_ai.usage.num_sequences": params.n * len(call.replies),
+        "gen_ai.usage.num_sequences": call.num_sequences,
         "gen_ai.latency.time_in_queue": watch.queued,
         "gen_ai.latency.time_to_first_token": watch.ttft,
         "gen_ai.latency.e2e": record.seconds,

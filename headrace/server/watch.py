@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headrace.server.client import Job
-from headrace.text.reply import Reply
+from headrace.text.reply import Usage
 
 if TYPE_CHECKING:
     from headrace.server.metrics import Metrics
@@ -26,12 +26,12 @@ class Watch:
         self._metrics, self._jobs = metrics, jobs
         self._began = began
         self._last: dict[tuple[int, int], float] = {}
-        self._first: list[float | None] = [None] * len(jobs)
+        self._first: dict[int, float] = {}
 
     def tokens(self, place: int, index: int, count: int) -> None:
         """`count` tokens of a sample came at once: they share the time since the last ones."""
         now = time.perf_counter()
-        if self._first[place] is None:
+        if place not in self._first:
             self._first[place] = now
             self._metrics.observe("ttft_seconds", now - self._began)
         before = self._last.get((place, index))
@@ -44,13 +44,13 @@ class Watch:
         """A sample has ended."""
         self._metrics.finish(reason)
 
-    def end(self, outcome: str, replies: Sequence[Reply]) -> None:
-        """The request has ended."""
+    def end(self, outcome: str, usages: Sequence[Usage]) -> None:
+        """The request has ended; what each of its jobs cost."""
         self.outcome = outcome
         self._metrics.end(outcome)
         self._metrics.observe("request_seconds", time.perf_counter() - self._began)
-        for place, (job, reply) in enumerate(zip(self._jobs, replies, strict=True)):
-            params, usage = job.request.params, reply.usage
+        for place, (job, usage) in enumerate(zip(self._jobs, usages, strict=True)):
+            params = job.request.params
             self._metrics.observe("request_prompt_tokens", usage.prompt_tokens)
             self._metrics.observe("request_generation_tokens", usage.completion_tokens)
             self._metrics.observe("request_params_n", params.n)
@@ -60,7 +60,7 @@ class Watch:
 
     def _phases(self, place: int, job: Job, later: int) -> None:
         """`later`: tokens after the first of each sample."""
-        first = self._first[place]
+        first = self._first.get(place)
         if job.started is None:
             return
         self._metrics.observe("request_queue_seconds", job.started - self._began)
@@ -82,5 +82,4 @@ class Watch:
     @property
     def ttft(self) -> float | None:
         """Until the first token."""
-        first = [at for at in self._first if at is not None]
-        return min(first) - self._began if first else None
+        return min(self._first.values()) - self._began if self._first else None

@@ -92,6 +92,7 @@ def _ready(engine: Engine) -> Ready:
     return Ready(
         context=engine.context,
         vocab=engine.architecture.vocab,
+        width=engine.architecture.width,
         eos=tuple(engine.architecture.eos),
         grammar=engine.stack.spec("grammar"),
         defaults=dict(engine.defaults),

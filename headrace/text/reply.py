@@ -78,6 +78,8 @@ class Output:
     """Seconds from the request to its first token, waiting included."""
     decode_tok_s: float | None
     """Tokens per second after the first of each sample; None where nobody generated two."""
+    embedding: bytes = b""
+    """Of a request with pooling: float32, little-endian."""
 
     @property
     def text(self) -> str:
@@ -107,6 +109,7 @@ class Reply:
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
         self._prompt_logprobs: list[Logprob] = []
+        self._embedding = b""
         self._cached = 0
         self._began = at
         self._first: float | None = None
@@ -124,6 +127,7 @@ class Reply:
         If the chunk's finish_reason is set and the delta's is not, the engine still has to be told to stop.
         """
         self._prompt_logprobs += delta.prompt_logprobs
+        self._embedding += delta.embedding
         draft = self._drafts[delta.index]
         if draft.finish_reason is not None:
             return None
@@ -156,6 +160,7 @@ class Reply:
             usage=self.usage,
             ttft_s=times.first - times.asked,
             decode_tok_s=later / (times.last - times.first) if later and times.last > times.first else None,
+            embedding=self._embedding,
         )
 
 

@@ -32,7 +32,7 @@ def sequence(
     tokens = [100 * id + i for i in range(length)]
     prompt = length if prompt is None else prompt
     request = Request(id=f"r{id}", prompt=tuple(tokens[:prompt]), params=SamplingParams(**asked))
-    kv.tables.admit(id, tokens, "", use_cache=False)
+    kv.tables.admit(id, [], "")
     for p in range(computed):
         kv.tables.reserve(id, p, p + 1)
         kv.tables.advance(id, tokens, p + 1)

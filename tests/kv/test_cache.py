@@ -103,7 +103,7 @@ class Twins:
             id=id, request=request, index=0, seed=0, tokens=[id] * CONTEXT, prompt_len=CONTEXT
         )
         self.dense[id] = DenseKV(self.model)
-        self.kv.tables.admit(id, [id] * CONTEXT, "", use_cache=False)
+        self.kv.tables.admit(id, [], "")
 
     def random(self, rows: int, heads: int) -> Tensor:
         return torch.randn(rows, heads, 4, generator=self.generator, dtype=torch.float64)

@@ -125,7 +125,7 @@ def test_the_cache_outlives_the_sequence_and_can_be_refused() -> None:
     started(tables, 1, 9)
     tables.release(1)
     assert tables.available == 32 and tables.pool.num_free == 30
-    assert tables.admit(2, TOKENS[:9], "", use_cache=False) == 0
+    assert tables.admit(2, [], "") == 0
     tables.release(2)
     assert tables.admit(3, TOKENS[:9], "") == 8
 

@@ -116,8 +116,10 @@ def test_candidates_are_looked_up_one_by_one() -> None:
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize(("scored", "computed"), [(1, 0), (4, 0), (5, 4)])
-def test_a_prompt_that_is_to_be_scored_uses_no_cache_until_it_is(scored: int, computed: int) -> None:
+@pytest.mark.parametrize(("scored", "computed"), [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)])
+def test_a_prompt_that_is_to_be_scored_uses_the_cache_up_to_what_was_scored(
+    scored: int, computed: int
+) -> None:
     book = tables()
     book.admit(9, [1, 2, 3, 4, 5], "")
     book.reserve(9, 0, 5)

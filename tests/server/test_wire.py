@@ -21,23 +21,29 @@ from headrace.server.messages import (
 )
 from headrace.server.wire import MAX_BYTES, ApiEnd, Closed, EngineEnd, frame
 from headrace.stats import Counters, Stats
-from headrace.types import Delta, Logprob, Request
+from headrace.types import Delta, Logprob, Pooling, Request
 
 PARAMS = SamplingParams(n=2, logit_bias={5: -1.5}, stop=("a", "bé"), stop_token_ids=(3,), seed=-7, logprobs=2)
 TO_ENGINE = [
     Start({"model": "tiny", "stack": {"weights": "int4"}, "threads": None}),
     Submit(Request(id="a/1", prompt=(1, 2, 3), params=PARAMS, arrival=1.5, priority=-2, salt="s")),
+    Submit(Request(id="e", prompt=(1,), params=SamplingParams(), pooling=Pooling(kind="mean", dimensions=3))),
     Cancel("a/1"),
     Cancel("a/1", 1),
 ]
 LOGPROBS = (Logprob(7, -0.5, ((7, -0.5), (8, float("-inf")))),)
 VIEW = View(0.25, Stats(1, 2, 0, 10, 4, 2, Counters(steps=3)), (SpanView(1, 0, 5, 0, True),))
 TO_API = [
-    Ready(2048, 100, (3,), "llguidance", {"temperature": 0.5}, "/x", "facts"),
+    Ready(2048, 100, 16, (3,), "llguidance", {"temperature": 0.5}, "/x", "facts"),
     Failed("no", True),
     Refused("a/1", "why"),
     Stepped(
-        (Delta("a/1", 0, 4, (7,), LOGPROBS, LOGPROBS, "stop"), Delta("a/1", 1, 5, (8, 9))), ("a/1",), VIEW
+        (
+            Delta("a/1", 0, 4, (7,), LOGPROBS, LOGPROBS, "stop"),
+            Delta("a/1", 1, 5, (8, 9), embedding=b"\x00\xff"),
+        ),
+        ("a/1",),
+        VIEW,
     ),
 ]
 
