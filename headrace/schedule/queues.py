@@ -6,7 +6,7 @@ Order, everywhere: (priority, arrival, id). The first of the running sequences i
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from headrace.kv.cache import namespace, reusable
@@ -140,11 +140,13 @@ class Queues:
         ordered = (self._all[order[2]] for order in self._orders)
         return [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
 
-    def admissible(self) -> Iterator[Sequence]:
-        """Those of them whose adapters are there. Behind one whose adapter does not fit, none with an adapter begins:
-        it would keep that one out."""
+    def admissible(self, unready: Set[int] = frozenset()) -> Iterator[Sequence]:
+        """Those of them, but `unready`, whose adapters are there. Behind one whose adapter does not fit, none with an
+        adapter begins: it would keep that one out."""
         crowded = False
         for seq in self.waiting():
+            if seq.id in unready:
+                continue
             if seq.adapter is None or seq.status is Status.SWAPPED:
                 yield seq
             elif seq.adapter.crowded:
@@ -152,8 +154,8 @@ class Queues:
             elif seq.adapter.ready and not crowded:
                 yield seq
 
-    def view(self, tables: BlockTables, swap: bool) -> View:
-        """The picture for one plan."""
+    def view(self, tables: BlockTables, swap: bool, unready: Set[int] = frozenset()) -> View:
+        """The picture for one plan. unready: sequences that shall not be admitted now."""
         ordered = [self._all[order[2]] for order in self._orders]
         running = tuple(
             _view(seq, tables.holding(seq.id, seq.num_computed))
@@ -168,7 +170,7 @@ class Queues:
             host_free=tables.host.num_free if swap and tables.host is not None else None,
             freed_by=tables.freed_by,
         )
-        return View(running, _Candidates(list(self.admissible()), tables), cache)
+        return View(running, _Candidates(list(self.admissible(unready)), tables), cache)
 
 
 class _Candidates:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import sys
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ MAX_CHOICES = 1000
 CHECK_S = 2.0
 """How long compiling may take."""
 _BYTES = 1 << 20  # of an answer of the checking process
+_KNOWN = 4096
+"""Grammars whose answer is remembered: a digest and at most a line each, a few megabytes in all."""
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
@@ -170,20 +173,26 @@ class Checker:
         self._about = (folder, spec, size, eos)
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._known: dict[Grammar, str] = {}
+        self._known: dict[
+            bytes, str
+        ] = {}  # digest of a grammar -> what is wrong with it; least recently asked first
 
     async def check(self, grammar: Grammar, where: str) -> None:
         """Raises ApiError if it cannot be compiled, or not in time."""
-        if grammar not in self._known:
+        key = hashlib.blake2b(f"{grammar.kind} {grammar.text}".encode(), digest_size=16).digest()
+        answer = self._known.pop(key, None)
+        if answer is None:
             async with self._turn:
                 answer = await self._ask(grammar)
-            if answer is None:
-                raise too_complex(f"{where} takes longer than {CHECK_S:g} s to compile", where)
-            if len(self._known) >= 256:
-                self._known.clear()
-            self._known[grammar] = answer
-        if self._known[grammar]:
-            raise bad(f"{where}: {self._known[grammar]}", where)
+        if answer is None:
+            raise too_complex(
+                f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory", where
+            )
+        self._known[key] = answer
+        if len(self._known) > _KNOWN:
+            del self._known[next(iter(self._known))]
+        if answer:
+            raise bad(f"{where}: {answer}", where)
 
     async def _ask(self, grammar: Grammar) -> str | None:
         """What is wrong with it; empty if nothing is, None if it took too long or killed the process."""
@@ -224,10 +233,11 @@ def main() -> None:
 
     from headrace.errors import ConfigError
     from headrace.sample.grammars import SLOT
+    from headrace.sample.vocabulary import Vocabulary
     from headrace.text.tokenizer import Tokenizer
 
     folder, spec, size, eos = json.loads(sys.argv[1])
-    compiler = SLOT.make(spec).start(Tokenizer(folder), size, tuple(eos))
+    compiler = SLOT.make(spec).start(Vocabulary(Tokenizer(folder), size, tuple(eos)))
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
