@@ -11,8 +11,8 @@ from headrace.config import EngineConfig
 from headrace.errors import ClashError, ConfigError, nearest
 from headrace.slots import Card, Slot, slots
 
-CHOSEN_BY_CHECKPOINT = "model"
-"""The one slot that is not part of a stack: config.json names its member."""
+CHOSEN_BY_CHECKPOINT = ("model", "adapter")
+"""Slots that are no part of a stack: config.json, or adapter_config.json, names their members."""
 KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
@@ -55,7 +55,7 @@ class Stack:
 
 def user_slots() -> dict[str, Slot]:
     """The slots a user chooses from."""
-    return {name: slot for name, slot in slots().items() if name != CHOSEN_BY_CHECKPOINT}
+    return {name: slot for name, slot in slots().items() if name not in CHOSEN_BY_CHECKPOINT}
 
 
 def compose(config: EngineConfig, model_facts: Iterable[str] = ()) -> Stack:

@@ -46,9 +46,14 @@ class EngineConfig:
     """Most sequences that run at once."""
     max_waiting: int = 4096
     """Most sequences that wait; one more is refused."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> folder: what requests may ask for beside the base model."""
+    adapter_bytes: int = 1 << 30
+    """Memory that loaded adapters may take."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stack", MappingProxyType(dict(self.stack)))
+        object.__setattr__(self, "adapters", MappingProxyType(dict(self.adapters)))
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}: {nearest(self.dtype, DTYPES)}")
         if self.preempt not in ("recompute", "swap"):
@@ -96,6 +101,7 @@ _LIMITS: tuple[tuple[str, int, int], ...] = (
     ("swap_bytes", 0, 1 << 50),
     ("max_seqs", 1, 4096),
     ("max_waiting", 1, 1_000_000),
+    ("adapter_bytes", 1, 1 << 50),
 )
 
 
@@ -115,3 +121,5 @@ class _TYPES(msgspec.Struct, forbid_unknown_fields=True):
     prefix_cache: bool = True
     max_seqs: int = 64
     max_waiting: int = 4096
+    adapters: dict[str, str] = {}
+    adapter_bytes: int = 1 << 30

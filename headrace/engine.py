@@ -17,6 +17,7 @@ from headrace.architecture import Architecture
 from headrace.compose import Stack, compose
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
+from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import adapt, describe, load
@@ -46,8 +47,6 @@ from headrace.types import (
 from headrace.weight.load import Progress
 
 _log = logging.getLogger(__name__)
-_COMPILING_S = 0.01
-"""Longest wait of a step that has nothing to run before a grammar is compiled."""
 
 
 class Engine:
@@ -101,9 +100,9 @@ class Engine:
             fingerprint=self.stack.fingerprint(self.architecture, dtype) if config.prefix_cache else None,
             poison=poison,
         )
-        self.decoder = decoder
-        self.device = device
+        self.decoder, self.device = decoder, device
         self.queues = Queues()
+        self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self.budget = Budget(max_seqs=config.max_seqs)
@@ -128,6 +127,7 @@ class Engine:
         params = request.params
         self._check_room(request.id, params.n)
         seed = secrets.randbits(62) if params.seed is None else params.seed
+        adapter = self.adapters.find(request.adapter) if request.adapter else None
         first: Sequence | None = None
         for index in range(params.n):
             seq = Sequence(
@@ -140,6 +140,7 @@ class Engine:
                 num_scored=params.prompt_logprobs_start,
                 status=Status.WAITING if first is None else Status.HELD,
                 parent=None if first is None else first.id,
+                adapter=adapter,
             )
             first = first or seq
             self._enter(seq)
@@ -154,6 +155,8 @@ class Engine:
             raise ConfigError(f"dimensions={dimensions}: this model's vectors have {self.architecture.width}")
         if request.params.grammar is not None and self.sampler.constraints is None:
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
+        if request.adapter:
+            self.adapters.find(request.adapter)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
@@ -207,6 +210,8 @@ class Engine:
             free_pages=pool.num_free,
             cached_pages=pool.num_evictable,
             counters=dataclasses.replace(self.counters),
+            running_adapters=self.adapters.in_use(Status.RUNNING),
+            waiting_adapters=self.adapters.in_use(Status.WAITING, Status.SWAPPED),
         )
 
     def describe(self) -> str:
@@ -225,17 +230,20 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] when idle.
+        """Plans and runs one batch; returns what it added to each sample. [] if nothing can run (yet).
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
         if not self.busy:
             return []
+        self.last_plan = StepPlan(())
+        ready, failed = self.adapters.work(), self.adapters.failed()
+        if failed or not ready:
+            return [self._fail(seq, why) for seq, why in failed]
         try:
             plan = self.last_plan = self.plan()
-            if plan == StepPlan((), reason=plan.reason):  # everybody's grammar is still being compiled
-                self.sampler.wait(_COMPILING_S)
-                return []
+            if plan.idle:  # everybody's grammar is still being compiled
+                return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
@@ -251,8 +259,7 @@ class Engine:
         unready = self.sampler.compiling()
         view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
         plan: StepPlan = self.policy.plan(view, self.budget)
-        progress = plan.spans or plan.recompute or plan.swap_out
-        assert progress or unready, f"policy made no progress: {plan.reason}"
+        assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
         return plan
 
     def _extended(self, plan: StepPlan) -> StepPlan:
@@ -353,6 +360,10 @@ class Engine:
             heirs[0].status, heirs[0].num_scored = Status.WAITING, seq.num_scored
         for other in heirs[1:]:
             other.parent = heirs[0].id
+
+    def _fail(self, seq: Sequence, why: str) -> Delta:
+        self._leave(seq, "error")
+        return Delta(seq.request.id, seq.index, seq.id, (), finish_reason="error", error=why)
 
     def _held(self, seq: Sequence) -> list[Sequence]:
         siblings = (self.queues[s] for s in self._requests.get(seq.request.id, ()))

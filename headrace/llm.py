@@ -90,22 +90,25 @@ class LLM:
         prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str] = "",
         progress: bool | None = None,
     ) -> list[Output]:
         """Continues every prompt, text or token ids; the outputs are in the order of the prompts.
 
-        `params`: one for all or one each; None is the model's own defaults. `progress`: a bar on stderr; None shows
+        `params`: one for all or one each; None is the model's own defaults. `adapter`: names from the setting
+        `adapters`, one for all or one each; empty is the model alone. `progress`: a bar on stderr; None shows
         it on a terminal when it takes longer than two seconds. Prompts are never truncated: one that is too long
         raises ConfigError, and then nothing of the call goes on running.
         """
         texts: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        return self._run(self._requests([self._encode(text) for text in texts], params), progress)
+        return self._run(self._requests([self._encode(text) for text in texts], params, adapter), progress)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str] = "",
         progress: bool | None = None,
         **options: Any,
     ) -> list[Output]:
@@ -115,7 +118,7 @@ class LLM:
         prompts = [
             self.template.encode(self.tokenizer, conversation, **options) for conversation in conversations
         ]
-        return self._run(self._requests(prompts, params), progress)
+        return self._run(self._requests(prompts, params, adapter), progress)
 
     def embed(
         self,
@@ -124,6 +127,7 @@ class LLM:
         pooling: PoolingKind = "last",
         normalize: bool = True,
         dimensions: int | None = None,
+        adapter: str = "",
         progress: bool | None = None,
     ) -> list[tuple[float, ...]]:
         """One vector per text or list of token ids, pooled from the model's final hidden states.
@@ -134,11 +138,16 @@ class LLM:
         how = Pooling(kind=pooling, normalize=normalize, dimensions=dimensions)
         given: Sequence[Prompt] = [texts] if isinstance(texts, str) else texts
         encoded = [self._encode(text) for text in given]
-        found = self._run(self._requests(encoded, SamplingParams(), how), progress)
+        found = self._run(self._requests(encoded, SamplingParams(), adapter, how), progress)
         return [struct.unpack(f"<{len(output.embedding) // 4}f", output.embedding) for output in found]
 
     def score(
-        self, prompt: Prompt, choices: Sequence[Prompt], *, progress: bool | None = None
+        self,
+        prompt: Prompt,
+        choices: Sequence[Prompt],
+        *,
+        adapter: str = "",
+        progress: bool | None = None,
     ) -> list[Score]:
         """How likely each choice is as what follows the prompt: one forward pass each, nothing is generated.
 
@@ -160,7 +169,7 @@ class LLM:
         params = SamplingParams(
             temperature=0, max_tokens=1, prompt_logprobs=0, prompt_logprobs_start=len(ids)
         )
-        requests = self._requests(wholes, params)
+        requests = self._requests(wholes, params, adapter)
         outputs = self._run(requests[:1], progress)  # the others find the prompt in the prefix cache
         outputs += self._run(requests[1:], progress)
         return [
@@ -168,17 +177,19 @@ class LLM:
             for output in outputs
         ]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str = ""
+    ) -> Iterator[Chunk]:
         """Continues one prompt and yields the text as it comes. Closing the iterator cancels the request."""
-        [(request, text)] = self._requests([self._encode(prompt)], params)
+        [(request, text)] = self._requests([self._encode(prompt)], params, adapter)
         return self._stream(request, text)
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+        self, messages: Messages, params: SamplingParams | None = None, *, adapter: str = "", **options: Any
     ) -> Iterator[Chunk]:
         """Answers one conversation and yields the text as it comes."""
         [(request, text)] = self._requests(
-            [self.template.encode(self.tokenizer, messages, **options)], params
+            [self.template.encode(self.tokenizer, messages, **options)], params, adapter
         )
         return self._stream(request, text)
 
@@ -196,6 +207,7 @@ class LLM:
         self,
         prompts: Sequence[tuple[str | None, Sequence[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        adapters: str | Sequence[str] = "",
         pooling: Pooling | None = None,
     ) -> list[tuple[Request, str | None]]:
         """A request for each (text, token ids), and the text."""
@@ -205,9 +217,23 @@ class LLM:
             raise ConfigError(
                 f"{len(prompts)} prompts but {len(params)} sampling params: give one, or one per prompt"
             )
+        names = [adapters] * len(prompts) if isinstance(adapters, str) else adapters
+        if len(names) != len(prompts):
+            raise ConfigError(
+                f"{len(prompts)} prompts but {len(names)} adapters: give one, or one per prompt"
+            )
         made = [
-            (Request(id=f"llm-{next(self._ids)}", prompt=tuple(tokens), params=one, pooling=pooling), text)
-            for (text, tokens), one in zip(prompts, params, strict=True)
+            (
+                Request(
+                    id=f"llm-{next(self._ids)}",
+                    prompt=tuple(tokens),
+                    params=one,
+                    adapter=name,
+                    pooling=pooling,
+                ),
+                text,
+            )
+            for (text, tokens), one, name in zip(prompts, params, names, strict=True)
         ]
         for index, (request, _) in enumerate(made):  # all of them, before the first one runs
             try:

@@ -113,6 +113,7 @@ SLOT_PACKAGES = (
     "headrace.models",
     "headrace.layer.positions",
     "headrace.weight.formats",
+    "headrace.weight.adapters",
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",

@@ -40,6 +40,9 @@ class Stats:
     cached_pages: int
     """Pages that only the prefix cache holds."""
     counters: Counters
+    running_adapters: tuple[str, ...] = ()
+    """Names of the adapters of running sequences."""
+    waiting_adapters: tuple[str, ...] = ()
 
     @property
     def kv_usage(self) -> float:

@@ -26,6 +26,8 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.weight.adapter import Adapter, Mix
+
 PoolingKind = Literal["mean", "last"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -58,6 +60,8 @@ class Request:
     """Pool it instead of continuing it; takes no sampling parameters."""
     salt: str = ""
     """Prefix-cache namespace: requests with different salts never share pages (tenants)."""
+    adapter: str = ""
+    """Name of the adapter that it runs with; empty is the base model."""
 
     def misfit(self, context: int, vocab: int) -> str:
         """Why an engine with this context and vocabulary could never run it; empty if it can."""
@@ -120,6 +124,8 @@ class Sequence:
     status: Status = Status.WAITING
     parent: int | None = None
     """Sequence id this one was forked from."""
+    adapter: Adapter | None = None
+    """None is the base model."""
     finish_reason: FinishReason | None = None
 
     def __len__(self) -> int:
@@ -166,6 +172,11 @@ class StepPlan:
     """Swapped sequences whose pages come back before the spans run."""
     reason: str = ""
     """One line, for logs and traces."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it neither runs nor pauses anybody."""
+        return not (self.spans or self.recompute or self.swap_out)
 
     @property
     def num_tokens(self) -> int:
@@ -266,6 +277,8 @@ class Batch:
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()
     """Rows whose next token is known already and whose log-probability was asked for (prompt_logprobs)."""
+    mix: Mix | None = None
+    """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
 

@@ -6,6 +6,7 @@ replaces them on the command line and hands the verb the finished value.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -24,6 +25,15 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Machine-readable on stdout, everything else on stderr.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not say on stderr what runs.")]
+Lora = Annotated[
+    list[str] | None, typer.Option(help="NAME=DIR: a LoRA folder to know by this name; may be repeated.")
+]
+LoraRoot = Annotated[
+    Path | None, typer.Option(help="Folder of LoRA folders that clients may load and unload. Default: none.")
+]
+AdapterBytes = Annotated[
+    str | None, typer.Option(help="Memory that loaded adapters may take, such as 512MiB. Default: 1GiB.")
+]
 
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -177,6 +187,20 @@ def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return given
+
+
+def with_adapters(config: EngineConfig, loras: list[str] | None, size: str | None = None) -> EngineConfig:
+    """The config with adapters from NAME=DIR texts beside its own, and their memory. Raises ConfigError."""
+    named = dict(config.adapters)
+    for text in loras or []:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise ConfigError(f"--lora={text!r} is not NAME=DIR, such as sql=adapters/sql")
+        if name in named:
+            raise ConfigError(f"--lora={text!r}: there is an adapter called {name!r} already")
+        named[name] = folder
+    room = config.adapter_bytes if size is None else parse_size("--adapter-bytes", size)
+    return dataclasses.replace(config, adapters=named, adapter_bytes=room)
 
 
 def parse_size(where: str, text: str) -> int:

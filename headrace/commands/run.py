@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.flags import AsJson, Lora, Quiet, with_adapters
 from headrace.commands.output import note, write, write_json
 from headrace.commands.start import start
 from headrace.config import EngineConfig
@@ -29,23 +29,28 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; without it, standard input.")
     ] = None,
+    lora: Lora = None,
+    adapter: Annotated[str, typer.Option(help="Run with this adapter. Default: the model alone.")] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt and stream the text."""
+    if lora and not adapter:
+        raise ConfigError("--lora says where adapters are, not which to use: add --adapter NAME")
+    config = with_adapters(config, lora)
     text = read_prompt(prompt, quiet)
     sampling.setdefault("max_tokens", max(MAX_TOKENS, sampling.get("min_tokens", 0)))
     with start(config, quiet) as llm:
         params = llm.sampling(**sampling)
         if as_json:
-            [output] = llm.generate(text, params)
+            [output] = llm.generate(text, params, adapter=adapter)
             write_json(to_json(output, params.logprobs is not None, params.prompt_logprobs is not None))
         elif params.n > 1:
-            [output] = llm.generate(text, params)
+            [output] = llm.generate(text, params, adapter=adapter)
             for i, sample in enumerate(output.samples, 1):
                 write(f"--- {i} of {params.n}, {sample.finish_reason} ---\n{sample.text}\n")
         else:
-            for chunk in llm.stream(text, params):
+            for chunk in llm.stream(text, params, adapter=adapter):
                 write(chunk.text)
             write("\n")
 

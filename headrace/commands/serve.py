@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.commands.flags import Quiet
+from headrace.commands.flags import AdapterBytes, Lora, LoraRoot, Quiet, with_adapters
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 
@@ -53,6 +53,9 @@ def serve(
         str | None,
         typer.Option(help="How the model writes calls of tools. Default: what its chat template tells."),
     ] = None,
+    lora: Lora = None,
+    lora_root: LoraRoot = None,
+    adapter_bytes: AdapterBytes = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
@@ -75,12 +78,14 @@ def serve(
         api_keys=tuple(keys),
         insecure=insecure,
         strict=strict_params,
+        lora_root=str(lora_root or ""),
         tool_parser=tool_call_parser or "",
         log_json=log_json,
         log_requests=log_requests,
         quiet=quiet,
         otlp_traces_endpoint=otlp_traces_endpoint,
     )
+    config = with_adapters(config, lora, adapter_bytes)
     code = asyncio.run(run(config, options, _to_stderr("" if log_json else "headrace: ")))
     if code:
         raise typer.Exit(code)

@@ -14,6 +14,7 @@ import torch
 from headrace.forward.pooling import pooled_rows
 from headrace.kv.cache import KVCache
 from headrace.types import Batch, Scored, Sequence, Span
+from headrace.weight.adapter import Adapter, Mix
 
 
 def build_batch(
@@ -47,8 +48,19 @@ def build_batch(
         reads=reads,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
+        mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
     )
+
+
+def _mix(spans: tuple[Span, ...], starts: tuple[int, ...], sequences: Mapping[int, Sequence]) -> Mix | None:
+    """The rows of each adapter."""
+    rows: dict[Adapter, list[int]] = {}
+    for span, start in zip(spans, starts, strict=False):
+        adapter = sequences[span.seq].adapter
+        if adapter is not None:
+            rows.setdefault(adapter, []).extend(range(start, start + len(span)))
+    return Mix(list(rows.items())) if rows else None
 
 
 def _scored(span: Span, start_row: int, seq: Sequence) -> Scored | None:

@@ -54,8 +54,8 @@ class DecoderBlock:
             branch_TD = self.attention(x_TD, turn, batch, kv, self.attention_norm.spec)
             x_TD = x_TD + self.attention_post_norm(branch_TD)
         if self.mlp_post_norm is None:
-            return self.mlp(x_TD, self.mlp_norm.spec, x_TD)
-        return x_TD + self.mlp_post_norm(self.mlp(x_TD, self.mlp_norm.spec))
+            return self.mlp(x_TD, self.mlp_norm.spec, x_TD, batch.mix)
+        return x_TD + self.mlp_post_norm(self.mlp(x_TD, self.mlp_norm.spec, mix=batch.mix))
 
 
 class Decoder:
@@ -158,4 +158,4 @@ class _Builder:
         )
 
     def _linear(self, at: str) -> Linear:
-        return Linear(self._weights.matrices[f"{at}.weight"], self._weights.tensors.get(f"{at}.bias"))
+        return Linear(self._weights.matrices[f"{at}.weight"], self._weights.tensors.get(f"{at}.bias"), at)

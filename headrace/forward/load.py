@@ -17,6 +17,7 @@ from headrace.models import SLOT, Family
 from headrace.weight.config import parse, read_generation, read_json
 from headrace.weight.formats import Format
 from headrace.weight.load import Progress, read_weights
+from headrace.weight.names import Names
 from headrace.weight.synthetic import random_weights
 
 
@@ -63,6 +64,12 @@ def describe(path: str | Path) -> Described:
     start = generation.bos if generation.bos is not None else architecture.bos
     architecture = dataclasses.replace(architecture, eos=ends, bos=start)
     return Described(folder, family, architecture, generation.sampling)
+
+
+def names_of(path: Path | None, architecture: Architecture) -> Names:
+    """Where the checkpoints of a model keep its tensors: as its folder says, or its family."""
+    family: Family = SLOT.load(architecture.family)() if path is None else describe(path).family
+    return family.names
 
 
 def load(

@@ -50,8 +50,9 @@ class Recordings:
         return sum(recording is not None for recording in self._made.values())
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the forward pass returns. A batch's shape is recorded when it comes for the second time."""
-        if self.refused or len(batch.ids_T) > MOST_ROWS:
+        """What the forward pass returns. A batch's shape is recorded when it comes for the second time; never one with
+        adapters, which come and go."""
+        if self.refused or batch.mix is not None or len(batch.ids_T) > MOST_ROWS:
             return self._forward(batch)
         shape = _shape(batch)
         known = shape in self._made

@@ -97,10 +97,10 @@ class KVCache:
         for span in plan.spans:
             if not tables.holds(span.seq) and span.seq not in plan.swap_in:
                 seq = sequences[span.seq]
-                start = tables.admit(seq.id, reusable(seq), seq.request.salt)
+                start = tables.admit(seq.id, reusable(seq), namespace(seq))
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
         for resumed in plan.swap_in:
-            tables.swap_in(resumed, sequences[resumed].request.salt)
+            tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
             tables.reserve(span.seq, span.start, span.start + len(span))
 
@@ -158,6 +158,13 @@ def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, i
             start = index + 1
     if start < last:
         yield start, last
+
+
+def namespace(seq: Sequence) -> str:
+    """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
+    assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
+    adapter, salt = seq.adapter.digest if seq.adapter else "", seq.request.salt
+    return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
 
 
 def reusable(seq: Sequence) -> list[int]:

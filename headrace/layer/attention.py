@@ -62,11 +62,11 @@ class SelfAttention:
     ) -> Tensor:
         """attention(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
         heads, kv_heads = self.heads, self.kv_heads
-        qkv_TMH = self.qkv(x_TD, before).view(len(x_TD), -1, self.head_size)  # M = N + 2 G
+        qkv_TMH = self.qkv(x_TD, before, mix=batch.mix).view(len(x_TD), -1, self.head_size)  # M = N + 2 G
         qk_TMH, v_TGH = split_with_sizes(qkv_TMH, (heads + kv_heads, kv_heads), 1)
         if self.q_norm is not None and self.k_norm is not None:
             q_TNH, k_TGH = split_with_sizes(qk_TMH, (heads, kv_heads), 1)
             qk_TMH = torch.cat((self.q_norm(q_TNH), self.k_norm(k_TGH)), dim=1)
         q_TNH, k_TGH = split_with_sizes(turn(qk_TMH), (heads, kv_heads), 1)
         out_TNH = kv.attend(self.layer, q_TNH, k_TGH, v_TGH, batch)
-        return self.out(out_TNH.flatten(1), None, add_TD)
+        return self.out(out_TNH.flatten(1), None, add_TD, mix=batch.mix)

@@ -8,6 +8,7 @@ from torch import Tensor
 from headrace.architecture import Activation
 from headrace.kernels.before import Before
 from headrace.layer.linear import Linear
+from headrace.weight.adapter import Mix
 
 ROWS = 256
 """Rows at a time: what lies between the two products is the widest thing in a forward pass, and stays in the cache."""
@@ -47,15 +48,19 @@ class GatedMlp:
         self.gate_up, self.down = gate_up, down
         self.width, self.room = width, room
 
-    def __call__(self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None, mix: Mix | None = None
+    ) -> Tensor:
         """mlp(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
         if len(x_TD) <= ROWS:
             room_TF = self.room.take(len(x_TD), 2 * self.width, x_TD)
-            return self.down(self.gate_up(x_TD, before, out_TO=room_TF), self.activation, add_TD)
+            y_TF = self.gate_up(x_TD, before, out_TO=room_TF, mix=mix)
+            return self.down(y_TF, self.activation, add_TD, mix=mix)
         out_TD = torch.empty_like(x_TD) if add_TD is None else add_TD
         for first in range(0, len(x_TD), ROWS):
             rows = slice(first, first + ROWS)
-            y_TD = self(x_TD[rows], before, None if add_TD is None else add_TD[rows])
+            part = None if mix is None else mix.within(first, first + ROWS)
+            y_TD = self(x_TD[rows], before, None if add_TD is None else add_TD[rows], part)
             if y_TD.data_ptr() != out_TD[rows].data_ptr():
                 out_TD[rows] = y_TD
         return out_TD

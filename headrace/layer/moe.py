@@ -15,6 +15,7 @@ from headrace.kernels.before import Before, apply
 from headrace.kernels.route import gather, group, route, scatter_add
 from headrace.layer.linear import Linear
 from headrace.layer.mlp import GatedMlp
+from headrace.weight.adapter import Mix
 
 
 class MixtureMlp:
@@ -30,8 +31,10 @@ class MixtureMlp:
         self.active = active
         self.renormalise = renormalise
 
-    def __call__(self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None) -> Tensor:
-        """mixture(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
+    def __call__(
+        self, x_TD: Tensor, before: Before = None, add_TD: Tensor | None = None, mix: Mix | None = None
+    ) -> Tensor:
+        """mixture(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD. No adapter changes experts."""
         x_TD = apply(before, x_TD)
         counts, row_A, share_A = group(*self.route(x_TD), len(self.experts))
         x_AD = gather(x_TD, row_A)

@@ -9,7 +9,7 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
-from headrace.kv.cache import reusable
+from headrace.kv.cache import namespace, reusable
 from headrace.kv.tables import BlockTables, Holding
 from headrace.types import Sequence, Status
 
@@ -135,6 +135,23 @@ class Queues:
     def count(self, *statuses: Status) -> int:
         return sum(seq.status in statuses for seq in self._all.values())
 
+    def waiting(self) -> list[Sequence]:
+        """Those that may be admitted, in order."""
+        ordered = (self._all[order[2]] for order in self._orders)
+        return [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
+
+    def admissible(self) -> Iterator[Sequence]:
+        """Those of them whose adapters are there. Behind one whose adapter does not fit, none with an adapter begins:
+        it would keep that one out."""
+        crowded = False
+        for seq in self.waiting():
+            if seq.adapter is None or seq.status is Status.SWAPPED:
+                yield seq
+            elif seq.adapter.crowded:
+                crowded = True
+            elif seq.adapter.ready and not crowded:
+                yield seq
+
     def view(self, tables: BlockTables, swap: bool, unready: Set[int] = frozenset()) -> View:
         """The picture for one plan. unready: sequences that shall not be admitted now."""
         ordered = [self._all[order[2]] for order in self._orders]
@@ -143,9 +160,6 @@ class Queues:
             for seq in ordered
             if seq.status is Status.RUNNING
         )
-        waiting = [
-            seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED) and seq.id not in unready
-        ]
         cache = CacheView(
             page_tokens=tables.sizes.tokens,
             windows=tuple(group.window for group in tables.groups),
@@ -154,6 +168,7 @@ class Queues:
             host_free=tables.host.num_free if swap and tables.host is not None else None,
             freed_by=tables.freed_by,
         )
+        waiting = [seq for seq in self.admissible() if seq.id not in unready]
         return View(running, _Candidates(waiting, tables), cache)
 
 
@@ -169,7 +184,7 @@ class _Candidates:
             if seq.status is Status.SWAPPED:
                 holding = self._tables.swapped_holding(seq.id, seq.num_computed)
             else:
-                holding = self._tables.hit(reusable(seq), seq.request.salt)
+                holding = self._tables.hit(reusable(seq), namespace(seq))
             yield _view(seq, holding)
 
 

@@ -26,7 +26,8 @@ class Answer:
 
     def head(self, kind: str) -> dict[str, Any]:
         """What every object of this answer begins with."""
-        return {"id": self.call.id, "object": kind, "created": self._created, "model": self.service.name}
+        model = self._asked.model or self.service.name
+        return {"id": self.call.id, "object": kind, "created": self._created, "model": model}
 
     def piece(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
         """One event of a stream."""

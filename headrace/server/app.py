@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from headrace import __version__
 from headrace.errors import HeadraceError
 from headrace.server import errors, text
+from headrace.server.adapters import AdapterRoutes, LoadRequest, UnloadRequest, cards
 from headrace.server.chats import Chat
 from headrace.server.completions import Completion
 from headrace.server.embeddings import EmbeddingRequest, Embeddings
@@ -52,10 +54,13 @@ PASSES: tuple[tuple[type[Common], Any, str, tuple[str, ...]], ...] = (
 class Api:
     """The endpoints of one service."""
 
-    def __init__(self, service: Service, live: Live, *, strict: bool = False) -> None:
-        """strict: a field that is not known is an error."""
+    def __init__(
+        self, service: Service, live: Live, *, strict: bool = False, lora_root: Path | None = None
+    ) -> None:
+        """strict: a field that is not known is an error. lora_root: adapters in it may be added and removed."""
         self.service, self.live, self.strict = service, live, strict
         self.health = Health(service)
+        self.adapters = AdapterRoutes(service, lora_root, strict=strict) if lora_root else None
         self._serials = itertools.count()
 
     def app(self) -> FastAPI:
@@ -71,6 +76,9 @@ class Api:
                 self._post(app, path, self._passing(kind, start, name), kind)
         self._post(app, "/tokenize", self.tokenize, TokenizeRequest)
         self._post(app, "/detokenize", self.detokenize, DetokenizeRequest)
+        if self.adapters is not None:
+            self._post(app, "/v1/load_lora_adapter", self.adapters.load, LoadRequest)
+            self._post(app, "/v1/unload_lora_adapter", self.adapters.unload, UnloadRequest)
         for path, route in (
             ("/tokenizer_info", self.tokenizer_info),
             ("/v1/models", self.models),
@@ -168,12 +176,14 @@ class Api:
 
     async def models(self) -> Response:
         """What is served."""
-        return _json({"object": "list", "data": [self._model()]})
+        base = self._model()
+        return _json({"object": "list", "data": [base, *cards(self.service, base)]})
 
     async def model(self, name: str) -> Response:
         """One model."""
-        self.service.check_model(name)
-        return _json(self._model())
+        adapter = self.service.check_model(name)
+        found = [card for card in cards(self.service, self._model()) if card["id"] == adapter]
+        return _json(found[0] if found else self._model())
 
     def _model(self) -> dict[str, Any]:
         return {

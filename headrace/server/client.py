@@ -25,7 +25,20 @@ from enum import Enum
 
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, HeadraceError
-from headrace.server.messages import Cancel, Failed, Ready, Refused, Start, Stepped, Submit, View
+from headrace.server.messages import (
+    AdapterTold,
+    Cancel,
+    Failed,
+    LoadAdapter,
+    Ready,
+    Refused,
+    Start,
+    Stepped,
+    Submit,
+    UnloadAdapter,
+    View,
+)
+from headrace.server.registry import Registry
 from headrace.server.wire import ApiEnd, Closed
 from headrace.types import Delta, Request
 
@@ -90,6 +103,7 @@ class EngineClient:
     ) -> None:
         """on_step: told of every step, before the jobs are. log_json: how the engine process writes its own log."""
         self.config = config
+        self._adapters = Registry(config.adapters)
         self.state = State.STARTING
         self.why = "the engine is starting"
         """What an Unavailable says."""
@@ -125,6 +139,7 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._life
         self._end_jobs(lambda job: Unavailable(self.why))
+        self._adapters.end(Unavailable(self.why))
         await self._stop()
 
     async def _launch(self) -> None:
@@ -135,7 +150,7 @@ class EngineClient:
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._end = await ApiEnd.open(ours)
         room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
-        self._end.send(Start(fields_of(self.config) | {"max_waiting": room}))
+        self._end.send(Start(fields_of(self.config) | {"max_waiting": room, "adapters": {}}))
         while True:
             try:
                 message = await self._end.receive()
@@ -149,6 +164,7 @@ class EngineClient:
                     await self._stop()
                     raise ConfigError(text) if user else HeadraceError(text)
                 case Ready():
+                    await self._load_all(first=self.ready is None)
                     self.ready, self.state = message, State.READY
                     self.last_step = time.monotonic()
                     return
@@ -189,6 +205,8 @@ class EngineClient:
                         self._deliver(delta)
                 case Refused(name, text):
                     self._end_job(name, ConfigError(text))
+                case AdapterTold(name, text):
+                    self._adapters.told(name, text)
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
@@ -207,6 +225,7 @@ class EngineClient:
                 else None
             )
         )
+        self._adapters.end(EngineDied(f"the engine process died ({cause}): try again"))
         _log.error(
             "the engine process died (%s): %d requests lost, %d wait", cause, len(lost), len(self._jobs)
         )
@@ -238,6 +257,41 @@ class EngineClient:
         if code is None:
             return "it closed its socket"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    # ---- adapters ----
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Name -> folder: what the engine serves beside the base model, and the next one will."""
+        return self._adapters.named
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Serves a folder by this name. Raises ConfigError if it cannot be, Unavailable or EngineDied."""
+        if self.state is not State.READY or self._end is None:
+            raise Unavailable(self.why)
+        told = self._adapters.ask(name, folder)
+        self._end.send(LoadAdapter(name, folder))
+        await told
+
+    def unload_adapter(self, name: str) -> None:
+        """Serves it no more."""
+        self.adapters.pop(name, None)
+        if self._end is not None and self.state is State.READY:
+            self._end.send(UnloadAdapter(name))
+
+    async def _load_all(self, first: bool) -> None:
+        """Tells a new engine of the adapters. first: one that cannot be served is an error; later, it is dropped."""
+        assert self._end is not None
+        for name, folder in list(self.adapters.items()):
+            self._end.send(LoadAdapter(name, folder))
+            told = await self._end.receive()
+            assert isinstance(told, AdapterTold)
+            if told.error and first:
+                await self._stop()
+                raise ConfigError(told.error)
+            if told.error:
+                _log.error("adapter %s is served no more: %s", name, told.error)
+                del self.adapters[name]
 
     # ---- jobs ----
 
@@ -329,5 +383,6 @@ class EngineClient:
 def fields_of(config: EngineConfig) -> dict[str, object]:
     """What EngineConfig.from_mapping makes the same of, in another process."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {
-        "stack": dict(config.stack)
+        "stack": dict(config.stack),
+        "adapters": dict(config.adapters),
     }

@@ -1,7 +1,7 @@
 """What the API process and the engine process say to each other.
 
-    API -> engine   Start, then Submit and Cancel
-    engine -> API   Ready or Failed; then Stepped after every step, Refused for a request that cannot be
+    API -> engine   Start, then Submit and Cancel, LoadAdapter and UnloadAdapter
+    engine -> API   Ready or Failed; then Stepped after every step, Refused for a request that cannot be, AdapterTold
 
 Every message is a msgspec Struct: typed, checked when it is read, and never code.
 """
@@ -39,6 +39,27 @@ class Cancel(msgspec.Struct, tag=True, frozen=True):
 
     id: str
     index: int | None = None
+
+
+class LoadAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Know this folder by this name; answered by AdapterTold."""
+
+    name: str
+    folder: str
+
+
+class UnloadAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Forget the name. Unknown ones are ignored."""
+
+    name: str
+
+
+class AdapterTold(msgspec.Struct, tag=True, frozen=True):
+    """The answer to LoadAdapter."""
+
+    name: str
+    error: str = ""
+    """Why it cannot be served; empty if it can."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -116,8 +137,8 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     view: View
 
 
-ToEngine = Start | Submit | Cancel
-FromEngine = Ready | Failed | Refused | Stepped
+ToEngine = Start | Submit | Cancel | LoadAdapter | UnloadAdapter
+FromEngine = Ready | Failed | Refused | Stepped | AdapterTold
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:

@@ -6,6 +6,7 @@ received = completed + cancelled + rejected + failed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import prometheus_client
@@ -76,6 +77,7 @@ _ALIASES = {
     "request_params_n": "request_params_n",
     "request_params_max_tokens": "request_params_max_tokens",
     "step_tokens": "iteration_tokens_total",
+    "lora_requests": "lora_requests_info",
 }
 """Ours -> vLLM's, both without prefix."""
 _GAUGES = {
@@ -90,8 +92,8 @@ _GAUGES = {
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, model: str, *, lost: Callable[[], int] = lambda: 0) -> None:
-        """lost: how many lines of the log have been lost by now."""
+    def __init__(self, model: str, *, lost: Callable[[], int] = lambda: 0, max_seqs: int = 0) -> None:
+        """lost: how many lines of the log have been lost by now. max_seqs: of a batch; so many adapters, at most."""
         self._registry = CollectorRegistry()
         self._model = model
         self._since = Since()
@@ -115,6 +117,13 @@ class Metrics:
             ("model_name", "block_size", "num_blocks", "num_gpu_blocks", "enable_prefix_caching"),
             registry=self._registry,
         )
+        self._adapters = Gauge(
+            PREFIX + "lora_requests",
+            "When adapters were last in use, in seconds since 1970, and which.",
+            ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+            registry=self._registry,
+        )
+        self._max_seqs = max_seqs
         self._http, self._processes = HttpMetrics(self._registry), ProcessMetrics(self._registry)
         for outcome in OUTCOMES:
             self._ended.labels(model, outcome)
@@ -135,6 +144,10 @@ class Metrics:
             counter.labels(model).inc(getattr(new, name))
         self._queries.labels(model).inc(new.prompt_tokens)
         self._preemptions.labels(model).inc(new.recomputes + new.swaps)
+        running, waiting = view.stats.running_adapters, view.stats.waiting_adapters
+        if running or waiting:
+            self._adapters.clear()
+            self._adapters.labels(self._max_seqs, ",".join(running), ",".join(waiting)).set(time.time())
         if view.spans:
             self.observe("step_seconds", view.seconds)
             self.observe("step_tokens", sum(s.stop - s.start + s.draft for s in view.spans))

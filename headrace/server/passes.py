@@ -58,7 +58,7 @@ class Passes:
     def __init__(self, service: Service, id: str, serial: int, body: Common) -> None:
         """serial: makes the names of its passes unique, whatever `id` the client chose. Raises ApiError."""
         check_call(body)
-        self.service, self.id, self.model = service, id, service.name
+        self.service, self.id, self.model = service, id, body.model or service.name
         self.params = None
         """There are no sampling parameters."""
         self.created = int(time.time())
@@ -116,6 +116,7 @@ class Passes:
             arrival=time.monotonic(),
             priority=self._body.priority or 0,
             salt=self._body.cache_salt or "",
+            adapter=self.service.check_model(self._body.model),
             pooling=pooling,
         )
         why = made.misfit(self.service.context, self.service.vocab)
@@ -197,7 +198,7 @@ class Passes:
 
     def head(self, kind: str) -> dict[str, Any]:
         """What an answer begins with."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.service.name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 def softmax(values: Sequence[float]) -> list[float]:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -59,6 +60,8 @@ class Options:
     """Let other machines in without a key."""
     strict: bool = False
     """Refuse parameters that are not known."""
+    lora_root: str = ""
+    """A folder of adapters that clients may add and remove; empty: they cannot."""
     log_json: bool = False
     """The log as JSON objects, one a line; with one for every request."""
     log_requests: bool = False
@@ -95,10 +98,25 @@ def listen(options: Options) -> socket.socket:
     return sock
 
 
+def served_name(config: EngineConfig, options: Options) -> str:
+    """What clients call the model."""
+    return options.name or config.model.rstrip("/").rpartition("/")[2]
+
+
+def check_adapters(config: EngineConfig, options: Options) -> None:
+    """Raises ConfigError for what no engine need be started to see."""
+    name = served_name(config, options)
+    if name in config.adapters:
+        raise ConfigError(f"an adapter is called {name!r}, as the model is: name it otherwise")
+    if options.lora_root and not Path(options.lora_root).is_dir():
+        raise ConfigError(f"--lora-root {options.lora_root} is not a folder: name one that holds adapters")
+
+
 async def serve(config: EngineConfig, options: Options, write: Callable[[str], None]) -> int:
     """Serves until a signal; returns the exit code. `write`: takes a line of the log. Raises ConfigError."""
     with contextlib.ExitStack() as stack:
         tracer = Tracer(options.otlp_traces_endpoint) if options.otlp_traces_endpoint else None
+        check_adapters(config, options)
         sock = stack.enter_context(contextlib.closing(listen(options)))
         journal = Journal(write, as_json=options.log_json, requests=options.log_requests, quiet=options.quiet)
         stack.enter_context(journal.instead_of_stderr())
@@ -111,8 +129,8 @@ async def _serve(
     config: EngineConfig, options: Options, sock: socket.socket, journal: Journal, tracer: Tracer | None
 ) -> int:
     door = Door(api_keys=options.api_keys, hosts=hosts_for(options.host))
-    name = options.name or config.model.rstrip("/").rpartition("/")[2]
-    metrics = Metrics(name, lost=lambda: journal.lost)
+    name = served_name(config, options)
+    metrics = Metrics(name, lost=lambda: journal.lost, max_seqs=config.max_seqs)
     live = Live()
 
     def on_step(step: Stepped) -> None:
@@ -136,7 +154,8 @@ async def _serve(
         if not await stop.unless_asked(starting):
             return 0
         service = Service(client, name, metrics, options.tool_parser)
-        gate.open(Api(service, live, strict=options.strict).app())
+        root = Path(options.lora_root) if options.lora_root else None
+        gate.open(Api(service, live, strict=options.strict, lora_root=root).app())
         facts, url = starting.result().facts, f"http://{_shown(sock)}/v1"
         journal.say("engine", facts)
         journal.say("tools", f"tool calls: {service.tools.facts}")

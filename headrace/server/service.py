@@ -49,7 +49,7 @@ class Call:
         self, service: Service, id: str, jobs: list[Job], replies: list[Reply], began: float
     ) -> None:
         """began: on the clock of time.perf_counter, before the jobs were handed over."""
-        self.id, self.model = id, service.name
+        self.id, self.model = id, jobs[0].request.adapter or service.name
         self.replies = replies
         self.params = jobs[0].request.params
         self.watch = Watch(service.metrics, jobs, began)
@@ -139,11 +139,16 @@ class Service:
         folder = self.tokenizer.folder
         return "chat_template" in self.tokenizer.config or (folder / "chat_template.jinja").is_file()
 
-    def check_model(self, asked: str | None) -> None:
-        """Raises ApiError unless `asked` is this model, or nothing."""
-        if asked is not None and asked != self.name:
+    def check_model(self, asked: str | None) -> str:
+        """The adapter that `asked` names, by itself or behind the model and a colon; empty for this model, or nothing.
+        Raises ApiError for anything else."""
+        if asked is None or asked == self.name:
+            return ""
+        adapter = asked.removeprefix(f"{self.name}:")
+        if adapter not in self.client.adapters:
             text = f"no model called {asked[:200]!r} is served here: ask for {self.name!r}"
             raise ApiError(404, "model_not_found", text, param="model")
+        return adapter
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text; special tokens that it spells are taken as text, unless they are to be parsed."""
@@ -256,6 +261,7 @@ class Service:
                 arrival=time.monotonic(),
                 priority=body.priority or 0,
                 salt=body.cache_salt or "",
+                adapter=self.check_model(body.model),
             )
             for prompt in prompts
         ]

@@ -21,9 +21,11 @@ from headrace.meter import ProgressBar
 from headrace.server.journal import JsonLines
 from headrace.server.messages import (
     EXIT_ENGINE,
+    AdapterTold,
     Cancel,
     Failed,
     FromEngine,
+    LoadAdapter,
     Ready,
     Refused,
     SpanView,
@@ -31,6 +33,7 @@ from headrace.server.messages import (
     Stepped,
     Submit,
     ToEngine,
+    UnloadAdapter,
     View,
 )
 from headrace.server.wire import Closed, EngineEnd
@@ -68,8 +71,21 @@ class Worker:
                 self._engine.cancel(name, index)
                 if index is None:
                     self._waiting.discard(name)
+            case LoadAdapter(name, folder):
+                self._end.send(AdapterTold(name, self._register(name, folder)))
+            case UnloadAdapter(name):
+                with contextlib.suppress(ConfigError):
+                    self._engine.adapters.forget(name)
             case Start():
                 raise Closed("a second Start")
+
+    def _register(self, name: str, folder: str) -> str:
+        """Why the adapter cannot be served; empty if it can."""
+        try:
+            self._engine.adapters.register(name, folder)
+        except ConfigError as error:
+            return str(error)
+        return ""
 
     def _step(self) -> Stepped:
         ids = {seq.id: (seq.request.id, len(seq)) for seq in self._engine.queues}

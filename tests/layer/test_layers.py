@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,7 +77,7 @@ def norm() -> RmsNorm:
 def test_gated_mlp_takes_many_rows_in_parts() -> None:
     layer, counts, gate_up = gated(), [], linear(2 * F_, D)
 
-    def watched(x: Tensor, before: Before = None, out_TO: Tensor | None = None) -> Tensor:
+    def watched(x: Tensor, before: Before = None, out_TO: Tensor | None = None, mix: None = None) -> Tensor:
         counts.append(len(x))
         return gate_up(x, before, out_TO=out_TO)
 
@@ -155,17 +157,18 @@ def test_attention_hands_the_store_normed_then_rotated_heads() -> None:
         3, heads=N, kv_heads=G, head_size=H, qkv=qkv, out=out, q_norm=q_norm, k_norm=k_norm
     )
     store, x = Store(), rows(5)
-    got = attention(x, torch.negative, "batch", store)
+    given = SimpleNamespace(mix=None)
+    got = attention(x, torch.negative, given, store)
     layer, q_TNH, k_TGH, v_TGH, batch = store.got
-    assert (layer, batch) == (3, "batch")
+    assert (layer, batch) == (3, given)
     q, k, v = qkv(x).view(5, -1, H).split((N, G, G), dim=1)
     assert torch.equal(q_TNH, -q_norm(q))
     assert torch.equal(k_TGH, -k_norm(k))
     assert torch.equal(v_TGH, v)
     assert torch.equal(got, out((q_TNH * 2).view(5, N * H)))
     assert torch.allclose(
-        attention(x, torch.negative, "batch", store, norm().spec, x.clone()),
-        x + attention(norm()(x), torch.negative, "batch", store),
+        attention(x, torch.negative, given, store, norm().spec, x.clone()),
+        x + attention(norm()(x), torch.negative, given, store),
     )
 
 

@@ -47,6 +47,7 @@ class Rows:
     ids_T: Tensor
     positions_T: Tensor
     starts: tuple[int, ...]
+    mix: None = None
 
 
 def batch_of(ids: list[int], start: int = 0) -> Batch:
