@@ -49,8 +49,6 @@ from headrace.types import (
 from headrace.weight.load import Progress
 
 _log = logging.getLogger(__name__)
-_COMPILING_S = 0.01
-"""Longest wait of a step that has nothing to run before a grammar is compiled."""
 
 
 class Engine:
@@ -235,7 +233,7 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] when idle, or while adapters are loaded.
+        """Plans and runs one batch; returns what it added to each sample. [] if nothing can run (yet).
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
@@ -247,9 +245,8 @@ class Engine:
             return [self._fail(seq, why) for seq, why in failed]
         try:
             plan = self.last_plan = self.plan()
-            if plan == StepPlan((), reason=plan.reason):  # everybody's grammar is still being compiled
-                self.sampler.wait(_COMPILING_S)
-                return []
+            if plan.idle:  # everybody's grammar is still being compiled
+                return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
@@ -265,8 +262,7 @@ class Engine:
         unready = self.sampler.compiling()
         view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
         plan: StepPlan = self.policy.plan(view, self.budget)
-        progress = plan.spans or plan.recompute or plan.swap_out
-        assert progress or unready, f"policy made no progress: {plan.reason}"
+        assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
         return plan
 
     def _extended(self, plan: StepPlan) -> StepPlan:

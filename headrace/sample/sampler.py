@@ -20,9 +20,10 @@ from headrace.kernels.argmax import argmax
 from headrace.sample import draw
 from headrace.sample.constrained import Constrained, Constraints
 from headrace.sample.processors import Processor, State
-from headrace.types import Accepted, HiddenSum, Logprob, Span, StepResult
+from headrace.types import Accepted, Delta, HiddenSum, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
 
+_MOMENT_S = 0.01
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"
 
 
@@ -68,10 +69,11 @@ class Sampler:
         """Sequences that cannot be sampled yet: their grammars are being compiled."""
         return {seq for seq, grammar in self._grammars.items() if not grammar.compiled.done()}
 
-    def wait(self, seconds: float) -> None:
-        """Until a grammar that is being compiled is ready, or that long."""
+    def wait(self) -> list[Delta]:
+        """Until a grammar that is being compiled is ready, or a moment; nothing comes of it."""
         pending = [self._grammars[seq].compiled for seq in self.compiling()]
-        futures.wait(pending, seconds, futures.FIRST_COMPLETED)
+        futures.wait(pending, _MOMENT_S, futures.FIRST_COMPLETED)
+        return []
 
     def forced(self, seq: int) -> tuple[int, ...]:
         """Tokens that the sequence's grammar leaves no choice about: a draft that is right."""

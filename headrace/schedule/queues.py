@@ -140,13 +140,11 @@ class Queues:
         ordered = (self._all[order[2]] for order in self._orders)
         return [seq for seq in ordered if seq.status in (Status.WAITING, Status.SWAPPED)]
 
-    def admissible(self, unready: Set[int] = frozenset()) -> Iterator[Sequence]:
-        """Those of them, but `unready`, whose adapters are there. Behind one whose adapter does not fit, none with an
-        adapter begins: it would keep that one out."""
+    def admissible(self) -> Iterator[Sequence]:
+        """Those of them whose adapters are there. Behind one whose adapter does not fit, none with an adapter begins:
+        it would keep that one out."""
         crowded = False
         for seq in self.waiting():
-            if seq.id in unready:
-                continue
             if seq.adapter is None or seq.status is Status.SWAPPED:
                 yield seq
             elif seq.adapter.crowded:
@@ -170,7 +168,8 @@ class Queues:
             host_free=tables.host.num_free if swap and tables.host is not None else None,
             freed_by=tables.freed_by,
         )
-        return View(running, _Candidates(list(self.admissible(unready)), tables), cache)
+        waiting = [seq for seq in self.admissible() if seq.id not in unready]
+        return View(running, _Candidates(waiting, tables), cache)
 
 
 class _Candidates:
