@@ -42,6 +42,10 @@ def load(
     ] = 1.0,
     words: Annotated[str, typer.Option(help="Words of a prompt, fewest-most.")] = "30-200",
     shared_words: Annotated[int, typer.Option(min=0, help="Of these, the same in front of all prompts.")] = 0,
+    vocab: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts of random token ids below this, instead of words: exact lengths."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="To generate, per request.")] = 64,
     ttft: Annotated[float, typer.Option(help="Objective: seconds to the first token.")] = 2.0,
     itl: Annotated[float, typer.Option(help="Objective: seconds between tokens, on average.")] = 0.2,
@@ -58,7 +62,7 @@ def load(
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 0 < low <= high:
         raise ConfigError(f"--words={words!r} is not a range such as 30-200")
-    asks = make(Shape(requests, (low, high), shared_words, max_tokens, rate, burstiness), seed)
+    asks = make(Shape(requests, (low, high), shared_words, max_tokens, rate, burstiness, vocab), seed)
     with _server(config, url, quiet) as where, ProgressBar(requests, "requests") as bar:
         seen = asyncio.run(
             run(
