@@ -66,12 +66,17 @@ class Seen:
         return self.pieces[0][0] - self.sent
 
     @property
-    def gaps(self) -> list[float]:
-        """One per token after the first piece."""
+    def timed_gaps(self) -> list[tuple[float, float]]:
+        """(when it came, seconds since the one before), one per token after the first piece."""
         found = []
         for (before, had), (at, has) in zip(self.pieces, self.pieces[1:], strict=False):
-            found += [(at - before) / (has - had)] * (has - had)
+            found += [(at, (at - before) / (has - had))] * (has - had)
         return found
+
+    @property
+    def gaps(self) -> list[float]:
+        """The seconds alone."""
+        return [gap for _, gap in self.timed_gaps]
 
 
 @dataclass(frozen=True)
