@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -190,7 +191,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gen-len", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="servers whose names contain this; several with commas")
+    parser.add_argument("--only", nargs="+", default=[], help="servers whose names contain one of these")
     parser.add_argument(
         "--headrace", nargs=argparse.REMAINDER, default=[], help="more flags of headrace serve; last"
     )
@@ -205,8 +206,10 @@ def _header(given: argparse.Namespace, name: str, features: Sequence[str]) -> li
     """Machine, conditions and command. Not where the environments are: that is nobody's business."""
     flags = ("shape", "requests", "clients", "system", "gen_len", "repeat", "threads")
     command = " ".join(f"--{flag.replace('_', '-')} {getattr(given, flag)}" for flag in flags)
-    command += f" --own {given.own[0]} {given.own[1]}" + (f" --only '{given.only}'" if given.only else "")
-    command += " --headrace " + " ".join(given.headrace) if given.headrace else ""
+    command += f" --own {given.own[0]} {given.own[1]}" + (
+        f" --only {shlex.join(given.only)}" if given.only else ""
+    )
+    command += f" --headrace {shlex.join(given.headrace)}" if given.headrace else ""
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     return [
         f"{name}, {len(os.sched_getaffinity(0))} cores ({' '.join(features)}), {datetime.date.today()}; load before "
@@ -234,8 +237,8 @@ def main(argv: list[str] | None = None) -> int:
         given.envs.expanduser().absolute(),
         given.timeout,
     )
-    wanted = [part for part in given.only.split(",") if part]
-    servers = [server for server in SERVERS if not wanted or any(part in server.name for part in wanted)]
+    only = given.only
+    servers = [server for server in SERVERS if not only or any(part in server.name for part in only)]
     servers = [server.plus(given.headrace) if server.peer == HEADRACE else server for server in servers]
     name, features = report.processor()
     machine = given.machine or report.slug(name, len(os.sched_getaffinity(0)))

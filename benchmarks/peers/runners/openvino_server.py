@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import queue
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +20,8 @@ import openvino
 import openvino_genai as genai
 
 CACHE_GB = 2  # at 8 bits per key and value, five times what sixteen requests of a thousand tokens need
+TURNS = 16
+"""Of the event loop between two steps: a new connection takes three or four until its request is here."""
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
 
@@ -37,9 +37,10 @@ class Job:
 
 
 class Pipeline:
-    """The pipeline, stepped by one thread for as long as anything runs."""
+    """The pipeline, stepped by the event loop itself: a step keeps Python's lock, so that no other thread could run
+    beside it. Between two steps connections have their turn."""
 
-    def __init__(self, given: argparse.Namespace, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, given: argparse.Namespace) -> None:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GB
         scheduler.dynamic_split_fuse = True
@@ -48,28 +49,27 @@ class Pipeline:
         scheduler.max_num_batched_tokens = given.tokens
         properties = {"INFERENCE_NUM_THREADS": given.threads}
         self._pipeline = genai.ContinuousBatchingPipeline(given.model, scheduler, "CPU", properties)
-        self._loop = loop
         self._ids = itertools.count()
-        self._inbox: queue.Queue[Job] = queue.Queue()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._inbox: asyncio.Queue[Job] = asyncio.Queue()
 
     def submit(self, job: Job) -> None:
-        self._inbox.put(job)
+        self._inbox.put_nowait(job)
 
-    def _run(self) -> None:
+    async def run(self) -> None:
+        """For ever."""
         live: list[Job] = []
         while True:
             while not live or not self._inbox.empty():
-                live.append(self._begin(self._inbox.get()))
+                live.append(self._begin(await self._inbox.get()))
             self._pipeline.step()
             for job in live:
-                count = 0
                 while job.handle.can_read():
-                    count += sum(len(output.generated_ids) for output in job.handle.read().values())
-                if count:
+                    count = sum(len(output.generated_ids) for output in job.handle.read().values())
                     job.done += count
-                    self._loop.call_soon_threadsafe(job.news.put_nowait, count)
+                    job.news.put_nowait(count)
             live = [job for job in live if job.done < job.max_tokens]
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
     def _begin(self, job: Job) -> Job:
         config = genai.GenerationConfig(max_new_tokens=job.max_tokens, ignore_eos=True, do_sample=False)
@@ -129,9 +129,9 @@ def _answer(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
 
 async def run(given: argparse.Namespace) -> None:
     """Until the process is ended."""
-    http = Http(Pipeline(given, asyncio.get_running_loop()))
-    server = await asyncio.start_server(http.serve, "127.0.0.1", given.port, limit=1 << 20)
-    await server.serve_forever()
+    pipeline = Pipeline(given)
+    async with await asyncio.start_server(Http(pipeline).serve, "127.0.0.1", given.port):
+        await pipeline.run()
 
 
 def main() -> None:

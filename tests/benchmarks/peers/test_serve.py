@@ -103,13 +103,16 @@ def test_the_server_around_a_pipeline_streams_every_token(monkeypatch: pytest.Mo
 
     async def ask() -> list[load.Seen]:
         given = argparse.Namespace(model="", threads=1, seqs=4, tokens=64)
-        http = module.Http(module.Pipeline(given, asyncio.get_running_loop()))
-        server = await asyncio.start_server(http.serve, "127.0.0.1", 0)
+        pipeline = module.Pipeline(given)
+        running = asyncio.create_task(pipeline.run())
+        server = await asyncio.start_server(module.Http(pipeline).serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         asks = load.make(load.Shape(6, (3, 9), 2, 5, vocab=50), seed=0)
         async with server:
             url = f"http://127.0.0.1:{port}"
-            return await load.run(url, asks, clients=3, key="", timeout=30, done=lambda: None)
+            seen = await load.run(url, asks, clients=3, key="", timeout=30, done=lambda: None)
+        running.cancel()
+        return seen
 
     seen = asyncio.run(ask())
     assert [one.error for one in seen] == [""] * 6
