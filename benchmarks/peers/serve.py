@@ -2,21 +2,23 @@
 
     python -m benchmarks.peers.serve [--requests 64] [--clients 16] [--repeat 3] [--envs DIR]
 
-Repetition 1 of every server, then repetition 2, ...; each turn starts a server, warms it up and loads it. Every client
-asks again as soon as it has its answer. After the first repetition only the variant of an engine with the most requests
-per second goes on. Set up with `python -m benchmarks.peers.setup llama_cpp openvino --weights int4 --servers`.
+First a shorter trial of every variant: the one of each engine with the most requests per second goes on. Then
+repetition 1 of every engine, repetition 2, ...; each turn starts a server, warms it up and loads it. Every client asks
+again as soon as it has its answer. Set up with
+`python -m benchmarks.peers.setup llama_cpp openvino --weights int4 --servers`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,56 +51,63 @@ class Results:
     """Everything measured so far."""
 
     servers: Sequence[Server]
+    trials: dict[Server, list[dict[str, Any]]] = field(default_factory=dict)
+    """One turn of every variant, with fewer requests."""
     rows: dict[Server, list[dict[str, Any]]] = field(default_factory=dict)
+    """Turns of those that went on."""
     failures: dict[Server, str] = field(default_factory=dict)
     limits: dict[str, list[float]] = field(default_factory=dict)
 
-    def spread(self, server: Server, key: str) -> Spread:
-        return Spread.of([row.get(key, 0.0) for row in self.rows[server]])
-
-    def best(self, servers: Sequence[Server]) -> Server | None:
-        """The one with the most requests per second, of those that ran longest."""
-        most = max((len(self.rows.get(server, [])) for server in servers), default=0)
-        ran = [server for server in servers if most and len(self.rows.get(server, [])) == most]
-        return max(ran, key=lambda server: self.spread(server, RATE).median, default=None)
-
-    def engines(self) -> dict[str, list[Server]]:
-        found: dict[str, list[Server]] = {}
+    def chosen(self) -> list[Server]:
+        """The best of each engine in the trials."""
+        engines: dict[str, list[Server]] = {}
         for server in self.servers:
-            found.setdefault(server.engine, []).append(server)
-        return found
+            engines.setdefault(server.engine, []).append(server)
+        return [found for servers in engines.values() if (found := best(self.trials, servers))]
 
 
-def table(results: Results, servers: Sequence[Server]) -> str:
-    """Markdown: medians (lowest-highest)."""
+Rows = Mapping[Server, Sequence[Mapping[str, Any]]]
+
+
+def spread(rows: Rows, server: Server, key: str) -> Spread:
+    return Spread.of([row.get(key, 0.0) for row in rows[server]])
+
+
+def best(rows: Rows, servers: Sequence[Server]) -> Server | None:
+    """The one with the most requests per second."""
+    ran = [server for server in servers if rows.get(server)]
+    return max(ran, key=lambda server: spread(rows, server, RATE).median, default=None)
+
+
+def table(rows: Rows, servers: Sequence[Server], failures: Mapping[Server, str]) -> str:
+    """Markdown: medians (lowest-highest), or why there are none."""
     lines = [
         "| server | " + " | ".join(title for title, *_ in COLUMNS) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for server in servers:
-        if server in results.rows:
-            cells = [_cell(results, server, key, unit, digits) for _, key, unit, digits in COLUMNS]
+        if rows.get(server):
+            cells = [_cell(rows[server], key, unit, digits) for _, key, unit, digits in COLUMNS]
         else:
-            cells = [f"**no result**: {results.failures.get(server, 'has not run')}"]
+            cells = [f"**no result**: {failures.get(server, 'has not run')}"]
             cells += [""] * (len(COLUMNS) - 1)
         lines.append(f"| {server.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(results: Results, server: Server, key: str, unit: float, digits: int) -> str:
-    values = [row.get(key, 0.0) / unit for row in results.rows[server]]
-    spread = Spread.of(values)
-    return f"{spread:.{digits}f}" if len(values) > 1 else f"{spread.median:.{digits}f}"
+def _cell(rows: Sequence[Mapping[str, Any]], key: str, unit: float, digits: int) -> str:
+    found = Spread.of([row.get(key, 0.0) / unit for row in rows])
+    return f"{found:.{digits}f}" if len(rows) > 1 else f"{found.median:.{digits}f}"
 
 
 def verdict(results: Results) -> str:
     """headrace against the best peer: that with the most requests per second."""
-    own = results.best([server for server in results.servers if server.peer == HEADRACE])
-    peer = results.best([server for server in results.servers if server.peer != HEADRACE])
+    own = best(results.rows, [server for server in results.servers if server.peer == HEADRACE])
+    peer = best(results.rows, [server for server in results.servers if server.peer != HEADRACE])
     if own is None or peer is None:
         return "There is nobody to compare with."
-    rates = [results.spread(server, RATE).median for server in (own, peer)]
-    stalls = [results.spread(server, STALL).median for server in (own, peer)]
+    rates = [spread(results.rows, server, RATE).median for server in (own, peer)]
+    stalls = [spread(results.rows, server, STALL).median for server in (own, peer)]
     return (
         f"**{own.name} against the best peer, {peer.name}: {rates[0] / rates[1]:.2f}x the requests per second, at "
         f"{stalls[0] / stalls[1]:.2f}x its p99 between tokens.**"
@@ -107,40 +116,54 @@ def verdict(results: Results) -> str:
 
 def document(results: Results, header: Sequence[str]) -> str:
     """The whole Markdown file."""
-    shown = [results.best(servers) or servers[0] for servers in results.engines().values()]
     limits = "\n".join(f"- {name}: {Spread.of(values):.1f}" for name, values in results.limits.items())
     notes = "\n".join(f"- {server.name}: `{' '.join(server.options)}`" for server in results.servers)
     failed = "\n".join(f"- {server.name}: {why}" for server, why in results.failures.items())
-    parts = ["# Servers under load", "\n".join(header), verdict(results), table(results, shown)]
-    parts += ["Every variant:", table(results, results.servers), "Options:\n" + notes]
+    parts = ["# Servers under load", "\n".join(header), verdict(results)]
+    parts += [table(results.rows, results.chosen(), results.failures)]
+    parts += ["The trials:", table(results.trials, results.servers, results.failures), "Options:\n" + notes]
     parts += ["Failed:\n" + failed] if failed else []
     parts += ["Limits of the machine, measured natively before each repetition:\n" + limits] if limits else []
     return "\n\n".join(parts) + "\n"
 
 
-def compare(of: Load, results: Results, header: list[str], repeat: int, path: Path) -> None:
-    """All repetitions. The files are written after each turn, so that a run cut short leaves what it has."""
+def compare(of: Load, results: Results, header: list[str], given: argparse.Namespace, path: Path) -> None:
+    """Trials and repetitions. The files are written after each turn, so that a run cut short leaves what it has."""
     case = Case(of.shape, of.vocab, (1,), 0, 0, of.threads, of.envs, of.timeout_s)
     results.failures.update({server: why for server in results.servers if (why := server.missing(of))})
-    going = [server for server in results.servers if server not in results.failures]
-    for repetition in range(repeat):
+    trial = dataclasses.replace(of, requests=given.trial)
+    for server in results.servers:
+        _turn(server, trial, 0, results.trials, results, "trial")
+        _write(results, header, of, path)
+    for repetition in range(given.repeat):
         for name, limit in read_limits(case).items():
             results.limits.setdefault(name, []).append(limit)
-        for server in list(going):
-            begin = time.monotonic()
-            try:
-                row, _ = take_turn(server, of, repetition)
-            except Failed as failure:
-                results.failures[server] = str(failure)
-                going.remove(server)
-                said = f"FAILED: {failure}"
-            else:
-                results.rows.setdefault(server, []).append(row)
-                said = f"{row[RATE]:.3f} requests/s, p99 {row[STALL] * 1000:.0f} ms between tokens"
-            say(f"{repetition + 1}/{repeat} {server.name}: {said} ({time.monotonic() - begin:.0f} s)")
+        for server in results.chosen():
+            _turn(server, of, 1 + repetition, results.rows, results, f"{repetition + 1}/{given.repeat}")
             _write(results, header, of, path)
-        if repetition == 0:
-            going = [best for servers in results.engines().values() if (best := results.best(servers))]
+
+
+def _turn(
+    server: Server,
+    of: Load,
+    seed: int,
+    rows: dict[Server, list[dict[str, Any]]],
+    results: Results,
+    which: str,
+) -> None:
+    """One turn, into `rows`. A server that fails is not tried again."""
+    if server in results.failures:
+        return
+    begin = time.monotonic()
+    try:
+        row, _ = take_turn(server, of, seed)
+    except Failed as failure:
+        results.failures[server] = str(failure)
+        said = f"FAILED: {failure}"
+    else:
+        rows.setdefault(server, []).append(row)
+        said = f"{row[RATE]:.3f} requests/s, p99 {row[STALL] * 1000:.0f} ms between tokens"
+    say(f"{which} {server.name}: {said} ({time.monotonic() - begin:.0f} s)")
 
 
 def _write(results: Results, header: list[str], of: Load, path: Path) -> None:
@@ -161,6 +184,7 @@ def _write(results: Results, header: list[str], of: Load, path: Path) -> None:
                 "engine": server.engine,
                 "variant": server.label,
                 "options": server.options,
+                "trial": results.trials.get(server, []),
                 "rows": results.rows.get(server, []),
                 "failure": results.failures.get(server),
             }
@@ -183,6 +207,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--requests", type=int, default=64, help="per turn, after as many as there are clients"
     )
+    parser.add_argument("--trial", type=int, default=32, help="requests of a trial")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--system", type=int, default=300, help="tokens in front of every prompt")
     parser.add_argument(
@@ -204,7 +229,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _header(given: argparse.Namespace, name: str, features: Sequence[str]) -> list[str]:
     """Machine, conditions and command. Not where the environments are: that is nobody's business."""
-    flags = ("shape", "requests", "clients", "system", "gen_len", "repeat", "threads")
+    flags = ("shape", "requests", "trial", "clients", "system", "gen_len", "repeat", "threads")
     command = " ".join(f"--{flag.replace('_', '-')} {getattr(given, flag)}" for flag in flags)
     command += f" --own {given.own[0]} {given.own[1]}" + (
         f" --only {shlex.join(given.only)}" if given.only else ""
@@ -244,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     machine = given.machine or report.slug(name, len(os.sched_getaffinity(0)))
     stem = f"serve_{given.shape}_{machine}_{datetime.date.today()}.md"
     path = given.out or ROOT / "benchmarks" / "results" / stem
-    compare(of, Results(servers), _header(given, name, features), given.repeat, path)
+    compare(of, Results(servers), _header(given, name, features), given, path)
     print(path.read_text())
     say(f"written to {path}")
     return 0

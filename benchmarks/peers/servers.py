@@ -1,7 +1,7 @@
 """Who is compared under load, and one turn of one server: started, warmed up, asked, and ended.
 
-Everyone serves the same random weights in 4 bits. What is tuned for peers is tuned for this load; headrace runs with
-its defaults, but for the width of keys and values, which take 16 bits as llama.cpp's do.
+Everyone serves the same random weights in 4 bits, with its defaults and with other batch sizes: trials show what suits
+this load. headrace's keys and values take 16 bits, as llama.cpp's do; OpenVINO's take 8.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Server:
         program = Path(self.command(of, 0)[0])
         if program.exists() and (models_of(of.envs, of.shape) / self.model).exists():
             return None
-        setup = f"python -m benchmarks.peers.setup {self.peer} --shape {of.shape} --weights int4 --servers"
+        setup = (
+            f"python -m benchmarks.peers.setup llama_cpp openvino --shape {of.shape} --weights int4 --servers"
+        )
         return f"not set up, or its model is missing: `{setup}`"
 
 
@@ -119,13 +121,20 @@ def _openvino(tokens: int) -> Server:
     return Server("OpenVINO GenAI", "openvino", f"{tokens} tokens per step", "openvino/int4", options)
 
 
+def _headrace(tokens: int | None = None) -> Server:
+    options = () if tokens is None else ("--policy", f"sarathi:tokens={tokens}")
+    label = "" if tokens is None else f"{tokens} tokens per step"
+    return Server("headrace", HEADRACE, label, options=(*HEADRACE_FLAGS["int4"], *options))
+
+
 SERVERS: tuple[Server, ...] = (
-    Server("headrace", HEADRACE, options=HEADRACE_FLAGS["int4"]),
-    *(_llama("Q4_0", True, batch) for batch in (2048, 256, 64)),
-    *(_llama("Q4_K_M", False, batch) for batch in (2048, 256, 64)),
-    *(_openvino(tokens) for tokens in (256, 128, 64)),
+    _headrace(),
+    *(_headrace(tokens) for tokens in (64, 128)),
+    *(_llama("Q4_0", True, batch) for batch in (2048, 128)),
+    *(_llama("Q4_K_M", False, batch) for batch in (2048, 128)),
+    *(_openvino(tokens) for tokens in (256, 512, 128)),
 )
-"""An engine's default batch first, then smaller ones: they stall the others' answers less, and prefill slower."""
+"""An engine's default first. A smaller batch stalls the others' answers less, and runs prompts slower."""
 
 
 def take_turn(server: Server, of: Load, seed: int) -> tuple[dict[str, Any], list[load.Seen]]:

@@ -154,14 +154,15 @@ async def _ask(client: httpx2.AsyncClient, model: str, ask: Ask, begin: float) -
                 seen.error = f"status {answer.status_code}"
             else:
                 async for line in answer.aiter_lines():
-                    _read(seen, line, time.perf_counter() - begin)
+                    read(seen, line, time.perf_counter() - begin)
     except httpx2.HTTPError as error:
         seen.error = type(error).__name__
     seen.ended = time.perf_counter() - begin
     return seen
 
 
-def _read(seen: Seen, line: str, at: float) -> None:
+def read(seen: Seen, line: str, at: float) -> None:
+    """Takes one line of a stream that came `at` seconds after the start."""
     if not line.startswith("data: ") or line == "data: [DONE]":
         return
     event = json.loads(line.removeprefix("data: "))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace import cli
-from headrace.server.load import Seen, Shape, make, summarise
+from headrace.server.load import Seen, Shape, make, read, summarise
 from tests.server.running import Server
 
 
@@ -48,6 +48,16 @@ def test_what_the_server_says_at_the_end_settles_the_count() -> None:
     told = Seen(sent=0.0, pieces=[(1.0, 2), (2.0, 6)])
     told.settle(6)
     assert told.pieces == [(1.0, 2), (2.0, 6)]
+
+
+def test_a_piece_without_a_new_token_is_none() -> None:
+    seen = Seen(sent=0.0)
+    for at, tokens in ((1.0, 1), (2.0, 1), (3.0, 3)):
+        usage = {"prompt_tokens": 5, "completion_tokens": tokens}
+        read(seen, "data: " + json.dumps({"choices": [{"text": ""}], "usage": usage}), at)
+    read(seen, 'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}', 3.5)
+    read(seen, "data: [DONE]", 4.0)
+    assert seen.pieces == [(1.0, 1), (3.0, 3)] and seen.gaps == [1.0, 1.0] and seen.prompt_tokens == 5
 
 
 def test_a_row() -> None:

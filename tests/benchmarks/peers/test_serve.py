@@ -45,24 +45,40 @@ def test_every_server_can_be_started(of: Load) -> None:
         assert "--servers" in (server.missing(of) or "")
 
 
+def _row(rate: float, stall: float) -> dict[str, float]:
+    return {"requests_per_s": rate, "itl_p99_s": stall}
+
+
 def test_the_verdict_is_against_the_peer_with_the_most_requests() -> None:
     results = serve.Results((OURS, FAST, SLOW))
-    for server, rate, stall in ((OURS, 4.0, 0.5), (FAST, 2.0, 1.0), (SLOW, 1.0, 0.1)):
-        results.rows[server] = [{"requests_per_s": rate, "itl_p99_s": stall}]
-    assert results.best([FAST, SLOW]) is FAST
-    assert "2.00x the requests per second, at 0.50x its p99" in serve.verdict(results)
+    results.trials = {FAST: [_row(2.0, 1.0)], OURS: [_row(4.0, 0.5)]}
     results.failures[SLOW] = "it fell over"
-    assert "| headrace | 4.000 |" in serve.document(results, ["header"])
-    assert "it fell over" in serve.document(results, ["header"])
+    assert results.chosen() == [OURS, FAST]
+    assert "nobody" in serve.verdict(results)
+    results.rows = {OURS: [_row(4.0, 0.5)], FAST: [_row(2.0, 1.0)], SLOW: [_row(1.0, 0.1)]}
+    assert "2.00x the requests per second, at 0.50x its p99" in serve.verdict(results)
+    text = serve.document(results, ["header"])
+    assert "| headrace | 4.000 |" in text and "**no result**: it fell over" in text
 
 
-def test_a_variant_that_stopped_after_its_first_turn_is_not_the_best() -> None:
-    results = serve.Results((FAST, SLOW))
-    results.rows = {
-        FAST: [{"requests_per_s": 2.0}, {"requests_per_s": 2.0}],
-        SLOW: [{"requests_per_s": 3.0}],
-    }
-    assert results.best([FAST, SLOW]) is FAST
+def test_a_failed_turn_ends_a_server_and_no_other(of: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def take_turn(server: Server, of: Load, seed: int) -> tuple[dict[str, float], list[load.Seen]]:
+        taken.append((server, of.requests, seed))
+        if server is FAST and seed:
+            raise serve.Failed("gone")
+        return _row({OURS: 4.0, FAST: 2.0, SLOW: 1.0}[server], 0.5), []
+
+    monkeypatch.setattr(serve, "take_turn", take_turn)
+    monkeypatch.setattr(serve, "read_limits", lambda case: {})
+    monkeypatch.setattr(Server, "missing", lambda server, of: None)
+    results = serve.Results((OURS, FAST, SLOW))
+    path = of.envs / "out.md"
+    serve.compare(of, results, ["header"], argparse.Namespace(trial=3, repeat=2), path)
+    trials = [(OURS, 3, 0), (FAST, 3, 0), (SLOW, 3, 0)]
+    assert taken == [*trials, (OURS, 12, 1), (FAST, 12, 1), (OURS, 12, 2)]
+    assert "gone" in path.read_text() and path.with_suffix(".json").exists()
 
 
 class _Handle:
