@@ -1,11 +1,12 @@
 """Engine: requests in, tokens out, one step at a time. Deals in tokens only; text is headrace/text's business.
 
-add -> [ plan -> reserve -> build_batch -> forward -> sample -> commit ] * -> Deltas
+add -> [ plan -> reserve -> extend -> build_batch -> forward -> sample -> commit ] * -> Deltas
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import secrets
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from headrace.kv.cache import KVCache
 from headrace.sample import draw
 from headrace.sample.constrained import Constraints
 from headrace.sample.sampler import Sampler
+from headrace.sample.vocabulary import Vocabulary
+from headrace.schedule.bounds import Bounds
+from headrace.schedule.drafts import extend
 from headrace.schedule.queues import Budget, Queues
 from headrace.stats import Counters, Stats
 from headrace.text.tokenizer import Tokenizer
@@ -103,19 +107,27 @@ class Engine:
         self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
+        self._bounds, self._ids = self._limits(config), itertools.count(1)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters = Counters()
         self.last_plan = StepPlan(())
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
-        self._next_seq = 0
         _log.info("stack: %s", self.stack.describe())
 
     def _constraints(self) -> Constraints | None:
         path, eos, grammars = self.path, self.architecture.eos, self.stack.one("grammar")
         if path is None or not eos:
             return None
-        return Constraints(lambda: grammars.start(Tokenizer(path), self.architecture.vocab, eos), eos)
+        return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(path), self.architecture.vocab, eos)))
+
+    def _limits(self, config: EngineConfig) -> Bounds:
+        return Bounds(
+            architecture=self.architecture,
+            context=self.context,
+            grammars=self.sampler.constraints is not None,
+            max_waiting=config.max_waiting,
+        )
 
     # ---- requests ----
 
@@ -145,14 +157,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
-        why = request.misfit(self.context, self.architecture.vocab)
-        if why:
-            raise ConfigError(why + (self._longer() if len(request.prompt) >= self.context else ""))
-        dimensions = request.pooling.dimensions if request.pooling is not None else None
-        if dimensions is not None and not 1 <= dimensions <= self.architecture.width:
-            raise ConfigError(f"dimensions={dimensions}: this model's vectors have {self.architecture.width}")
-        if request.params.grammar is not None and (self.path is None or not self.architecture.eos):
-            raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
+        self._bounds.check(request)
         if request.adapter:
             self.adapters.find(request.adapter)
 
@@ -163,18 +168,14 @@ class Engine:
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
-    def pause(self, request: str) -> None:
-        """Sets a request aside until `resume`, without pages; the tokens stay the same, as after a preemption."""
+    def set_aside(self, request: str, aside: bool) -> None:
+        """Takes a request's pages and runs it no more, or lets it go on: to the same tokens, as after a preemption."""
         for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
-            if seq.status is not Status.HELD:
+            if aside and seq.status is not Status.HELD:
                 self.kv.tables.release(seq.id)
                 seq.status, seq.num_computed = Status.PAUSED, 0
-
-    def resume(self, request: str) -> None:
-        """Lets it go on."""
-        for seq_id in self._requests.get(request, ()):
-            if self.queues[seq_id].status is Status.PAUSED:
-                self.queues[seq_id].status = Status.WAITING
+            elif not aside and seq.status is Status.PAUSED:
+                seq.status = Status.WAITING
 
     def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
         """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
@@ -240,7 +241,7 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] when idle, or while adapters are loaded.
+        """Plans and runs one batch; returns what it added to each sample. [] if nothing can run (yet).
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
@@ -252,7 +253,10 @@ class Engine:
             return [self._fail(seq, why) for seq, why in failed]
         try:
             plan = self.last_plan = self.plan()
+            if plan.idle:  # everybody's grammar is still being compiled
+                return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
+            plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
@@ -263,11 +267,16 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """What the policy would run next. Changes nothing."""
-        plan: StepPlan = self.policy.plan(
-            self.queues.view(self.kv.tables, self.config.preempt == "swap"), self.budget
-        )
-        assert plan.spans or plan.recompute or plan.swap_out, f"policy made no progress: {plan.reason}"
+        unready = self.sampler.compiling()
+        view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
+        plan: StepPlan = self.policy.plan(view, self.budget)
+        assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
         return plan
+
+    def _extended(self, plan: StepPlan) -> StepPlan:
+        """With drafts of what is sure to come."""
+        sequences, span = self.queues.sequences, self.policy.longest_span
+        return extend(plan, self.sampler.forced, self.kv.tables, sequences, self.context, span)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
         """Writes down what happened. The only writer of Sequence."""
@@ -294,6 +303,8 @@ class Engine:
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)
+        self.counters.drafted_tokens += len(span.draft)
+        self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
         self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
@@ -303,8 +314,7 @@ class Engine:
             self._leave(seq, reason)
         if not (tokens or accepted.prompt_logprobs or embedding or accepted.error):
             return None
-        logprobs = accepted.logprobs[: len(tokens)]
-        scores, error = accepted.prompt_logprobs, accepted.error
+        logprobs, scores, error = accepted.logprobs[: len(tokens)], accepted.prompt_logprobs, accepted.error
         cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
         ids = (seq.request.id, seq.index, seq.id)
         return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)
@@ -323,23 +333,13 @@ class Engine:
 
     # ---- details ----
 
-    def _longer(self) -> str:
-        limit = self.architecture.context
-        return f", or raise context (this model takes up to {limit})" if self.context < limit else ""
-
     def _check_room(self, request: str, count: int) -> None:
         if request in self._requests:
             raise ConfigError(f"a request called {request!r} is already running: choose another id")
-        waiting = self.queues.count(Status.WAITING, Status.HELD)
-        if waiting + count > self.config.max_waiting:
-            raise ConfigError(
-                f"{waiting} sequences wait already, and the queue takes {self.config.max_waiting}: "
-                "try again later, or raise max_waiting"
-            )
+        self._bounds.check_room(self.queues.count(Status.WAITING, Status.HELD), count)
 
     def _new_id(self) -> int:
-        self._next_seq += 1
-        return self._next_seq
+        return next(self._ids)
 
     def _enter(self, seq: Sequence) -> None:
         self.queues.add(seq)

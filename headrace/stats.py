@@ -17,6 +17,10 @@ class Counters:
     computed_tokens: int = 0
     """Tokens run through the model, of prompts and outputs, recomputed ones included."""
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    """Of the computed tokens, guesses of what comes next."""
+    accepted_tokens: int = 0
+    """Of these, right ones: each saved its sequence a step."""
     recomputes: int = 0
     """Sequences paused by dropping their pages."""
     swaps: int = 0

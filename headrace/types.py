@@ -175,6 +175,11 @@ class StepPlan:
     """One line, for logs and traces."""
 
     @property
+    def idle(self) -> bool:
+        """Whether it neither runs nor pauses anybody."""
+        return not (self.spans or self.recompute or self.swap_out)
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(span) for span in self.spans)
 

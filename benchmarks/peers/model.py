@@ -1,4 +1,4 @@
-"""A Hugging Face folder with random weights of a shape, and a tokenizer of single bytes: what the peers are given.
+"""A Hugging Face folder with random weights of a shape, and a made-up vocabulary: what the peers are given.
 
 python -m benchmarks.peers.model --shape llama-3.2-1b --target DIR
 """
@@ -6,6 +6,7 @@ python -m benchmarks.peers.model --shape llama-3.2-1b --target DIR
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from headrace.commands import shapes
 from headrace.models import SLOT
 
 SEED, DEVIATION = 0, 0.02
+BEGIN, END, MERGE = "<|begin|>", "<|end|>", ("Ġ", "t")
 _SHARD = 2 << 30  # bytes: what is drawn is written before the next is drawn
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -38,7 +40,7 @@ def write(shape: str, target: Path) -> None:
         "eos_token_id": 257,
     }
     (partial / "config.json").write_text(json.dumps(config, indent=2))
-    _write_tokenizer(partial)
+    _write_tokenizer(partial, config["vocab_size"])
     partial.rename(target)
 
 
@@ -75,21 +77,27 @@ def _write_weights(shape: str, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """Byte-level BPE without a merge: some peers refuse to start without any tokenizer; none of them uses it."""
+def vocabulary(size: int) -> list[str]:
+    """Byte-level pieces: the bytes, begin and end, one merge (a file without any is refused), then made-up words."""
+    from tokenizers import pre_tokenizers
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ("Ġ" + "".join(word) for word in itertools.product(letters, repeat=4))
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), BEGIN, END, "".join(MERGE)]
+    return [*pieces, *itertools.islice(words, size - len(pieces))]
+
+
+def _write_tokenizer(folder: Path, size: int) -> None:
+    """Every token that a model can answer has a text: servers refuse to start without any, or send none."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    places = {piece: place for place, piece in enumerate(vocabulary(size))}
+    core = Tokenizer(models.BPE(places, [MERGE]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken("<|begin|>", special=True), AddedToken("<|end|>", special=True)])
+    core.add_special_tokens([AddedToken(BEGIN, special=True), AddedToken(END, special=True)])
     core.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin|>",
-        "eos_token": "<|end|>",
-    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

@@ -195,14 +195,14 @@ def call(command: Sequence[str], environment: Mapping[str, str], case: Case) -> 
     for line in reversed(output.splitlines()):
         if process.returncode == 0 and line.startswith(("{", "[")):
             return json.loads(line)
-    raise Failed(reason(process.returncode, said, case), process.returncode)
+    raise Failed(reason(process.returncode, said, case.envs), process.returncode)
 
 
-def reason(code: int, said: str, case: Case) -> str:
+def reason(code: int, said: str, envs: Path) -> str:
     """The last line on stderr, or the signal, without the paths of this machine."""
     lines = [line.strip() for line in said.splitlines() if line.strip(" │╰╯─╭╮")]
     last = lines[-1] if lines else "it said nothing on stderr"
-    for path, name in ((case.envs, "ENVS"), (ROOT, "."), (Path.home(), "~")):
+    for path, name in ((envs, "ENVS"), (ROOT, "."), (Path.home(), "~")):
         last = last.replace(str(path), name)
     last = re.sub(r"\s+", " ", last.strip("│╰╯─╭╮ ")).replace("|", "\\|")
     if code < 0:

@@ -157,6 +157,11 @@ def python_of(envs: Path, peer: str) -> Path:
     return envs / peer / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
+def llama_server_of(envs: Path) -> Path:
+    """llama.cpp's own server, which is not in llama-cpp-python."""
+    return python_of(envs, "llama_cpp").with_name("llama-server")
+
+
 def show_tiles(envs: Path) -> Path:
     """The library made of show_tiles.c."""
     return envs / "libshow_tiles.so"

@@ -1,7 +1,7 @@
 """Installs peers, each into a virtual environment of its own, and writes the random-weight models that they read.
 
     python -m benchmarks.peers.setup llama_cpp|openvino|vllm|transformers|all
-        [--shape NAME,...] [--weights int4,...] [--envs DIR]
+        [--shape NAME,...] [--weights int4,...] [--envs DIR] [--servers]
 
 Run it again after a failure, or for another shape: what is there already is kept. On Linux the default PyTorch brings
 CUDA along: where its CPU build is enough, tell pip where to find that one (PIP_INDEX_URL and the like are passed on).
@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from benchmarks.peers.roster import (
     Peer,
     groups,
     has_amx,
+    llama_server_of,
     models_of,
     python_of,
     show_tiles,
@@ -30,6 +32,18 @@ from benchmarks.peers.roster import (
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+LLAMA_SERVER = (
+    "CMAKE_BUILD_TYPE=Release",
+    "BUILD_SHARED_LIBS=OFF",
+    "GGML_NATIVE=ON",
+    "LLAMA_BUILD_SERVER=ON",
+    "LLAMA_BUILD_TESTS=OFF",
+    "LLAMA_BUILD_EXAMPLES=OFF",
+    "LLAMA_USE_PREBUILT_UI=OFF",
+    "LLAMA_OPENSSL=OFF",
+    f"CMAKE_CXX_FLAGS=-include {HERE / 'tile_config.h'}",
+)
+"""As llama-cpp-python builds its library, with everything in one file and no page to download."""
 
 
 def install(peer: Peer, name: str, envs: Path, python: str) -> None:
@@ -94,6 +108,27 @@ def models_read(name: str, weights: list[str]) -> list[str]:
     return list(dict.fromkeys(Path(model).stem for model in read))
 
 
+def build_llama_server(envs: Path) -> None:
+    """llama.cpp's server, from the sources that llama-cpp-python brings along but does not build. About ten minutes."""
+    target = llama_server_of(envs)
+    if target.exists():
+        return
+    requirement = next(
+        part for part in PEERS["llama_cpp"].requirements if part.startswith("llama-cpp-python")
+    )
+    say(f"llama_cpp: building {target.name} of {requirement}")
+    with tempfile.TemporaryDirectory(dir=envs) as folder:
+        place = Path(folder)
+        pip = (str(python_of(envs, "llama_cpp")), "-m", "pip", "download", "--disable-pip-version-check")
+        _run(*pip, "--no-deps", "--no-binary", ":all:", "--dest", folder, requirement)
+        with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
+            archive.extractall(place, filter="data")
+        sources, build = next(place.glob("*/vendor/llama.cpp")), str(place / "build")
+        _run("cmake", "-S", str(sources), "-B", build, *(f"-D{option}" for option in LLAMA_SERVER))
+        _run("cmake", "--build", build, "--target", target.name, "--parallel")
+        shutil.copy(place / "build" / "bin" / target.name, target)
+
+
 def build_show_tiles(envs: Path) -> None:
     """The library that makes AMX usable on virtual machines that hide its shape. Without a compiler there is none."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
@@ -114,11 +149,15 @@ def say(line: str) -> None:
     print(f"peers: {line}", file=sys.stderr, flush=True)
 
 
-def set_up(name: str, envs: Path, shapes: list[str], weights: list[str], python: str) -> str | None:
+def set_up(
+    name: str, envs: Path, shapes: list[str], weights: list[str], python: str, servers: bool
+) -> str | None:
     """One peer. The reason if it failed: the others are set up all the same."""
     peer = PEERS[name]
     try:
         install(peer, name, envs, python)
+        if servers and name == "llama_cpp":
+            build_llama_server(envs)
         for shape in shapes:
             export(peer, name, envs, shape, weights)
     except subprocess.CalledProcessError as error:
@@ -134,6 +173,9 @@ def main() -> int:
     )
     parser.add_argument("--weights", default=",".join(groups()), help="groups whose models are written")
     parser.add_argument("--envs", type=Path, default=DEFAULT_ENVS)
+    parser.add_argument(
+        "--servers", action="store_true", help="build what `python -m benchmarks.peers.serve` needs"
+    )
     parser.add_argument("--python", default=sys.executable, help="interpreter for the environments")
     given = parser.parse_args()
     for group in given.weights.split(","):
@@ -144,7 +186,9 @@ def main() -> int:
     build_show_tiles(envs)
     failed = 0
     for name in usable if "all" in given.peers else given.peers:
-        reason = set_up(name, envs, given.shape.split(","), given.weights.split(","), given.python)
+        reason = set_up(
+            name, envs, given.shape.split(","), given.weights.split(","), given.python, given.servers
+        )
         failed += reason is not None
         say(f"{name}: {reason or 'ready'}")
     return 1 if failed else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +44,10 @@ def load(
     ] = 1.0,
     words: Annotated[str, typer.Option(help="Words of a prompt, fewest-most.")] = "30-200",
     shared_words: Annotated[int, typer.Option(min=0, help="Of these, the same in front of all prompts.")] = 0,
+    vocab: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts of random token ids below this, instead of words: exact lengths."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="To generate, per request.")] = 64,
     ttft: Annotated[float, typer.Option(help="Objective: seconds to the first token.")] = 2.0,
     itl: Annotated[float, typer.Option(help="Objective: seconds between tokens, on average.")] = 0.2,
@@ -54,11 +60,13 @@ def load(
     """Load on a server: requests/s, first tokens, gaps between tokens, goodput."""
     from headrace.server.load import Shape, make, run, summarise
 
+    if plot is not None:
+        _check_plot(plot)
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", words)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 0 < low <= high:
         raise ConfigError(f"--words={words!r} is not a range such as 30-200")
-    asks = make(Shape(requests, (low, high), shared_words, max_tokens, rate, burstiness), seed)
+    asks = make(Shape(requests, (low, high), shared_words, max_tokens, rate, burstiness, vocab), seed)
     with _server(config, url, quiet) as where, ProgressBar(requests, "requests") as bar:
         seen = asyncio.run(
             run(
@@ -72,7 +80,7 @@ def load(
         )
     row = summarise(seen, ttft_s=ttft, itl_s=itl)
     if plot is not None:
-        _plot(seen, plot)
+        _plot(seen, row, plot)
     if as_json:
         write_json(row)
     else:
@@ -110,18 +118,40 @@ def _show(row: dict[str, Any], ttft: float, itl: float) -> None:
     )
 
 
-def _plot(seen: list[Seen], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    first, gaps = figure.subplots(2, sharex=True)
+def _check_plot(path: Path) -> None:
+    """Before a run, not after it. Raises ConfigError."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot={path}: there is no folder {path.parent}")
+
+
+def _plot(seen: list[Seen], row: dict[str, Any], path: Path) -> None:
+    """Over the time of the run: requests under way, first tokens, gaps between tokens."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    under_way, first, gaps = figure.subplots(3, sharex=True, height_ratios=(1, 2, 2))
     good = [one for one in seen if not one.error and one.pieces]
-    first.plot([one.sent for one in good], [one.ttft for one in good], ".")
-    first.set_ylabel("first token, s")
-    for one in good:
-        gaps.plot([at for at, _ in one.pieces[1:]], one.gaps[: len(one.pieces) - 1], ",", color="C0")
-    gaps.set_ylabel("between tokens, s")
-    gaps.set_xlabel("seconds")
-    figure.savefig(path)
+    changes = sorted([(one.sent, 1) for one in seen] + [(one.ended, -1) for one in seen])
+    levels = itertools.accumulate(change for _, change in changes)
+    under_way.step([at for at, _ in changes], list(levels), where="post", color="C7")
+    under_way.set(ylabel="under way", ylim=(0, None))
+    first.plot([one.sent for one in good], [one.ttft for one in good], "o", markersize=3, label="a request")
+    pieces = [(at, gap) for one in good for at, gap in one.timed_gaps]
+    gaps.plot(
+        [at for at, _ in pieces], [gap for _, gap in pieces], "o", markersize=2, alpha=0.4, label="a token"
+    )
+    for panel, name, what in ((first, "ttft", "first token after, s"), (gaps, "itl", "between tokens, s")):
+        panel.axhline(row[f"objective_{name}_s"], color="C3", linestyle="--", label="objective")
+        for share, style in (("p50", "-"), ("p99", ":")):
+            if f"{name}_{share}_s" in row:
+                panel.axhline(row[f"{name}_{share}_s"], color="C1", linestyle=style, label=share)
+        panel.set(ylabel=what, ylim=(0, 1.2 * panel.get_ylim()[1]))  # the legend lies above everything
+        panel.legend(loc="upper right", ncols=4, fontsize="small")
+    gaps.set_xlabel("seconds since the start")
+    figure.suptitle(
+        f"{row['requests']} requests, {row['failed']} failed: {row['requests_per_s']:.2f} requests/s, "
+        f"{row['output_tok_s']:.1f} tokens/s out, goodput {row.get('goodput_per_s', 0.0):.2f}/s"
+    )
+    figure.savefig(path, format="png", dpi=120)

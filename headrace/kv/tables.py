@@ -98,6 +98,11 @@ class BlockTables:
                         counts[page] = counts.get(page, 0) + 1
         return sum(self.pool.count(page) == count for page, count in counts.items())
 
+    def missing(self, seq: int, stop: int) -> int:
+        """Pages that a sequence which holds pages would still take to write up to `stop`."""
+        pairs = zip(self._tables[seq], self.sizes.tokens, strict=True)
+        return sum(max(0, -(-stop // tokens) - len(pages)) for pages, tokens in pairs)
+
     def holds(self, seq: int) -> bool:
         return seq in self._tables
 

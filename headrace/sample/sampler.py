@@ -9,6 +9,7 @@ Paper   https://arxiv.org/abs/2211.17192 (speculative decoding), in its sample-m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from types import MappingProxyType
 
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor
 from headrace.errors import ConfigError
 from headrace.kernels.argmax import argmax
 from headrace.sample import draw
-from headrace.sample.constrained import Constraints
+from headrace.sample.constrained import Constrained, Constraints
 from headrace.sample.processors import Processor, State
-from headrace.types import Accepted, HiddenSum, Logprob, Span, StepResult
+from headrace.types import Accepted, Delta, HiddenSum, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
 
+_MOMENT_S = 0.01
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"
 
 
@@ -34,8 +36,9 @@ class Sampler:
         """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of."""
         self._processors = tuple(processors)
         self._eos = tuple(eos)
-        self._constraints = constraints
+        self.constraints = constraints
         self._states: dict[int, list[State]] = {}
+        self._grammars: dict[int, Constrained] = {}  # those of the states that are one
 
     def start(self, seq: Seq) -> None:
         """A sequence appears."""
@@ -44,17 +47,37 @@ class Sampler:
         states = (p.init(params, seq.tokens, seq.prompt_len, eos) for p in self._processors)
         found = [state for state in states if state is not None]
         if params.grammar is not None:
-            assert self._constraints is not None, "check() lets no grammar in"
-            found.insert(0, self._constraints.start(params.grammar, seq.tokens[seq.prompt_len :]))
+            assert self.constraints is not None, "check() lets no grammar in"
+            constrained = self.constraints.start(params.grammar, seq.tokens[seq.prompt_len :])
+            self._grammars[seq.id] = constrained
+            found.insert(0, constrained)
         self._states[seq.id] = found
 
     def fork(self, parent: int, child: int) -> None:
         """`child` goes on from where `parent` is."""
-        self._states[child] = [state.fork() for state in self._states[parent]]
+        states = self._states[child] = [state.fork() for state in self._states[parent]]
+        first = states[0] if states else None
+        if isinstance(first, Constrained):
+            self._grammars[child] = first
 
     def forget(self, seq: int) -> None:
         """A sequence has ended."""
         del self._states[seq]
+        self._grammars.pop(seq, None)
+
+    def compiling(self) -> set[int]:
+        """Sequences that cannot be sampled yet: their grammars are being compiled."""
+        return {seq for seq, grammar in self._grammars.items() if not grammar.compiled.done()}
+
+    def wait(self) -> list[Delta]:
+        """Until a grammar that is being compiled is ready, or a moment; nothing comes of it."""
+        pending = [self._grammars[seq].compiled for seq in self.compiling()]
+        futures.wait(pending, _MOMENT_S, futures.FIRST_COMPLETED)
+        return []
+
+    def forced(self, seq: int) -> tuple[int, ...]:
+        """Tokens that the sequence's grammar leaves no choice about: a draft that is right."""
+        return self._grammars[seq].forced if seq in self._grammars else ()
 
     def __len__(self) -> int:
         return len(self._states)

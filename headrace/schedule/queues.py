@@ -6,7 +6,7 @@ Order, everywhere: (priority, arrival, id). The first of the running sequences i
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from headrace.kv.cache import namespace, reusable
@@ -152,8 +152,8 @@ class Queues:
             elif seq.adapter.ready and not crowded:
                 yield seq
 
-    def view(self, tables: BlockTables, swap: bool) -> View:
-        """The picture for one plan."""
+    def view(self, tables: BlockTables, swap: bool, unready: Set[int] = frozenset()) -> View:
+        """The picture for one plan. unready: sequences that shall not be admitted now."""
         ordered = [self._all[order[2]] for order in self._orders]
         running = tuple(
             _view(seq, tables.holding(seq.id, seq.num_computed))
@@ -168,7 +168,8 @@ class Queues:
             host_free=tables.host.num_free if swap and tables.host is not None else None,
             freed_by=tables.freed_by,
         )
-        return View(running, _Candidates(list(self.admissible()), tables), cache)
+        waiting = [seq for seq in self.admissible() if seq.id not in unready]
+        return View(running, _Candidates(waiting, tables), cache)
 
 
 class _Candidates:

@@ -6,6 +6,7 @@ is killed when it takes too long: what passes is compiled again beside the engin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ CHECK_S = 2.0
 """How long compiling may take."""
 MEMORY = 512 << 20
 """Bytes that it may take."""
+_KNOWN = 4096
+"""Grammars whose answer is remembered: a digest and at most a line each, a few megabytes in all."""
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
@@ -168,20 +171,24 @@ class Checker:
     def __init__(self, folder: str, spec: str, size: int, eos: tuple[int, ...]) -> None:
         """folder: the model's. spec: of the slot `grammar`."""
         self._process = Killable("headrace.server.grammars", [folder, spec, size, eos])
-        self._known: dict[Grammar, str] = {}
+        self._known: dict[bytes, str] = {}
+        """Digest of a grammar -> what is wrong with it; least recently asked first."""
 
     async def check(self, grammar: Grammar, where: str) -> None:
         """Raises ApiError if it cannot be compiled, or not in time."""
-        if grammar not in self._known:
+        key = hashlib.blake2b(f"{grammar.kind} {grammar.text}".encode(), digest_size=16).digest()
+        answer = self._known.pop(key, None)
+        if answer is None:
             try:
-                answer = await self._process.ask([grammar.kind, grammar.text], CHECK_S)
+                answer = str(await self._process.ask([grammar.kind, grammar.text], CHECK_S))
             except Killed:
-                raise too_complex(f"{where} takes longer than {CHECK_S:g} s to compile", where) from None
-            if len(self._known) >= 256:
-                self._known.clear()
-            self._known[grammar] = str(answer)
-        if self._known[grammar]:
-            raise bad(f"{where}: {self._known[grammar]}", where)
+                text = f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory"
+                raise too_complex(text, where) from None
+        self._known[key] = answer
+        if len(self._known) > _KNOWN:
+            del self._known[next(iter(self._known))]
+        if answer:
+            raise bad(f"{where}: {answer}", where)
 
     async def close(self) -> None:
         """Ends the process."""
@@ -192,10 +199,11 @@ def main() -> None:
     """The other process: what is wrong with a grammar; nothing if it is empty."""
     from headrace.errors import ConfigError
     from headrace.sample.grammars import SLOT
+    from headrace.sample.vocabulary import Vocabulary
     from headrace.text.tokenizer import Tokenizer
 
     folder, spec, size, eos = json.loads(sys.argv[1])
-    compiler = SLOT.make(spec).start(Tokenizer(folder), size, tuple(eos))
+    compiler = SLOT.make(spec).start(Vocabulary(Tokenizer(folder), size, tuple(eos)))
 
     def answer(question: Any) -> str:
         kind, text = question

@@ -3,7 +3,7 @@
     open loop     arrivals from a Poisson or Gamma process at a rate; the server's slowness does not slow them
     closed loop   so many clients, each asks again when it has its answer
 
-TTFT is from sending to the first text; an inter-token latency is the gap between two pieces of a stream, shared by the
+TTFT is from sending to the first piece; an inter-token latency is the gap between two pieces of a stream, shared by the
 tokens of the later piece. Goodput: requests per second whose TTFT and mean inter-token latency meet the objective.
 """
 
@@ -33,7 +33,8 @@ _WORDS = (
 class Ask:
     """One request of a load."""
 
-    prompt: str
+    prompt: str | tuple[int, ...]
+    """A text, or token ids."""
     max_tokens: int
     at: float
     """Seconds after the start, in an open loop."""
@@ -51,17 +52,31 @@ class Seen:
     error: str = ""
     prompt_tokens: int = 0
 
+    def settle(self, tokens: int) -> None:
+        """The server says at the end how many tokens there were: a last piece that only says why it ends is none, and
+        pieces of several tokens share them."""
+        count = len(self.pieces)
+        if count > tokens > 0 and self.pieces[-1][1] > tokens:
+            del self.pieces[tokens:]
+        elif count and self.pieces[-1][1] < tokens:
+            self.pieces = [(at, tokens * (i + 1) // count) for i, (at, _) in enumerate(self.pieces)]
+
     @property
     def ttft(self) -> float:
         return self.pieces[0][0] - self.sent
 
     @property
-    def gaps(self) -> list[float]:
-        """One per token after the first piece."""
+    def timed_gaps(self) -> list[tuple[float, float]]:
+        """(when it came, seconds since the one before), one per token after the first piece."""
         found = []
         for (before, had), (at, has) in zip(self.pieces, self.pieces[1:], strict=False):
-            found += [(at - before) / (has - had)] * (has - had)
+            found += [(at, (at - before) / (has - had))] * (has - had)
         return found
+
+    @property
+    def gaps(self) -> list[float]:
+        """The seconds alone."""
+        return [gap for _, gap in self.timed_gaps]
 
 
 @dataclass(frozen=True)
@@ -69,28 +84,35 @@ class Shape:
     """What requests look like."""
 
     count: int
-    words: tuple[int, int]
-    """Fewest and most words of a prompt, the shared ones included."""
+    length: tuple[int, int]
+    """Fewest and most words of a prompt, the shared ones included; tokens, if `vocab` is given."""
     shared: int
-    """Words that all prompts start with."""
+    """How many of these all prompts start with."""
     max_tokens: int
     rate: float | None = None
     """Requests per second of an open loop; None is a closed one."""
     burstiness: float = 1.0
     """Shape of the Gamma process: 1 is Poisson, below it requests come in bursts."""
+    vocab: int | None = None
+    """Prompts are random token ids below this instead of words."""
 
 
 def make(shape: Shape, seed: int) -> list[Ask]:
     """The requests, the same for the same seed."""
     draw = random.Random(seed)
-    shared = draw.choices(_WORDS, k=shape.shared)
+    shared = _prompt(shape, shape.shared, draw)
     asks, at = [], 0.0
     for _ in range(shape.count):
-        own = max(draw.randint(*shape.words) - shape.shared, 1)
-        asks.append(Ask(" ".join([*shared, *draw.choices(_WORDS, k=own)]), shape.max_tokens, at))
+        own = max(draw.randint(*shape.length) - shape.shared, 1)
+        prompt = (*shared, *_prompt(shape, own, draw))
+        asks.append(Ask(" ".join(map(str, prompt)) if shape.vocab is None else prompt, shape.max_tokens, at))
         if shape.rate is not None:
             at += draw.gammavariate(shape.burstiness, 1 / (shape.rate * shape.burstiness))
     return asks
+
+
+def _prompt(shape: Shape, length: int, draw: random.Random) -> list[Any]:
+    return draw.choices(_WORDS if shape.vocab is None else range(shape.vocab), k=length)
 
 
 async def run(
@@ -123,7 +145,7 @@ async def _ask(client: httpx2.AsyncClient, model: str, ask: Ask, begin: float) -
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     seen = Seen(time.perf_counter() - begin)
     try:
@@ -132,14 +154,15 @@ async def _ask(client: httpx2.AsyncClient, model: str, ask: Ask, begin: float) -
                 seen.error = f"status {answer.status_code}"
             else:
                 async for line in answer.aiter_lines():
-                    _read(seen, line, time.perf_counter() - begin)
+                    read(seen, line, time.perf_counter() - begin)
     except httpx2.HTTPError as error:
         seen.error = type(error).__name__
     seen.ended = time.perf_counter() - begin
     return seen
 
 
-def _read(seen: Seen, line: str, at: float) -> None:
+def read(seen: Seen, line: str, at: float) -> None:
+    """Takes one line of a stream that came `at` seconds after the start."""
     if not line.startswith("data: ") or line == "data: [DONE]":
         return
     event = json.loads(line.removeprefix("data: "))
@@ -150,7 +173,11 @@ def _read(seen: Seen, line: str, at: float) -> None:
     seen.prompt_tokens = usage.get("prompt_tokens", seen.prompt_tokens)
     if event.get("choices"):  # one token per piece, unless the server tells
         had = seen.pieces[-1][1] if seen.pieces else 0
-        seen.pieces.append((at, max(usage.get("completion_tokens", had + 1), had)))
+        has = usage.get("completion_tokens", had + 1)
+        if has > had:
+            seen.pieces.append((at, has))
+    elif "completion_tokens" in usage:
+        seen.settle(usage["completion_tokens"])
 
 
 def summarise(seen: Sequence[Seen], *, ttft_s: float, itl_s: float) -> dict[str, Any]:
@@ -164,6 +191,8 @@ def summarise(seen: Sequence[Seen], *, ttft_s: float, itl_s: float) -> dict[str,
         "requests_per_s": len(good) / took,
         "prompt_tok_s": sum(one.prompt_tokens for one in good) / took,
         "output_tok_s": sum(one.pieces[-1][1] for one in good) / took,
+        "objective_ttft_s": ttft_s,
+        "objective_itl_s": itl_s,
     }
     if good:
         met = [one for one in good if one.ttft <= ttft_s and _mean(one.gaps) <= itl_s]

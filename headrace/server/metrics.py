@@ -29,6 +29,8 @@ _COUNTED = {
     "prompt_tokens": ("prompt_tokens", "Tokens of admitted prompts."),
     "cached_tokens": ("prefix_cache_hits", "Tokens of prompts that the prefix cache had."),
     "generated_tokens": ("generation_tokens", "Tokens generated."),
+    "drafted_tokens": ("drafted_tokens", "Tokens guessed ahead."),
+    "accepted_tokens": ("accepted_tokens", "Of these, right ones."),
     "recomputes": ("preemptions_recomputed", "Sequences paused by dropping their pages."),
     "swaps": ("preemptions_swapped", "Sequences paused by moving their pages."),
     "steps": ("steps", "Batches that the engine ran."),

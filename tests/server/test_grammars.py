@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from typing import Any
 import openai
 import pytest
 
+from headrace import box
+from headrace.params import Grammar
+from headrace.server import grammars
+from headrace.server.errors import ApiError
 from tests.server.running import Server
 
 MESSAGES: Any = [{"role": "user", "content": "Give me a record."}]
@@ -97,6 +102,11 @@ def deep(levels: int) -> dict[str, Any]:
         ({"guided_json": {"type": "string", "pattern": "a" * 2000}}, "schema_too_complex"),
         ({"guided_json": {"$ref": "http://evil.example/x"}}, "invalid_value"),
         ({"guided_json": {"type": "nothing"}}, "invalid_value"),
+        ({"guided_json": {"type": "array", "uniqueItems": True}}, "invalid_value"),
+        ({"guided_json": {"not": {"type": "string"}}}, "invalid_value"),
+        ({"guided_json": {"type": "string", "format": "odd"}}, "invalid_value"),
+        ({"guided_json": {"contains": {}, "x-guidance": {"lenient": True}}}, "invalid_value"),
+        ({"guided_json": {"oneOf": [{"minimum": 1}, {"maximum": 2}]}}, "invalid_value"),
         ({"guided_json": "{"}, "invalid_value"),
         ({"guided_regex": "(a"}, "invalid_value"),
         ({"guided_regex": "a" * 2000}, "schema_too_complex"),
@@ -117,6 +127,61 @@ def test_what_is_no_form(server: Server, body: dict[str, Any], code: str) -> Non
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["code"] == code and len(error["message"]) < 600 and "0x" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    ],
+    ids=json.dumps,
+)
+def test_references_in_circles_harm_nobody(server: Server, schema: dict[str, Any]) -> None:
+    with server.client() as client:
+        body = {"prompt": "a", "max_tokens": 4, "guided_json": schema}
+        assert client.post("/v1/completions", json=body).status_code in (200, 400)
+        assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def test_the_checker_forgets_what_was_asked_least_recently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "_KNOWN", 2)
+    asked: list[str] = []
+
+    async def ask(question: list[str], seconds: float) -> str:
+        asked.append(question[1])
+        return ""
+
+    async def check() -> None:
+        checker = grammars.Checker("", "", 0, ())
+        monkeypatch.setattr(checker._process, "ask", ask)
+        for text in ("a", "b", "a", "c", "a", "b"):
+            await checker.check(Grammar("regex", text), "guided_regex")
+
+    asyncio.run(check())
+    assert asked == ["a", "b", "c", "b"]
+
+
+@pytest.mark.slow
+def test_the_checker_compiles_with_the_engine_s_member() -> None:
+    """What xgrammar needs fits in the memory that the process may take."""
+    pytest.importorskip("xgrammar")
+
+    async def check() -> None:
+        checker = grammars.Checker(str(box.path("tiny-draft")), "xgrammar", 4096, (0,))
+        try:
+            await checker.check(Grammar("json_schema", json.dumps(PERSON)), "guided_json")
+            with pytest.raises(ApiError, match="xgrammar does not enforce 'uniqueItems'"):
+                await checker.check(
+                    Grammar("json_schema", '{"type": "array", "uniqueItems": true}'), "guided_json"
+                )
+        finally:
+            await checker.close()
+
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from headrace import box
 from headrace.errors import ConfigError
 from headrace.params import Grammar
 from headrace.sample.grammars.llguidance import LlGuidance
+from headrace.sample.vocabulary import Vocabulary
 from headrace.text.tokenizer import Tokenizer
 from headrace.text.tool_formats import FORMATS, Format, named, of_template
 from headrace.text.tool_grammar import Function, ToolGrammar
@@ -283,7 +284,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer(box.path("tiny-draft"))
-        self._compiler = LlGuidance().start(self.tokenizer, self.tokenizer.size, (0,))
+        self._compiler = LlGuidance().start(Vocabulary(self.tokenizer, self.tokenizer.size, (0,)))
         self.special = self.tokenizer.id_of("<|assistant|>")
 
     def write(self, grammar: str, rng: random.Random, most: int) -> tuple[list[int], bool]:

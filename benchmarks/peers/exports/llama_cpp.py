@@ -1,7 +1,7 @@
 """Hugging Face folder -> GGUF: the tensors as they are in F16, then llama.cpp's own quantiser for the other formats.
 
-No tokenizer is written (`tokenizer.ggml.model = no_vocab`): the runner passes token ids. Bfloat16 is read by hand,
-because numpy has no such type and PyTorch is not needed here for anything else.
+The vocabulary comes along, because llama.cpp's server does not start without one. Bfloat16 is read by hand, because
+numpy has no such type and PyTorch is not needed here for anything else.
 
     python -m benchmarks.peers.exports.llama_cpp --source DIR --target DIR [--only Q4_0,Q8_0]
 """
@@ -76,7 +76,7 @@ def write_f16(source: Path, target: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _add_vocabulary(writer, json.loads((source / "tokenizer.json").read_text()), config)
     writer.add_file_type(lib.LLAMA_FTYPE_MOSTLY_F16)
     groups = {"q_proj": heads, "k_proj": config["num_key_value_heads"]}
     for name, values in tensors(source):
@@ -90,6 +90,21 @@ def write_f16(source: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    """A byte-level BPE vocabulary, as tokenizer.json has it."""
+    pieces = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    kinds = [gguf.TokenType.CONTROL if piece in special else gguf.TokenType.NORMAL for piece in pieces]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(pieces)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
 
 
 def rename(module: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from headrace.errors import ConfigError
 from headrace.params import Grammar
+from headrace.sample.vocabulary import Vocabulary
 from headrace.slots import Card
-from headrace.text.tokenizer import Tokenizer
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
@@ -41,25 +41,27 @@ class LlGuidance:
         if not 0 <= self.whitespace <= 1000:
             raise ValueError(f"whitespace={self.whitespace} must be between 0 and 1000")
 
-    def start(self, tokenizer: Tokenizer, size: int, eos: tuple[int, ...]) -> _Compiler:
-        return _Compiler(tokenizer, size, eos, self.whitespace)
+    def start(self, vocabulary: Vocabulary) -> _Compiler:
+        return _Compiler(vocabulary, self.whitespace)
 
 
 class _Compiler:
-    def __init__(self, tokenizer: Tokenizer, size: int, eos: tuple[int, ...], whitespace: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, whitespace: int) -> None:
         import llguidance
 
         self._lib = llguidance
-        self._eos, self._whitespace = eos, whitespace
-        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, size, eos))
-        self._tokenizer = llguidance.LLTokenizer(vocabulary, n_vocab=size)
+        self._vocabulary, self._whitespace = vocabulary, whitespace
+        wrapper = llguidance.TokenizerWrapper(_Tokenizer(vocabulary))
+        self._tokenizer = llguidance.LLTokenizer(
+            wrapper, n_vocab=vocabulary.size, eos_token=list(vocabulary.eos)
+        )
         self._limits = llguidance.LLParserLimits(**_LIMITS)
 
     def compile(self, grammar: Grammar) -> _Matcher:
         made = self._lib.LLMatcher(self._tokenizer, self._source(grammar), log_level=0, limits=self._limits)
         if made.is_error():
             raise ConfigError(f"{grammar.kind}: {_first_line(made.get_error())}")
-        return _Matcher(made, self._eos)
+        return _Matcher(made, self._vocabulary)
 
     def _source(self, grammar: Grammar) -> str:
         lib = self._lib.LLMatcher
@@ -79,27 +81,36 @@ class _Compiler:
                 return str(lib.grammar_from_lark(grammar.text))
 
     def _json(self, schema: str) -> str:
-        options: Any = {"whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{0,{self._whitespace}}}"}
+        options: Any = {  # overrides what a schema says of itself in "x-guidance"
+            "whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{0,{self._whitespace}}}",
+            "item_separator": ",",
+            "key_separator": ":",
+            "lenient": False,
+            "coerce_one_of": False,
+        }
         try:
-            return str(self._lib.LLMatcher.grammar_from_json_schema(schema, defaults=options))
+            return str(self._lib.LLMatcher.grammar_from_json_schema(schema, overrides=options))
         except ValueError as error:
             raise ConfigError(f"json_schema: {_first_line(str(error))}") from None
 
 
 class _Matcher:
-    def __init__(self, inner: Any, eos: tuple[int, ...]) -> None:
-        self._inner, self._eos = inner, eos
+    def __init__(self, inner: Any, vocabulary: Vocabulary) -> None:
+        self._inner, self._vocabulary = inner, vocabulary
         self._ended = 0  # tokens since the text ended: the parser does not see them
 
     def mask(self) -> bytes:
         if self._ended:
-            return b""
+            return self._vocabulary.mask(*self._vocabulary.eos)
         bits: bytes = self._inner.compute_bitmask()
         self._check()
         return bits
 
+    def forced(self) -> tuple[int, ...]:
+        return () if self._ended else tuple(self._inner.compute_ff_tokens())
+
     def accept(self, token: int) -> None:
-        if self._ended or token in self._eos:
+        if self._ended or token in self._vocabulary.eos:
             self._ended += 1
             return
         self._inner.consume_token(token)
@@ -113,31 +124,25 @@ class _Matcher:
             self._check()
 
     def fork(self) -> _Matcher:
-        twin = _Matcher(self._inner.deep_copy(), self._eos)
+        twin = _Matcher(self._inner.deep_copy(), self._vocabulary)
         twin._ended = self._ended
         return twin
-
-    def forced(self) -> tuple[int, ...]:
-        return () if self._ended else tuple(self._inner.compute_ff_tokens())
 
     def _check(self) -> None:
         if self._inner.is_error():
             raise ConfigError(f"the grammar cannot go on: {_first_line(self._inner.get_error())}")
 
 
-class _Vocabulary:
+class _Tokenizer:
     """What llguidance asks of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, size: int, eos: tuple[int, ...]) -> None:
-        self._tokenizer = tokenizer
-        self.bos_token_id = tokenizer.bos
-        self.eos_token_id = eos[0] if eos else tokenizer.eos
-        self.tokens = [b"" if i >= tokenizer.size else tokenizer.bytes_of(i) for i in range(size)]
-        self.special_token_ids = sorted(tokenizer.special)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.bos_token_id, self.eos_token_id = vocabulary.bos, vocabulary.eos[0]
+        self.tokens, self.special_token_ids = vocabulary.tokens, sorted(vocabulary.special)
 
     def __call__(self, data: bytes | str) -> list[int]:
-        raw = data.encode() if isinstance(data, str) else data
-        return self._tokenizer.encode_bytes(raw)
+        return self._vocabulary.encode(data.encode() if isinstance(data, str) else data)
 
 
 def _first_line(text: str) -> str:
