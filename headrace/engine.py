@@ -107,9 +107,9 @@ class Engine:
         self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
-        self._bounds, self._ids = self._limits(config), itertools.count(1)
+        self._bounds = Bounds(self.architecture, self.context, config.max_waiting, self.sampler.keeps_forms)
         self.budget = Budget(max_seqs=config.max_seqs)
-        self.counters = Counters()
+        self.counters, self._ids = Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
@@ -120,14 +120,6 @@ class Engine:
         if path is None or not eos:
             return None
         return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(path), self.architecture.vocab, eos)))
-
-    def _limits(self, config: EngineConfig) -> Bounds:
-        return Bounds(
-            architecture=self.architecture,
-            context=self.context,
-            grammars=self.sampler.constraints is not None,
-            max_waiting=config.max_waiting,
-        )
 
     # ---- requests ----
 
@@ -162,12 +154,24 @@ class Engine:
             self.adapters.find(request.adapter)
 
     def cancel(self, request: str, index: int | None = None) -> None:
-        """Ends a request, or one of its samples, now: nothing more comes of it. Unknown ids are ignored: a request
-        may have finished just before its client gave up."""
+        """Ends a request, or one of its samples, now. Unknown ids are ignored: it may have finished just before."""
         for seq_id in list(self._requests.get(request, ())):
             seq = self.queues[seq_id]
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
+
+    def pause(self, request: str) -> None:
+        """Sets a request aside until `resume`, without pages; the tokens stay the same, as after a preemption."""
+        for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
+            if seq.status is not Status.HELD:
+                self.kv.tables.release(seq.id)
+                seq.status, seq.num_computed = Status.PAUSED, 0
+
+    def resume(self, request: str) -> None:
+        """Lets it go on."""
+        for seq_id in self._requests.get(request, ()):
+            if self.queues[seq_id].status is Status.PAUSED:
+                self.queues[seq_id].status = Status.WAITING
 
     def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
         """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
@@ -200,14 +204,14 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return len(self.queues) > 0
+        """Whether anything could run."""
+        return self.queues.count(Status.RUNNING, Status.WAITING, Status.SWAPPED) > 0
 
     def stats(self) -> Stats:
         pool = self.kv.tables.pool
         return Stats(
             running=self.queues.count(Status.RUNNING),
-            waiting=self.queues.count(Status.WAITING, Status.HELD),
+            waiting=self.queues.count(Status.WAITING, Status.HELD, Status.PAUSED),
             swapped=self.queues.count(Status.SWAPPED),
             pages=len(pool),
             free_pages=pool.num_free,
@@ -387,7 +391,7 @@ class Engine:
         """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
         for seq in self.queues:
             self.kv.tables.release(seq.id)
-            if seq.status is not Status.HELD:
+            if seq.status not in (Status.HELD, Status.PAUSED):
                 seq.status = Status.WAITING
             seq.num_computed = 0
             self.sampler.start(seq)

@@ -88,12 +88,13 @@ class Request:
 
 
 class Status(Enum):
-    """Where a sequence is. Arrows: HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED (paused)."""
+    """Where it is. HELD -> WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING | SWAPPED; any -> PAUSED -> WAITING."""
 
     HELD = "held"  # a further sample of a request whose first sample has not finished the prompt
     WAITING = "waiting"  # no pages; runs from the longest cached prefix
     RUNNING = "running"  # holds pages
     SWAPPED = "swapped"  # its pages lie in host memory
+    PAUSED = "paused"  # nobody takes its tokens; no pages
     FINISHED = "finished"
 
 

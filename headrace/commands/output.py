@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ def write_json(value: Any) -> None:
 
 
 def note(line: str, quiet: bool = False) -> None:
-    """Tells the user something that is not the result, on stderr."""
+    """Tells the user something that is not the result, on stderr. Where that is full or closed, work goes on."""
     if not quiet:
-        sys.stderr.write(f"headrace: {line}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"headrace: {line}\n")
+            sys.stderr.flush()
 
 
 def write_table(

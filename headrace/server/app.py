@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from headrace import __version__
 from headrace.errors import HeadraceError
@@ -24,6 +25,7 @@ from headrace.server.embeddings import EmbeddingRequest, Embeddings
 from headrace.server.errors import ApiError
 from headrace.server.health import Health
 from headrace.server.live import PATHS, Live, page
+from headrace.server.openapi import describe
 from headrace.server.passes import Passes
 from headrace.server.rankings import Ranking, RerankRequest
 from headrace.server.record import CANCELLED
@@ -62,6 +64,7 @@ class Api:
         self.health = Health(service)
         self.adapters = AdapterRoutes(service, lora_root, strict=strict) if lora_root else None
         self._serials = itertools.count()
+        self._bodies: dict[str, type] = {}
 
     def app(self) -> FastAPI:
         """The ASGI application."""
@@ -94,20 +97,21 @@ class Api:
             app.add_api_route(path, route, methods=["GET"], response_model=None)
         for path in PATHS:
             app.add_api_route(path, page, methods=["GET"], response_model=None)
+        describe(app, self._bodies)
         return app
 
     # ---- generation ----
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts."""
-        body, ignored = self._parse(CompletionRequest, await request.body())
+        body, ignored = self._parse(CompletionRequest, await self._body(request))
         id = _call_id(request, body.request_id, "cmpl")
         made = await self._counted(Completion.start(self.service, body, id))
         return await self._answer(request, made, bool(body.stream), ignored)
 
     async def chats(self, request: Request) -> Response:
         """Answers a conversation."""
-        body, ignored = self._parse(ChatRequest, await request.body())
+        body, ignored = self._parse(ChatRequest, await self._body(request))
         id = _call_id(request, body.request_id, "chatcmpl")
         made = await self._counted(Chat.start(self.service, body, id))
         return await self._answer(request, made, bool(body.stream), ignored)
@@ -122,11 +126,21 @@ class Api:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
 
+    async def _body(self, request: Request) -> bytes:
+        try:
+            return await request.body()
+        except ClientDisconnect:
+            self.service.metrics.end("cancelled")
+            raise ApiError(CANCELLED, "cancelled", "the client is gone") from None
+        except ApiError:
+            self.service.metrics.reject()
+            raise
+
     def _passing(self, kind: type[Common], start: Any, name: str) -> Callable[..., Any]:
         """An endpoint whose answer needs forward passes and generates nothing."""
 
         async def route(request: Request) -> Response:
-            body, ignored = self._parse(kind, await request.body())
+            body, ignored = self._parse(kind, await self._body(request))
             id, serial = _call_id(request, body.request_id, name), next(self._serials)
             passes, made = await self._counted(self._started(start, id, serial, body))
             request.state.record.call = passes
@@ -160,12 +174,12 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         """Text to token ids."""
-        body, _ = self._parse(TokenizeRequest, await request.body())
+        body, _ = self._parse(TokenizeRequest, await self._body(request))
         return _json(await text.tokenize(self.service, body))
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids to text."""
-        body, _ = self._parse(DetokenizeRequest, await request.body())
+        body, _ = self._parse(DetokenizeRequest, await self._body(request))
         return _json(text.detokenize(self.service, body))
 
     async def tokenizer_info(self) -> Response:
@@ -207,12 +221,9 @@ class Api:
     async def version(self) -> Response:
         return _json({"version": __version__})
 
-    @staticmethod
-    def _post(app: FastAPI, path: str, route: Callable[..., Any], kind: type) -> None:
-        body = {"content": {"application/json": {"schema": msgspec.json.schema(kind)}}, "required": True}
-        app.add_api_route(
-            path, route, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
-        )
+    def _post(self, app: FastAPI, path: str, route: Callable[..., Any], kind: type) -> None:
+        self._bodies[path] = kind
+        app.add_api_route(path, route, methods=["POST"], response_model=None)
 
 
 def _listed(names: list[str]) -> str:

@@ -2,7 +2,10 @@
 
 A job is a request until its last sample has ended. When the engine dies, jobs that had not run are handed to the next
 one; those that had end with EngineDied, because half of their answer may have been seen. None runs twice unnoticed:
-a job that was waiting when two engines died ends, too, since it may be what kills them.
+a job that was waiting when two engines died ends, too, since it may be what kills them. An engine that says nothing
+for STUCK_S, with a job to run, is killed.
+
+A job whose events nobody takes is paused, so that they do not pile up.
 
     starting -> ready -> (dies) -> starting ...      five deaths in ten minutes -> failed
        any of them -> closed
@@ -13,11 +16,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import logging
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -30,16 +29,18 @@ from headrace.server.messages import (
     Cancel,
     Failed,
     LoadAdapter,
+    Pause,
     Ready,
     Refused,
-    Start,
+    Resume,
     Stepped,
     Submit,
     UnloadAdapter,
     View,
 )
+from headrace.server.process import EngineProcess
 from headrace.server.registry import Registry
-from headrace.server.wire import ApiEnd, Closed
+from headrace.server.wire import Closed
 from headrace.types import Delta, Request
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
@@ -47,8 +48,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Before the engine is started again: doubled at each death within DEATHS_WITHIN_S."""
 MOST_TRIES = 2
 """Engines that a job may be handed to."""
-STOP_S = 5.0
-"""How long an engine may take to end once its socket is closed."""
+STUCK_S = 60.0
+"""So long may a step take."""
+MOST_UNREAD, FEW_UNREAD = 1024, 256
+"""Events of a call that wait to be taken: above the first its jobs are paused, below the second they go on."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +89,7 @@ class Job:
     unfinished: set[int]
     """Samples that have not ended."""
     running: bool = False
+    paused: bool = False
     started: float | None = None
     """When it first ran, on the clock of time.perf_counter."""
     tries: int = 0
@@ -117,9 +121,11 @@ class EngineClient:
         self._on_step, self._log_json = on_step, log_json
         self._jobs: dict[str, Job] = {}
         self._deaths: collections.deque[float] = collections.deque(maxlen=MOST_DEATHS)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: ApiEnd | None = None
+        self._engine: EngineProcess | None = None
+        self._cause = ""
         self._life: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._owes_since: float | None = None
 
     # ---- the process ----
 
@@ -128,46 +134,38 @@ class EngineClient:
         HeadraceError for anything else that went wrong."""
         await self._launch()
         self._life = asyncio.create_task(self._live(), name="engine")
+        self._watching = asyncio.create_task(self._watch(), name="watchdog")
         assert self.ready is not None
         return self.ready
 
     async def close(self) -> None:
         """Ends the engine, and every job with Unavailable."""
         self.state, self.why = State.CLOSED, "the server is shutting down"
-        if self._life is not None:
-            self._life.cancel()
+        for task in filter(None, (self._life, self._watching)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._life
+                await task
         self._end_jobs(lambda job: Unavailable(self.why))
         self._adapters.end(Unavailable(self.why))
         await self._stop()
 
     async def _launch(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "headrace.server.worker", str(theirs.fileno())]
-            command += ["json"] if self._log_json else []
-            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        self._end = await ApiEnd.open(ours)
-        room = min(self.config.max_seqs + self.config.max_waiting, 1_000_000)  # submit() says when it is full
-        self._end.send(Start(fields_of(self.config) | {"max_waiting": room, "adapters": {}}))
-        while True:
-            try:
-                message = await self._end.receive()
-            except Closed:
-                await self._stop()
-                raise HeadraceError(
-                    f"the engine process ended while it was starting ({self._cause()})"
-                ) from None
-            match message:
-                case Failed(text, user):
-                    await self._stop()
-                    raise ConfigError(text) if user else HeadraceError(text)
-                case Ready():
-                    await self._load_all(first=self.ready is None)
-                    self.ready, self.state = message, State.READY
-                    self.last_step = time.monotonic()
-                    return
+        engine = self._engine = await EngineProcess.start(self.config, log_json=self._log_json)
+        try:
+            message = await engine.receive()
+            while not isinstance(message, Failed | Ready):
+                message = await engine.receive()
+            if isinstance(message, Failed):
+                raise ConfigError(message.message) if message.user else HeadraceError(message.message)
+            await self._load_all(engine, first=self.ready is None)
+        except Closed:
+            await self._stop()
+            raise HeadraceError(f"the engine process ended while it was starting ({self._cause})") from None
+        except HeadraceError:
+            await self._stop()
+            raise
+        self.ready, self.state = message, State.READY
+        self.last_step = time.monotonic()
 
     async def _live(self) -> None:
         """Reads what the engine says, for ever, through deaths and new starts."""
@@ -186,13 +184,15 @@ class EngineClient:
                 return
             self.restarts += 1
             _log.warning("the engine is back; %d requests were waiting for it", len(self._jobs))
+            self._owes_since = time.monotonic()
             for job in self._jobs.values():
                 self._hand_over(job)
 
     async def _read(self) -> None:
-        assert self._end is not None
+        assert self._engine is not None
         while True:
-            message = await self._end.receive()
+            message = await self._engine.receive()
+            self._owes_since = time.monotonic()
             match message:
                 case Stepped(deltas, admitted, view):
                     self.view, self.last_step = view, time.monotonic()
@@ -210,10 +210,24 @@ class EngineClient:
                 case Failed(text, _):
                     _log.error("the engine failed: %s", text)
 
+    async def _watch(self) -> None:
+        """Kills an engine that is stuck; _live() does the rest."""
+        while True:
+            await asyncio.sleep(STUCK_S / 20)
+            if self.state is State.READY and self.silence > STUCK_S and self._engine is not None:
+                self._engine.kill(f"it gave no sign of life for {STUCK_S:g} s")
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the engine's last sign of life, or since it has something to do; 0 while it has nothing."""
+        if self._owes_since is None or all(job.paused for job in self._jobs.values()):
+            return 0.0
+        return time.monotonic() - self._owes_since
+
     async def _bury(self) -> None:
         """The engine is dead: says so to everybody whom it concerns, and waits before the next one."""
         await self._stop()
-        cause = self._cause()
+        cause = self._cause
         self.view = None
         self.state, self.why = State.STARTING, f"the engine process died ({cause}) and is being started again"
         self._deaths.append(time.monotonic())
@@ -238,25 +252,10 @@ class EngineClient:
         await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** (len(recent) - 1), LONGEST_PAUSE_S))
 
     async def _stop(self) -> None:
-        """Closes the socket, and sees to it that the process ends."""
-        if self._end is not None:
-            self._end.close()
-            self._end = None
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(None, process.wait, STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await loop.run_in_executor(None, process.wait)
-
-    def _cause(self) -> str:
-        code = self._process.poll() if self._process is not None else None
-        if code is None:
-            return "it closed its socket"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
+            self._cause = engine.cause
 
     # ---- adapters ----
 
@@ -267,27 +266,25 @@ class EngineClient:
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Serves a folder by this name. Raises ConfigError if it cannot be, Unavailable or EngineDied."""
-        if self.state is not State.READY or self._end is None:
+        if self.state is not State.READY or self._engine is None:
             raise Unavailable(self.why)
         told = self._adapters.ask(name, folder)
-        self._end.send(LoadAdapter(name, folder))
+        self._engine.send(LoadAdapter(name, folder))
         await told
 
     def unload_adapter(self, name: str) -> None:
         """Serves it no more."""
         self.adapters.pop(name, None)
-        if self._end is not None and self.state is State.READY:
-            self._end.send(UnloadAdapter(name))
+        if self._engine is not None and self.state is State.READY:
+            self._engine.send(UnloadAdapter(name))
 
-    async def _load_all(self, first: bool) -> None:
+    async def _load_all(self, engine: EngineProcess, first: bool) -> None:
         """Tells a new engine of the adapters. first: one that cannot be served is an error; later, it is dropped."""
-        assert self._end is not None
         for name, folder in list(self.adapters.items()):
-            self._end.send(LoadAdapter(name, folder))
-            told = await self._end.receive()
+            engine.send(LoadAdapter(name, folder))
+            told = await engine.receive()
             assert isinstance(told, AdapterTold)
             if told.error and first:
-                await self._stop()
                 raise ConfigError(told.error)
             if told.error:
                 _log.error("adapter %s is served no more: %s", name, told.error)
@@ -311,6 +308,7 @@ class EngineClient:
         events: asyncio.Queue[Event] = asyncio.Queue()
         tries = 0 if again else MOST_TRIES - 1
         jobs = [Job(request, events, set(range(request.params.n)), tries=tries) for request in requests]
+        self._owe()
         for job in jobs:
             self._jobs[job.request.id] = job
             self._hand_over(job)
@@ -329,6 +327,8 @@ class EngineClient:
                 if isinstance(event, HeadraceError):
                     raise event
                 yield event
+                if events.qsize() < FEW_UNREAD:
+                    self._resume(jobs)
         finally:
             for job in jobs:
                 self.cancel(job)
@@ -340,22 +340,37 @@ class EngineClient:
         job.unfinished = set() if index is None else job.unfinished - {index}
         if not job.unfinished:
             del self._jobs[job.request.id]
-        if self._end is not None and self.state is State.READY:
-            self._end.send(Cancel(job.request.id, index))
+        if self._engine is not None and self.state is State.READY:
+            self._engine.send(Cancel(job.request.id, index))
 
     @property
     def pid(self) -> int | None:
         """The engine process, while there is one."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._engine.pid if self._engine is not None else None
 
     def __len__(self) -> int:
         """Jobs under way."""
         return len(self._jobs)
 
+    def _owe(self) -> None:
+        """The engine gets something to do: from now on its silence counts, unless it had something already."""
+        if all(job.paused for job in self._jobs.values()):
+            self._owes_since = time.monotonic()
+
+    def _resume(self, jobs: Sequence[Job]) -> None:
+        paused = [job for job in jobs if job.paused and job.unfinished]
+        if not paused or self._engine is None:
+            return
+        self._owe()
+        for job in paused:
+            job.paused = False
+            self._engine.send(Resume(job.request.id))
+
     def _hand_over(self, job: Job) -> None:
-        assert self._end is not None
+        assert self._engine is not None
+        job.paused = False
         job.tries += 1
-        self._end.send(Submit(job.request))
+        self._engine.send(Submit(job.request))
 
     def _deliver(self, delta: Delta) -> None:
         job = self._jobs.get(delta.request)
@@ -366,6 +381,9 @@ class EngineClient:
             if not job.unfinished:
                 del self._jobs[delta.request]
         job.events.put_nowait(delta)
+        if job.events.qsize() > MOST_UNREAD and job.unfinished and self._engine is not None:
+            job.paused = True  # or is already: what was on its way comes
+            self._engine.send(Pause(job.request.id))
 
     def _end_job(self, name: str, error: HeadraceError) -> None:
         job = self._jobs.pop(name, None)
@@ -378,11 +396,3 @@ class EngineClient:
             error = error_of(job)
             if error is not None:
                 self._end_job(name, error)
-
-
-def fields_of(config: EngineConfig) -> dict[str, object]:
-    """What EngineConfig.from_mapping makes the same of, in another process."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {
-        "stack": dict(config.stack),
-        "adapters": dict(config.adapters),
-    }

@@ -10,6 +10,8 @@ from typing import Any
 from headrace.errors import ConfigError, HeadraceError
 from headrace.server.client import EngineDied, QueueFull, Unavailable
 
+MAX_CHARS = 1000
+"""Of a message: one that quotes what was sent could be as long as that."""
 RETRY_S = 2
 """What Retry-After says."""
 _TYPES = {
@@ -32,7 +34,8 @@ class ApiError(HeadraceError):
     def body(self, request_id: str) -> dict[str, Any]:
         """{"error": {...}} as OpenAI's clients read it."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        message = self.message if len(self.message) <= MAX_CHARS else f"{self.message[:MAX_CHARS]}..."
+        error = {"message": message, "type": kind, "param": self.param, "code": self.code}
         return {"error": {**error, "request_id": request_id}}
 
     @property

@@ -6,8 +6,6 @@ is killed when it takes too long: what passes is compiled again beside the engin
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
 import sys
@@ -17,13 +15,15 @@ import msgspec
 
 from headrace.params import MAX_GRAMMAR_CHARS, Grammar
 from headrace.server.errors import ApiError, bad
+from headrace.server.killable import Killable, Killed, answering
 
 MAX_DEPTH, MAX_NODES = 32, 2000
 MAX_PATTERN_CHARS = 1024
 MAX_CHOICES = 1000
 CHECK_S = 2.0
 """How long compiling may take."""
-_BYTES = 1 << 20  # of an answer of the checking process
+MEMORY = 512 << 20
+"""Bytes that it may take."""
 _KNOWN = 4096
 """Grammars whose answer is remembered: a digest and at most a line each, a few megabytes in all."""
 
@@ -170,67 +170,36 @@ class Checker:
 
     def __init__(self, folder: str, spec: str, size: int, eos: tuple[int, ...]) -> None:
         """folder: the model's. spec: of the slot `grammar`."""
-        self._about = (folder, spec, size, eos)
-        self._turn = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._known: dict[
-            bytes, str
-        ] = {}  # digest of a grammar -> what is wrong with it; least recently asked first
+        self._process = Killable("headrace.server.grammars", [folder, spec, size, eos])
+        self._known: dict[bytes, str] = {}
+        """Digest of a grammar -> what is wrong with it; least recently asked first."""
 
     async def check(self, grammar: Grammar, where: str) -> None:
         """Raises ApiError if it cannot be compiled, or not in time."""
         key = hashlib.blake2b(f"{grammar.kind} {grammar.text}".encode(), digest_size=16).digest()
         answer = self._known.pop(key, None)
         if answer is None:
-            async with self._turn:
-                answer = await self._ask(grammar)
-        if answer is None:
-            raise too_complex(
-                f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory", where
-            )
+            answer = await self._ask(grammar, where)
         self._known[key] = answer
         if len(self._known) > _KNOWN:
             del self._known[next(iter(self._known))]
         if answer:
             raise bad(f"{where}: {answer}", where)
 
-    async def _ask(self, grammar: Grammar) -> str | None:
-        """What is wrong with it; empty if nothing is, None if it took too long or killed the process."""
-        if self._process is None:
-            self._process = await self._start()
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
+    async def _ask(self, grammar: Grammar, where: str) -> str:
         try:
-            process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
-            line = await asyncio.wait_for(process.stdout.readline(), CHECK_S)
-            if line:
-                return str(msgspec.json.decode(line))
-        except (asyncio.TimeoutError, OSError):
-            pass  # it is killed, and the next grammar gets another one
-        await self.close()
-        return None
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        command = (sys.executable, "-m", "headrace.server.grammars", json.dumps(self._about))
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=_BYTES)
-        assert process.stdout is not None
-        await process.stdout.readline()  # it has read the vocabulary
-        return process
+            return str(await self._process.ask([grammar.kind, grammar.text], CHECK_S))
+        except Killed:
+            text = f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory"
+            raise too_complex(text, where) from None
 
     async def close(self) -> None:
         """Ends the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await self._process.close()
 
 
 def main() -> None:
-    """The other process: a grammar per line of input, and what is wrong with it per line of output."""
-    import resource
-
+    """The other process: what is wrong with a grammar; nothing if it is empty."""
     from headrace.errors import ConfigError
     from headrace.sample.grammars import SLOT
     from headrace.sample.vocabulary import Vocabulary
@@ -238,20 +207,16 @@ def main() -> None:
 
     folder, spec, size, eos = json.loads(sys.argv[1])
     compiler = SLOT.make(spec).start(Vocabulary(Tokenizer(folder), size, tuple(eos)))
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    for line in sys.stdin.buffer:
-        kind, text = json.loads(line)
+
+    def answer(question: Any) -> str:
+        kind, text = question
         try:
             compiler.compile(Grammar(kind, text)).mask()
-            answer = ""
         except (ConfigError, ValueError) as error:
-            answer = str(error)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+            return str(error)
+        return ""
+
+    answering(answer, MEMORY)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,7 @@ class Health:
     async def ready(self) -> Response:
         """The engine takes requests, and has run a step within a minute, or within ten seconds if it is busy."""
         self._check_state()
-        client = self._service.client
-        age = time.monotonic() - client.last_step
-        if age > (FRESH_S if len(client) else PROBE_S):
+        if time.monotonic() - self._service.client.last_step > PROBE_S:
             await self._probe()
         return Response(status_code=200)
 
@@ -55,6 +53,8 @@ class Health:
         client = self._service.client
         if client.state is not State.READY:
             raise ApiError(503, "engine_unavailable", client.why)
+        if client.silence > FRESH_S:
+            raise ApiError(503, "engine_stuck", f"the engine has run no step for {client.silence:.0f} s")
 
     async def _probe(self) -> None:
         """One token. Several askers share it. Raises ApiError if none comes in time."""

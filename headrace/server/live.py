@@ -15,7 +15,7 @@ from headrace.server.client import EngineClient
 from headrace.server.messages import Stepped, View
 
 STEPS = 100
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FILES = ("index.html", "style.css", "icon.svg", "server.js", "chat.js", "engine.js", "plot.js")
 PATHS = {"/": "index.html", **{f"/page/{name}": name for name in _FILES}}
 """Where the page's files are served."""
@@ -64,4 +64,4 @@ async def page(request: Request) -> Response:
     """The file of the page that the path names."""
     name = PATHS[request.url.path]
     data = resources.files("headrace.server").joinpath("page", name).read_bytes()
-    return Response(data, headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
+    return Response(data, headers=_HEADERS, media_type=TYPES[Path(name).suffix])

@@ -1,6 +1,6 @@
 """What the API process and the engine process say to each other.
 
-    API -> engine   Start, then Submit and Cancel, LoadAdapter and UnloadAdapter
+    API -> engine   Start, then Submit, Cancel, Pause and Resume, LoadAdapter and UnloadAdapter
     engine -> API   Ready or Failed; then Stepped after every step, Refused for a request that cannot be, AdapterTold
 
 Every message is a msgspec Struct: typed, checked when it is read, and never code.
@@ -39,6 +39,18 @@ class Cancel(msgspec.Struct, tag=True, frozen=True):
 
     id: str
     index: int | None = None
+
+
+class Pause(msgspec.Struct, tag=True, frozen=True):
+    """Whoever wants this does not take what is there: make no more of it."""
+
+    id: str
+
+
+class Resume(msgspec.Struct, tag=True, frozen=True):
+    """It was taken: go on."""
+
+    id: str
 
 
 class LoadAdapter(msgspec.Struct, tag=True, frozen=True):
@@ -137,7 +149,7 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     view: View
 
 
-ToEngine = Start | Submit | Cancel | LoadAdapter | UnloadAdapter
+ToEngine = Start | Submit | Cancel | Pause | Resume | LoadAdapter | UnloadAdapter
 FromEngine = Ready | Failed | Refused | Stepped | AdapterTold
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import re
 import signal
@@ -28,12 +29,14 @@ import uvicorn
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.server.app import Api
-from headrace.server.client import EngineClient, State, fields_of
+from headrace.server.client import EngineClient, State
+from headrace.server.connection import Connection, most_connections
 from headrace.server.gate import LOOPBACK, Door, Gate, hosts_for
 from headrace.server.journal import Journal
 from headrace.server.live import Live
 from headrace.server.messages import EXIT_ENGINE, Since, Stepped
 from headrace.server.metrics import Metrics
+from headrace.server.process import fields_of
 from headrace.server.record import Record
 from headrace.server.schema import MAX_HEADER_BYTES
 from headrace.server.service import Service
@@ -44,6 +47,7 @@ DRAIN_S = 30.0
 STAT_S = 10.0
 """Between two lines about a busy engine."""
 _KEEP_ALIVE_S = 75
+_SEND_BYTES = 256 << 10  # that the system keeps of an answer which is not read; it would take megabytes
 _log = logging.getLogger(__name__)
 
 
@@ -87,6 +91,7 @@ def listen(options: Options) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     try:
         sock.bind((options.host, options.port))
     except (OSError, OverflowError) as error:
@@ -145,7 +150,7 @@ async def _serve(
 
     gate = Gate(door, on_end)
     client = EngineClient(config, on_step=on_step, log_json=options.log_json)
-    server = _Server(uvicorn.Config(gate, log_config=None, access_log=False, **_HTTP))
+    server = _Server(uvicorn.Config(gate, http=_connections(), **_HTTP))
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stop = Stop(door, client)
     stop.listen()
@@ -198,10 +203,17 @@ _HTTP: dict[str, Any] = {
     "timeout_keep_alive": _KEEP_ALIVE_S,
     "timeout_graceful_shutdown": 2,
     "h11_max_incomplete_event_size": 2 * MAX_HEADER_BYTES,  # above it, no answer can say why
-    "http": "h11",
     "lifespan": "off",
+    "ws": "none",
     "server_header": False,
+    "log_config": None,
+    "access_log": False,
 }
+
+
+def _connections() -> Any:
+    """What uvicorn makes of every connection."""
+    return functools.partial(Connection, most=most_connections())
 
 
 class _Server(uvicorn.Server):

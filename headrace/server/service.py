@@ -22,6 +22,7 @@ from headrace.server.errors import ApiError, bad
 from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
 from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
+from headrace.server.templates import Templates
 from headrace.server.tools import Offer, Tools
 from headrace.server.watch import Watch
 from headrace.text.chat import ChatTemplate
@@ -122,6 +123,7 @@ class Service:
         self.width = client.ready.width
         self.defaults = client.ready.defaults
         self.tokenizer = Tokenizer(client.ready.path)
+        self._templates = Templates(client.ready.path)
         self.tools = Tools(self.tokenizer, tool_parser)
         self._checker = Checker(client.ready.path, client.ready.grammar, self.vocab, client.ready.eos)
         self.started = int(time.time())
@@ -130,7 +132,7 @@ class Service:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """Raises ModelError if the model has none."""
+        """What is asked about it; it is rendered elsewhere. Raises ModelError if the model has none."""
         return ChatTemplate.load(self.tokenizer.folder)
 
     @cached_property
@@ -164,10 +166,7 @@ class Service:
         messages = self.tools.history(messages)
         if offer is not None:
             options["tools"] = offer.shown
-        template = self.template if offer is None else offer.template
-        text, ids = await self._off_loop(
-            _INLINE_CHARS + 1, lambda: template.encode(self.tokenizer, messages, **options)
-        )
+        text, ids = await self._templates.encode(messages, **options)
         return Prompt(ids, text)
 
     def cut(self, prompt: Prompt, body: Generate) -> Prompt:
@@ -280,6 +279,7 @@ class Service:
         return Call(self, id, jobs, replies, at)
 
     async def close(self) -> None:
-        """Ends the thread, and the process that checks grammars."""
+        """Ends the thread, and the processes that render chats and check grammars."""
+        await self._templates.close()
         await self._checker.close()
         self._thread.shutdown(wait=False, cancel_futures=True)

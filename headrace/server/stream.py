@@ -19,8 +19,6 @@ from starlette.responses import Response
 from headrace.server import errors
 
 PING_S = 10.0
-STALL_S = 60.0
-"""A reader that takes nothing for so long has left."""
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -33,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventStream(Response):
-    """Sends events until they end, the client hangs up, or it stops reading; then nothing of them goes on."""
+    """Sends events until they end or the client is gone; then nothing of them goes on."""
 
     def __init__(self, body: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         super().__init__(headers={**HEADERS, **headers})
@@ -54,11 +52,8 @@ class EventStream(Response):
 
     async def _send(self, send: Any, gone: asyncio.Future[None]) -> None:
         async for data in self._body:
-            message = {"type": "http.response.body", "body": data, "more_body": True}
-            await asyncio.wait_for(send(message), STALL_S)
-            if (
-                gone.done()
-            ):  # wait_for, before Python 3.12, forgets a cancellation that meets the end of its wait
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            if gone.done():  # a lost connection lets a waiting send go on
                 return
         await send({"type": "http.response.body", "body": b""})
 

@@ -26,8 +26,10 @@ from headrace.server.messages import (
     Failed,
     FromEngine,
     LoadAdapter,
+    Pause,
     Ready,
     Refused,
+    Resume,
     SpanView,
     Start,
     Stepped,
@@ -52,11 +54,14 @@ class Worker:
         """Until the API process closes the socket: raises Closed then."""
         while True:
             was_busy = self._engine.busy
-            for message in self._end.receive(wait=not was_busy):
+            messages = self._end.receive(wait=not was_busy)
+            for message in messages:
                 self._take(message)
             if self._engine.busy:
                 self._end.send(self._step())
-            elif was_busy:  # the last request was cancelled: nobody else says that the pages are free
+            elif (
+                was_busy or messages
+            ):  # the last request was cancelled or paused: no step says that its pages are free
                 self._end.send(Stepped((), (), self._view(0.0, ())))
 
     def _take(self, message: ToEngine) -> None:
@@ -71,6 +76,10 @@ class Worker:
                 self._engine.cancel(name, index)
                 if index is None:
                     self._waiting.discard(name)
+            case Pause(name):
+                self._engine.pause(name)
+            case Resume(name):
+                self._engine.resume(name)
             case LoadAdapter(name, folder):
                 self._end.send(AdapterTold(name, self._register(name, folder)))
             case UnloadAdapter(name):

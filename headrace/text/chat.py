@@ -6,19 +6,20 @@ comes with a *request* must not be rendered here: the bounds stop accidents and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -43,18 +44,28 @@ class ChatTemplate:
     ) -> None:
         """`tokens`: {"bos_token": "<s>", ...}. Raises ModelError if `source` is not a template."""
         self._where = where
-        self.source = source
         self._tokens = dict(tokens or {})
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelError(f"{where} has {len(source)} characters; at most {MAX_TEMPLATE_CHARS} are read")
         self.source = source
         self._environment = _Environment()
+        with self._valid():
+            names = self._environment.parse(source).find_all(nodes.Name)
+            self.variables = frozenset(name.name for name in names if name.ctx == "load")
+            """Names that it reads: `messages`, `tools`, ..., and some of its own."""
+
+    @contextlib.contextmanager
+    def _valid(self) -> Iterator[None]:
         try:
-            self._template = self._environment.compile_template(source)
-            self.variables = frozenset(find_undeclared_variables(self._environment.parse(source)))
-            """Names that it takes from outside: `messages`, `tools`, ..."""
+            yield
         except (jinja2.TemplateSyntaxError, RecursionError) as error:
-            raise ModelError(f"{where} is not a valid template: {error}") from None
+            raise ModelError(f"{self._where} is not a valid template: {error}") from None
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """Compiled when it is rendered: Jinja computes what is constant in it then, which may take long already."""
+        with self._valid():
+            return self._environment.compile_template(self.source)
 
     @classmethod
     def load(cls, folder: str | Path, *, tools: bool = False) -> ChatTemplate:
@@ -157,7 +168,7 @@ def _check_message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(role, str):
         raise ConfigError(f'{where} has no "role"; known: {", ".join(ROLES)}')
     if role not in ROLES:
-        raise ConfigError(f"{where}: no role called {role!r}; {nearest(role, ROLES)}")
+        raise ConfigError(f"{where}: no role called {role[:40]!r}; {nearest(role[:40], ROLES)}")
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise ConfigError(f'{where} has no "content"')

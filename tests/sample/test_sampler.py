@@ -278,6 +278,19 @@ def test_starting_again_forgets_what_was_not_kept() -> None:
     assert sample(made, [decode(one)], [one], rows)[0].tokens == (6,)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_ends_its_sequence_alone(bad: float) -> None:
+    sequences = [seq(id, params) for id, params in enumerate([GREEDY, EVERYTHING, GREEDY], 1)]
+    spans = [decode(sequence) for sequence in sequences]
+    table = {sequence.id: sequence for sequence in sequences}
+    want = sampler(*sequences)(spans, table, logits(3), {}).accepted
+    damaged = logits(3)
+    damaged[1, 5] = bad
+    found = sampler(*sequences)(spans, table, damaged, {}).accepted
+    assert found[0] == want[0] and found[2] == want[2]
+    assert found[1].tokens == () and "non_finite_logits" in (found[1].error or "")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_sequence_that_forbids_itself_everything_ends_alone(temperature: float) -> None:
     stuck = SamplingParams(

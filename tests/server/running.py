@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,6 +17,16 @@ from pathlib import Path
 import httpx2
 
 START_S = 120
+_MAIN = """
+import importlib, json, sys
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    module = importlib.import_module("headrace.server." + module)
+    assert hasattr(module, constant), name
+    setattr(module, constant, value)
+from headrace.cli import main
+sys.exit(main())
+"""
 
 
 class Server:
@@ -58,13 +69,21 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None
 
 
 @contextmanager
-def serving(*flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`headrace serve FLAGS`, until the block ends. What it logs is in `Server.log`."""
+def serving(
+    *flags: str,
+    env: dict[str, str] | None = None,
+    constants: dict[str, object] | None = None,
+    stderr: Path | None = None,
+) -> Iterator[Server]:
+    """`headrace serve FLAGS`, until the block ends. What it logs is in `Server.log`.
+
+    constants: values in its API process, {"client.STUCK_S": 1.0}, of modules of headrace.server. stderr: its own file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "headrace", "serve", "--port", "0", *flags]
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+        command = [sys.executable, "-c", _MAIN, json.dumps(constants or {}), "serve", "--port", "0", *flags]
+        with log.open("wb") as out, (stderr or log).open("ab") as err:
+            process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **(env or {})})
         try:
             yield Server(process, log, _url(process, log))
         finally:
