@@ -59,9 +59,8 @@ class Worker:
                 self._take(message)
             if self._engine.busy:
                 self._end.send(self._step())
-            elif (
-                was_busy or messages
-            ):  # the last request was cancelled or paused: no step says that its pages are free
+            elif was_busy or any(isinstance(message, Cancel) for message in messages):
+                # the last request was cancelled or paused: no step says that its pages are free
                 self._end.send(Stepped((), (), self._view(0.0, ())))
 
     def _take(self, message: ToEngine) -> None:
