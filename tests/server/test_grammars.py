@@ -151,7 +151,7 @@ def test_the_checker_forgets_what_was_asked_least_recently(monkeypatch: pytest.M
     monkeypatch.setattr(grammars, "_KNOWN", 2)
     asked: list[str] = []
 
-    async def ask(grammar: Grammar) -> str:
+    async def ask(grammar: Grammar, where: str) -> str:
         asked.append(grammar.text)
         return ""
 
