@@ -107,9 +107,9 @@ class Engine:
         self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
-        self._bounds, self._ids = self._limits(config), itertools.count(1)
+        self._bounds = Bounds(self.architecture, self.context, config.max_waiting, self.sampler.keeps_forms)
         self.budget = Budget(max_seqs=config.max_seqs)
-        self.counters = Counters()
+        self.counters, self._ids = Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
@@ -120,14 +120,6 @@ class Engine:
         if path is None or not eos:
             return None
         return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(path), self.architecture.vocab, eos)))
-
-    def _limits(self, config: EngineConfig) -> Bounds:
-        return Bounds(
-            architecture=self.architecture,
-            context=self.context,
-            grammars=self.sampler.constraints is not None,
-            max_waiting=config.max_waiting,
-        )
 
     # ---- requests ----
 
@@ -168,14 +160,18 @@ class Engine:
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
-    def set_aside(self, request: str, aside: bool) -> None:
-        """Takes a request's pages and runs it no more, or lets it go on: to the same tokens, as after a preemption."""
+    def pause(self, request: str) -> None:
+        """Sets a request aside until `resume`, without pages; the tokens stay the same, as after a preemption."""
         for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
-            if aside and seq.status is not Status.HELD:
+            if seq.status is not Status.HELD:
                 self.kv.tables.release(seq.id)
                 seq.status, seq.num_computed = Status.PAUSED, 0
-            elif not aside and seq.status is Status.PAUSED:
-                seq.status = Status.WAITING
+
+    def resume(self, request: str) -> None:
+        """Lets it go on."""
+        for seq_id in self._requests.get(request, ()):
+            if self.queues[seq_id].status is Status.PAUSED:
+                self.queues[seq_id].status = Status.WAITING
 
     def fork(self, request: str, new_id: str, *, index: int = 0, seed: int | None = None) -> None:
         """Starts `new_id` as a copy of a living sample: same tokens so far, same parameters, its own draws from here.
@@ -314,7 +310,8 @@ class Engine:
             self._leave(seq, reason)
         if not (tokens or accepted.prompt_logprobs or embedding or accepted.error):
             return None
-        logprobs, scores, error = accepted.logprobs[: len(tokens)], accepted.prompt_logprobs, accepted.error
+        logprobs = accepted.logprobs[: len(tokens)]
+        scores, error = accepted.prompt_logprobs, accepted.error
         cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
         ids = (seq.request.id, seq.index, seq.id)
         return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)

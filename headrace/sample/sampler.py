@@ -40,6 +40,11 @@ class Sampler:
         self._states: dict[int, list[State]] = {}
         self._grammars: dict[int, Constrained] = {}  # those of the states that are one
 
+    @property
+    def keeps_forms(self) -> bool:
+        """Whether requests may have grammars."""
+        return self.constraints is not None
+
     def start(self, seq: Seq) -> None:
         """A sequence appears."""
         params = seq.request.params

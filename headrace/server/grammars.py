@@ -179,16 +179,19 @@ class Checker:
         key = hashlib.blake2b(f"{grammar.kind} {grammar.text}".encode(), digest_size=16).digest()
         answer = self._known.pop(key, None)
         if answer is None:
-            try:
-                answer = str(await self._process.ask([grammar.kind, grammar.text], CHECK_S))
-            except Killed:
-                text = f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory"
-                raise too_complex(text, where) from None
+            answer = await self._ask(grammar, where)
         self._known[key] = answer
         if len(self._known) > _KNOWN:
             del self._known[next(iter(self._known))]
         if answer:
             raise bad(f"{where}: {answer}", where)
+
+    async def _ask(self, grammar: Grammar, where: str) -> str:
+        try:
+            return str(await self._process.ask([grammar.kind, grammar.text], CHECK_S))
+        except Killed:
+            text = f"{where} takes longer than {CHECK_S:g} s to compile, or too much memory"
+            raise too_complex(text, where) from None
 
     async def close(self) -> None:
         """Ends the process."""

@@ -76,9 +76,9 @@ class Worker:
                 if index is None:
                     self._waiting.discard(name)
             case Pause(name):
-                self._engine.set_aside(name, True)
+                self._engine.pause(name)
             case Resume(name):
-                self._engine.set_aside(name, False)
+                self._engine.resume(name)
             case LoadAdapter(name, folder):
                 self._end.send(AdapterTold(name, self._register(name, folder)))
             case UnloadAdapter(name):

@@ -151,13 +151,13 @@ def test_the_checker_forgets_what_was_asked_least_recently(monkeypatch: pytest.M
     monkeypatch.setattr(grammars, "_KNOWN", 2)
     asked: list[str] = []
 
-    async def ask(question: list[str], seconds: float) -> str:
-        asked.append(question[1])
+    async def ask(grammar: Grammar, where: str) -> str:
+        asked.append(grammar.text)
         return ""
 
     async def check() -> None:
         checker = grammars.Checker("", "", 0, ())
-        monkeypatch.setattr(checker._process, "ask", ask)
+        monkeypatch.setattr(checker, "_ask", ask)
         for text in ("a", "b", "a", "c", "a", "b"):
             await checker.check(Grammar("regex", text), "guided_regex")
 
