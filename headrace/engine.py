@@ -107,7 +107,7 @@ class Engine:
         self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
-        self._bounds = Bounds(self.architecture, self.context, config.max_waiting, self.sampler.keeps_forms)
+        self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters, self._ids = Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
@@ -150,6 +150,7 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
         self._bounds.check(request)
+        self.sampler.check(request.params)
         if request.adapter:
             self.adapters.find(request.adapter)
 

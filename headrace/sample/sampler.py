@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headrace.errors import ConfigError
 from headrace.kernels.argmax import argmax
+from headrace.params import SamplingParams
 from headrace.sample import draw
 from headrace.sample.constrained import Constrained, Constraints
 from headrace.sample.processors import Processor, State
@@ -40,10 +41,10 @@ class Sampler:
         self._states: dict[int, list[State]] = {}
         self._grammars: dict[int, Constrained] = {}  # those of the states that are one
 
-    @property
-    def keeps_forms(self) -> bool:
-        """Whether requests may have grammars."""
-        return self.constraints is not None
+    def check(self, params: SamplingParams) -> None:
+        """Raises ConfigError for what no sequence here can be given."""
+        if params.grammar is not None and self.constraints is None:
+            raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
 
     def start(self, seq: Seq) -> None:
         """A sequence appears."""

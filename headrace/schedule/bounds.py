@@ -17,8 +17,6 @@ class Bounds:
     context: int
     """Longest prompt plus output."""
     max_waiting: int
-    forms: bool
-    """Whether output can be kept to a form: that needs a tokenizer and an end token."""
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
@@ -28,8 +26,6 @@ class Bounds:
         dimensions = request.pooling.dimensions if request.pooling is not None else None
         if dimensions is not None and not 1 <= dimensions <= self.architecture.width:
             raise ConfigError(f"dimensions={dimensions}: this model's vectors have {self.architecture.width}")
-        if request.params.grammar is not None and not self.forms:
-            raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
 
     def check_room(self, waiting: int, more: int) -> None:
         """Raises ConfigError if the queue does not take so many more."""
