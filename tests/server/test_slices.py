@@ -38,7 +38,14 @@ class Client:
 
 
 def passes(client: Client) -> Passes:
-    service = SimpleNamespace(client=client, name="m", metrics=Metrics("m"), context=2048, vocab=4096)
+    service = SimpleNamespace(
+        client=client,
+        name="m",
+        metrics=Metrics("m"),
+        context=2048,
+        vocab=4096,
+        check_model=lambda asked: "",
+    )
     return Passes(cast(Any, service), "embd-1", 7, Common())
 
 
