@@ -20,7 +20,7 @@ from headrace.kernels.argmax import argmax
 from headrace.params import SamplingParams
 from headrace.sample import draw
 from headrace.sample.constrained import Constrained, Constraints
-from headrace.sample.processors import Processor, State
+from headrace.sample.processors import SLOT, Processor, State
 from headrace.types import Accepted, Delta, HiddenSum, Logprob, Span, StepResult
 from headrace.types import Sequence as Seq
 
@@ -36,6 +36,8 @@ class Sampler:
     ) -> None:
         """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of."""
         self._processors = tuple(processors)
+        here = {type(processor) for processor in processors}
+        self._left_out = [other for other in SLOT.parse(SLOT.default) if type(other) not in here]
         self._eos = tuple(eos)
         self.constraints = constraints
         self._states: dict[int, list[State]] = {}
@@ -45,6 +47,10 @@ class Sampler:
         """Raises ConfigError for what no sequence here can be given."""
         if params.grammar is not None and self.constraints is None:
             raise ConfigError("a grammar needs the model's tokenizer and its end token, and there is none")
+        for other in self._left_out:
+            if other.init(params, (), 0, self._eos) is not None:
+                name = SLOT.name_of(other)
+                raise ConfigError(f"this asks for {name}, which the stack leaves out: add it to --processors")
 
     def start(self, seq: Seq) -> None:
         """A sequence appears."""

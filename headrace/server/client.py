@@ -293,7 +293,7 @@ class EngineClient:
     # ---- jobs ----
 
     def submit(self, requests: Sequence[Request], *, again: bool = True) -> list[Job]:
-        """Hands requests to the engine, all or none; they are one call. Raises Unavailable or QueueFull.
+        """Hands requests to the engine, all or none; they are one call. Raises Unavailable, QueueFull or ConfigError.
 
         again: if the engine dies before it runs them, the next one does.
         """
@@ -301,10 +301,11 @@ class EngineClient:
             raise Unavailable(self.why)
         limit = self.config.max_seqs + self.config.max_waiting
         under_way = sum(len(job.unfinished) for job in self._jobs.values())
-        if under_way + sum(request.params.n for request in requests) > limit:
-            raise QueueFull(
-                f"{under_way} samples are under way, and the queue takes {limit}: try again later"
-            )
+        more = sum(request.params.n for request in requests)
+        if more > limit:
+            raise ConfigError(f"{more} samples, and this server takes {limit} at a time: ask for fewer")
+        if under_way + more > limit:
+            raise QueueFull(f"{under_way} samples are under way, of at most {limit}: try again later")
         events: asyncio.Queue[Event] = asyncio.Queue()
         tries = 0 if again else MOST_TRIES - 1
         jobs = [Job(request, events, set(range(request.params.n)), tries=tries) for request in requests]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from headrace.errors import ConfigError
 from headrace.params import SamplingParams
 from headrace.sample.processors import SLOT
 from headrace.sample.sampler import Sampler, raw_logprobs
@@ -301,3 +302,16 @@ def test_a_sequence_that_forbids_itself_everything_ends_alone(temperature: float
     made = sampler(one, other)([Span(1, 2, 3), Span(2, 2, 3)], {1: one, 2: other}, logits_RV, {})
     assert "forbids every token" in made.accepted[0].error and made.accepted[0].tokens == ()
     assert made.accepted[1].tokens == (VOCAB - 1,) and not made.accepted[1].error
+
+
+def test_what_the_stack_leaves_out_is_refused() -> None:
+    made = sampler(processors=SLOT.parse("temperature"))
+    for params in (SamplingParams(temperature=0.5), SamplingParams(temperature=0)):
+        made.check(params)
+    for params, name in (
+        (SamplingParams(top_k=3), "top_k"),
+        (SamplingParams(logit_bias={1: 2.0}), "logit_bias"),
+        (SamplingParams(presence_penalty=1), "penalties"),
+    ):
+        with pytest.raises(ConfigError, match=f"asks for {name}, which the stack leaves out"):
+            made.check(params)

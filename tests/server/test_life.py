@@ -128,6 +128,8 @@ def test_a_full_queue_is_429() -> None:
             answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
             assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
             assert int(answer.headers["retry-after"]) > 0
+            answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "n": 3})
+            assert answer.status_code == 400 and "takes 2 at a time" in answer.text, "there is never room"
         until(
             lambda: client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200,
             "there is room again",
