@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -250,6 +251,7 @@ def _header(given: argparse.Namespace, name: str, features: Sequence[str]) -> li
 
 def main(argv: list[str] | None = None) -> int:
     given = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no server is left behind
     of = Load(
         given.shape,
         shapes.SHAPES[given.shape]["vocab_size"],
