@@ -148,7 +148,7 @@ def test_a_signal_under_load_drains(number: int) -> None:
         asked = prompts(8)
         want = [completion(server, body(prompt, 150)) for prompt in asked]
         streams = [Stream(server, body(prompt, 150)) for prompt in asked]
-        until(lambda: sum(stream.pieces for stream in streams) > 20, "streams run, others wait")
+        until(lambda: all(stream.status for stream in streams), "all are under way, or wait for their turn")
         server.process.send_signal(number)
         until(lambda: "may finish" in server.log.read_text(), "it says that it drains")
         late = Stream(server, body("late"))
