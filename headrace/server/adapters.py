@@ -8,7 +8,6 @@ in it, and nothing else is ever opened. Which there are, and which there are not
 
 from __future__ import annotations
 
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from fastapi import Request, Response
 
 from headrace.errors import ConfigError
 from headrace.server.errors import ApiError, bad
-from headrace.server.schema import parse
+from headrace.server.schema import is_id, parse
 from headrace.server.service import Service
 
-ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 """All that is opened of a folder."""
 
@@ -50,7 +48,7 @@ class AdapterRoutes:
         """Adds one."""
         body = self._parse(LoadRequest, await request.body())
         name = body.lora_name
-        if ID.fullmatch(name) is None or name == self._service.name:
+        if not is_id(name) or name == self._service.name:
             raise bad("lora_name must be 1 to 128 of A-Z a-z 0-9 . _ -, and not the model's", "lora_name")
         folder = self._folder(body.lora_path)
         try:
@@ -73,7 +71,7 @@ class AdapterRoutes:
         """The folder of this name in the root, itself no link, and with no file that leads out of the root."""
         name = asked.removeprefix(f"{self._root}/").rstrip("/")
         folder = self._root / name
-        if ID.fullmatch(name) is None or name in (".", "..") or not self._inside(folder):
+        if not is_id(name) or name in (".", "..") or not self._inside(folder):
             raise bad(
                 "lora_path must name a folder in the server's folder of adapters that holds one", "lora_path"
             )

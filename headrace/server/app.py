@@ -120,8 +120,7 @@ class Api:
         self, request: Request, made: Completion | Chat, stream: bool, ignored: list[str]
     ) -> Response:
         request.state.record.call = made.call
-        ignored = [*ignored, *made.ignored]
-        headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
+        headers = _told([*ignored, *made.ignored])
         if stream:
             return EventStream(events(made.stream(), request.state.request_id), headers)
         return _json(await _unless_gone(request, made.answer()), headers)
@@ -144,8 +143,7 @@ class Api:
             id, serial = _call_id(request, body.request_id, name), next(self._serials)
             passes, made = await self._counted(self._started(start, id, serial, body))
             request.state.record.call = passes
-            headers = {"X-Ignored-Params": _listed(ignored)} if ignored else {}
-            return _json(await _unless_gone(request, passes.counted(made.answer())), headers)
+            return _json(await _unless_gone(request, passes.counted(made.answer())), _told(ignored))
 
         return route
 
@@ -226,9 +224,10 @@ class Api:
         app.add_api_route(path, route, methods=["POST"], response_model=None)
 
 
-def _listed(names: list[str]) -> str:
-    """For a header: a name that is not plain text could be anything."""
-    return ", ".join(name if is_id(name) else "?" for name in names)[:1024]
+def _told(ignored: list[str]) -> dict[str, str]:
+    """The header that names what was ignored: a name that is not plain text could be anything."""
+    names = ", ".join(name if is_id(name) else "?" for name in ignored)[:1024]
+    return {"X-Ignored-Params": names} if ignored else {}
 
 
 def _call_id(request: Request, asked: str | None, kind: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from headrace.errors import ModelError
 from headrace.server.errors import bad
 from headrace.server.passes import MAX_INPUTS, Passes, Result
-from headrace.server.schema import Common
+from headrace.server.schema import Common, several
 from headrace.text.tokenizer import read_config
 from headrace.types import Pooling, PoolingKind
 
@@ -82,20 +82,10 @@ class Embeddings:
 
 def _inputs(given: str | list[Any]) -> list[str | list[int]]:
     """One text, several, one list of token ids, or several. Raises ApiError."""
-    if isinstance(given, str):
-        given = [given]
-    if given and all(isinstance(part, int) for part in given):
-        given = [given]
-    kinds = {type(part) for part in given}
-    if len(kinds) != 1 or int in kinds:
-        raise bad(
-            "input must be a text, a list of texts, a list of token ids, or a list of such lists", "input"
-        )
-    if len(given) > MAX_INPUTS:
-        raise bad(f"{len(given)} inputs: at most {MAX_INPUTS} in one request", "input")
-    if not all(given):
+    found = several(given, "input", MAX_INPUTS)
+    if not all(found):
         raise bad("an input is empty: give at least one character, or one token", "input")
-    return given
+    return found
 
 
 def _check_dimensions(passes: Passes, asked: int | None) -> None:

@@ -109,20 +109,8 @@ class Passes:
     ) -> Request:
         """One pass. Raises ApiError if the engine could never run it."""
         self._made += 1
-        made = Request(
-            id=f"{self._name}/{self._made}",
-            prompt=tuple(ids),
-            params=params or SamplingParams(),
-            arrival=time.monotonic(),
-            priority=self._body.priority or 0,
-            salt=self._body.cache_salt or "",
-            adapter=self.service.check_model(self._body.model),
-            pooling=pooling,
-        )
-        why = made.misfit(self.service.context, self.service.vocab)
-        if why:
-            raise bad(why)
-        return made
+        name, params = f"{self._name}/{self._made}", params or SamplingParams()
+        return self.service.request(name, ids, params, self._body, pooling=pooling)
 
     # ---- the passes ----
 
@@ -161,16 +149,8 @@ class Passes:
 
     async def counted(self, answer: Awaitable[Value]) -> Value:
         """Waits for the answer that the passes are for; the request is counted by how that ends."""
-        outcome = "cancelled"
-        try:
-            value = await answer
-            outcome = "completed"
-            return value
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            self.watch.end(outcome, self._usages())
+        with self.watch.counted(self._usages):
+            return await answer
 
     @property
     def num_sequences(self) -> int:

@@ -281,15 +281,20 @@ def prompts_of(prompt: str | list[Any]) -> list[str | list[int]]:
     """The prompts of a completion: one text, several, one list of token ids, or several. Raises ApiError."""
     if prompt == "" or (isinstance(prompt, list) and "" in prompt):
         raise bad("the prompt is empty: give at least one character", "prompt")
-    if isinstance(prompt, str):
-        return [prompt]
-    if prompt and all(isinstance(part, int) for part in prompt):
-        return [prompt]
-    kinds = {type(part) for part in prompt}
+    return several(prompt, "prompt", MAX_PROMPTS)
+
+
+def several(given: str | list[Any], name: str, most: int) -> list[str | list[int]]:
+    """One text, several, one list of token ids, or several, as a list. Raises ApiError, which calls them `name`."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(part, int) for part in given):
+        return [given]
+    kinds = {type(part) for part in given}
     if len(kinds) != 1 or int in kinds:
         raise bad(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of such lists", "prompt"
+            f"{name} must be a text, a list of texts, a list of token ids, or a list of such lists", name
         )
-    if len(prompt) > MAX_PROMPTS:
-        raise bad(f"{len(prompt)} prompts: at most {MAX_PROMPTS} in one request", "prompt")
-    return prompt
+    if len(given) > most:
+        raise bad(f"{len(given)} {name}s: at most {most} in one request", name)
+    return given

@@ -21,14 +21,14 @@ from headrace.server.client import EngineClient, Job
 from headrace.server.errors import ApiError, bad
 from headrace.server.grammars import Checker
 from headrace.server.metrics import Metrics
-from headrace.server.schema import MAX_PROMPTS, Generate, sampling_fields
+from headrace.server.schema import MAX_PROMPTS, Common, Generate, sampling_fields
 from headrace.server.templates import Templates
 from headrace.server.tools import Offer, Tools
 from headrace.server.watch import Watch
 from headrace.text.chat import ChatTemplate
 from headrace.text.reply import Chunk, Output, Reply, Usage
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request
+from headrace.types import Pooling, Request
 
 _INLINE_CHARS = 2048
 """Texts up to this long are encoded at once: handing them to a thread takes longer."""
@@ -63,8 +63,7 @@ class Call:
         Whoever stops listening cancels what is left.
         """
         client, watch = self._service.client, self.watch
-        outcome = "cancelled"
-        try:
+        with watch.counted(lambda: [reply.usage for reply in self.replies]):
             async for delta in client.deltas(self._jobs):
                 if delta.error:
                     raise bad(delta.error, code="generation_failed")
@@ -81,12 +80,6 @@ class Call:
                 if chunk.finish_reason is not None:
                     watch.finished(chunk.finish_reason)
                 yield place, chunk
-            outcome = "completed"
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            watch.end(outcome, [reply.usage for reply in self.replies])
 
     @property
     def num_sequences(self) -> int:
@@ -235,6 +228,32 @@ class Service:
             word = re.match(r"\w+", str(error))
             raise bad(str(error), word[0] if word and word[0] in given else None) from None
 
+    def request(
+        self,
+        name: str,
+        ids: Sequence[int],
+        params: SamplingParams,
+        body: Common,
+        *,
+        pooling: Pooling | None = None,
+        where: str = "",
+    ) -> Request:
+        """What the engine is to run. Raises ApiError, which begins with `where`, if it never could."""
+        made = Request(
+            id=name,
+            prompt=tuple(ids),
+            params=params,
+            arrival=time.monotonic(),
+            priority=body.priority or 0,
+            salt=body.cache_salt or "",
+            adapter=self.check_model(body.model),
+            pooling=pooling,
+        )
+        why = made.misfit(self.context, self.vocab)
+        if why:
+            raise bad(where + why)
+        return made
+
     def start(
         self,
         id: str,
@@ -253,21 +272,15 @@ class Service:
             )
         at = time.perf_counter()
         requests = [
-            Request(
-                id=f"{id}/{next(self._ids)}",
-                prompt=tuple(prompt.ids),
-                params=params,
-                arrival=time.monotonic(),
-                priority=body.priority or 0,
-                salt=body.cache_salt or "",
-                adapter=self.check_model(body.model),
+            self.request(
+                f"{id}/{next(self._ids)}",
+                prompt.ids,
+                params,
+                body,
+                where=f"prompt[{index}]: " if len(prompts) > 1 else "",
             )
-            for prompt in prompts
+            for index, prompt in enumerate(prompts)
         ]
-        for index, request in enumerate(requests):
-            why = request.misfit(self.context, self.vocab)
-            if why:
-                raise bad(f"prompt[{index}]: {why}" if len(requests) > 1 else why)
         jobs = self.client.submit(requests)
         skip = body.skip_special_tokens is not False
         replies = [

@@ -6,8 +6,9 @@ began ---- queue ---- started ---- prefill ---- first token ---- decode ---- las
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from headrace.server.client import Job
@@ -44,8 +45,20 @@ class Watch:
         """A sample has ended."""
         self._metrics.finish(reason)
 
-    def end(self, outcome: str, usages: Sequence[Usage]) -> None:
-        """The request has ended; what each of its jobs cost."""
+    @contextlib.contextmanager
+    def counted(self, usages: Callable[[], Sequence[Usage]]) -> Iterator[None]:
+        """The request ends with the block, and is counted by how that ends. usages: what each of its jobs cost."""
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "completed"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._end(outcome, usages())
+
+    def _end(self, outcome: str, usages: Sequence[Usage]) -> None:
         self.outcome = outcome
         self._metrics.end(outcome)
         self._metrics.observe("request_seconds", time.perf_counter() - self._began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from headrace.server.metrics import Metrics
 from headrace.server.passes import LEAD_TOKENS, SLICE, Passes
 from headrace.server.record import Record
 from headrace.server.schema import Common
+from headrace.server.service import Service
 from headrace.server.traces import attributes
 from headrace.types import Delta, Pooling, Request
 
@@ -46,6 +48,7 @@ def passes(client: Client) -> Passes:
         vocab=4096,
         check_model=lambda asked: "",
     )
+    service.request = functools.partial(Service.request, cast(Any, service))
     return Passes(cast(Any, service), "embd-1", 7, Common())
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from headrace.errors import ConfigError
 from headrace.params import Grammar
+from headrace.sample.ending import Ending
 from headrace.sample.vocabulary import Vocabulary
 from headrace.slots import Card
 
@@ -94,39 +95,29 @@ class _Compiler:
             raise ConfigError(f"json_schema: {_first_line(str(error))}") from None
 
 
-class _Matcher:
+class _Matcher(Ending):
     def __init__(self, inner: Any, vocabulary: Vocabulary) -> None:
-        self._inner, self._vocabulary = inner, vocabulary
-        self._ended = 0  # tokens since the text ended: the parser does not see them
+        super().__init__(vocabulary)
+        self._inner = inner
 
-    def mask(self) -> bytes:
-        if self._ended:
-            return self._vocabulary.mask(*self._vocabulary.eos)
+    def _mask(self) -> bytes:
         bits: bytes = self._inner.compute_bitmask()
         self._check()
         return bits
 
-    def forced(self) -> tuple[int, ...]:
-        return () if self._ended else tuple(self._inner.compute_ff_tokens())
+    def _forced(self) -> tuple[int, ...]:
+        return tuple(self._inner.compute_ff_tokens())
 
-    def accept(self, token: int) -> None:
-        if self._ended or token in self._vocabulary.eos:
-            self._ended += 1
-            return
+    def _take(self, token: int) -> None:
         self._inner.consume_token(token)
         self._check()
 
-    def rollback(self, count: int) -> None:
-        beyond = min(count, self._ended)
-        self._ended -= beyond
-        if count > beyond:
-            self._inner.rollback(count - beyond)
-            self._check()
+    def _undo(self, count: int) -> None:
+        self._inner.rollback(count)
+        self._check()
 
-    def fork(self) -> _Matcher:
-        twin = _Matcher(self._inner.deep_copy(), self._vocabulary)
-        twin._ended = self._ended
-        return twin
+    def _twin(self) -> _Matcher:
+        return _Matcher(self._inner.deep_copy(), self._vocabulary)
 
     def _check(self) -> None:
         if self._inner.is_error():

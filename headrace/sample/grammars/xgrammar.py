@@ -20,6 +20,7 @@ import numpy
 
 from headrace.errors import ConfigError
 from headrace.params import Grammar
+from headrace.sample.ending import Ending
 from headrace.sample.vocabulary import Vocabulary
 from headrace.slots import Card
 
@@ -111,15 +112,13 @@ class _Compiler:
         return self._inner.compile_json_schema(schema, strict_mode=False, max_whitespace_cnt=self._whitespace)
 
 
-class _Matcher:
+class _Matcher(Ending):
     def __init__(self, inner: Any, vocabulary: Vocabulary) -> None:
-        self._inner, self._vocabulary = inner, vocabulary
-        self._ended = 0  # tokens since the text ended: the parser does not see them
+        super().__init__(vocabulary)
+        self._inner = inner
 
-    def mask(self) -> bytes:
-        if self._ended:
-            return self._vocabulary.mask(*self._vocabulary.eos)
-        forced = self.forced()
+    def _mask(self) -> bytes:
+        forced = self._forced()
         if forced:
             return self._vocabulary.mask(forced[0])
         size = self._vocabulary.size
@@ -129,32 +128,22 @@ class _Matcher:
             bits[0, -1] &= (1 << size % 32) - 1
         return bits.tobytes()
 
-    def forced(self) -> tuple[int, ...]:
-        if self._ended:
-            return ()
+    def _forced(self) -> tuple[int, ...]:
         try:
             text = self._inner.find_jump_forward_string().encode()
         except UnicodeDecodeError as error:  # it begins or ends within a character
             text = error.object
         return self._vocabulary.usual(text)
 
-    def accept(self, token: int) -> None:
-        if self._ended or token in self._vocabulary.eos:
-            self._ended += 1
-            return
+    def _take(self, token: int) -> None:
         accepted = self._inner.accept_token(token)
         assert accepted, "a token that the mask does not allow"
 
-    def rollback(self, count: int) -> None:
-        beyond = min(count, self._ended)
-        self._ended -= beyond
-        if count > beyond:
-            self._inner.rollback(count - beyond)
+    def _undo(self, count: int) -> None:
+        self._inner.rollback(count)
 
-    def fork(self) -> _Matcher:
-        twin = _Matcher(self._inner.fork(), self._vocabulary)
-        twin._ended = self._ended
-        return twin
+    def _twin(self) -> _Matcher:
+        return _Matcher(self._inner.fork(), self._vocabulary)
 
 
 def _misfit(schema: dict[str, Any]) -> str:
