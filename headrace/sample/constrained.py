@@ -1,8 +1,9 @@
-"""A grammar as a processor's state: tokens that it does not allow get minus infinity.
+"""One sequence's grammar at work on its logits: tokens that it does not allow get minus infinity.
 
 Grammars are compiled in one thread, and until its own is, a sequence is not planned. Masks are computed in another,
-each from the moment that the last token is known, so that it is there when the logits are. Where the text leaves no
-choice, there is no mask to compute: the tokens are known, and the engine drafts them (headrace/schedule/drafts.py).
+beside the forward pass whose logits need them, and not before: the rest of a step needs the interpreter itself. Where
+the text leaves no choice, there is no mask to compute: the tokens are known, and the engine drafts them
+(headrace/schedule/drafts.py).
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
-import numpy
 import torch
 from torch import Tensor
 
+from headrace.kernels.mask import mask
 from headrace.params import Grammar
 from headrace.sample.grammars import Compiler, Matcher
 
@@ -49,82 +50,92 @@ class Constraints:
         matcher = fresh.fork()
         for token in output:
             matcher.accept(token)
-        place = _Place(matcher, matcher.forced(), Future())
+        place = _Place(matcher, matcher.forced())
         if not place.forced:
-            place.mask.set_result(_penalties(matcher))
+            place.bits = Future()
+            place.bits.set_result(_bits(matcher))
         return place
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Place:
     """Where a sequence is in its grammar."""
 
     matcher: Matcher
     forced: tuple[int, ...]
-    mask: Future[Tensor]
-    """float32 [at least V], to add to logits: 0, or -inf for a token that may not come next. Never set if one must."""
+    bits: Future[Tensor] | None = None
+    """uint8 [at least V / 8]: a bit for each token that may come next. None until somebody looks ahead."""
 
 
 class Constrained:
     """One sequence's grammar."""
 
-    def __init__(self, place: Future[_Place], thread: ThreadPoolExecutor) -> None:
-        self.compiled = place
+    def __init__(self, compiled: Future[_Place], thread: ThreadPoolExecutor) -> None:
+        self.compiled = compiled
         """Until this is done, every call waits."""
-        self._place = place
+        self._moved: _Place | None = None  # from where it was compiled for
         self._thread = thread
+
+    @property
+    def _place(self) -> _Place:
+        """Raises ConfigError if the grammar could not be compiled."""
+        return self._moved or self.compiled.result()
+
+    @property
+    def _broken(self) -> bool:
+        """It will be told when the sequence is sampled."""
+        return self._moved is None and self.compiled.exception() is not None
 
     @property
     def forced(self) -> tuple[int, ...]:
         """Tokens that come next whatever the logits are: the first for certain."""
-        return () if self._place.exception() else self._place.result().forced
+        return () if self._broken else self._place.forced
 
-    def apply(self, logits_V: Tensor) -> Tensor:
-        place = self._place.result()
-        if place.forced:
-            only = logits_V[place.forced[0]].clone()
-            logits_V.fill_(-torch.inf)[place.forced[0]] = only
-            return logits_V
-        return logits_V.add_(place.mask.result()[: len(logits_V)].to(logits_V.device))
+    def masked(self, logits_V: Tensor) -> Tensor:
+        """[V] -> [V] float32 or wider, a copy."""
+        place = self._place
+        if not place.forced:
+            return mask(logits_V, place.bits.result() if place.bits else _bits(place.matcher))
+        only = place.forced[0]
+        wide = torch.promote_types(logits_V.dtype, torch.float32)
+        masked_V = torch.full_like(logits_V, -torch.inf, dtype=wide)
+        masked_V[only] = logits_V[only]
+        return masked_V
+
+    def look_ahead(self) -> None:
+        """Has the next mask computed in the thread, where one will be needed."""
+        if self._broken:
+            return
+        place = self._place
+        if not place.forced and place.bits is None:
+            place.bits = self._thread.submit(_bits, place.matcher)
 
     def accept(self, token: int) -> None:
         matcher = self._settled()
         matcher.accept(token)
-        self._look(matcher)
+        self._move(matcher)
 
     def rollback(self, count: int) -> None:
         matcher = self._settled()
         matcher.rollback(count)
-        self._look(matcher)
+        self._move(matcher)
 
     def fork(self) -> Constrained:
-        if self._place.exception():  # it will be told when it is sampled
-            return Constrained(self._place, self._thread)
-        twin = Constrained(Future(), self._thread)
-        twin._look(self._settled().fork())
+        twin = Constrained(self.compiled, self._thread)
+        if not self._broken:
+            twin._move(self._settled().fork())
         return twin
 
     def _settled(self) -> Matcher:
         """The matcher, which the thread has left alone."""
-        place = self._place.result()
-        if not place.forced:
-            place.mask.exception()
+        place = self._place
+        if place.bits is not None:
+            place.bits.exception()
         return place.matcher
 
-    def _look(self, matcher: Matcher) -> None:
-        forced = matcher.forced()
-        mask: Future[Tensor] = Future() if forced else self._thread.submit(_penalties, matcher)
-        self._place = Future()
-        self._place.set_result(_Place(matcher, forced, mask))
+    def _move(self, matcher: Matcher) -> None:
+        self._moved = _Place(matcher, matcher.forced())
 
 
-def _penalties(matcher: Matcher) -> Tensor:
-    bits = numpy.frombuffer(matcher.mask(), dtype=numpy.uint8)
-    return torch.from_numpy(_byte_penalties().take(bits, axis=0).ravel())
-
-
-@cache
-def _byte_penalties() -> numpy.ndarray:
-    """[256, 8]: what the eight tokens of a mask's byte get. Looking it up is ten times faster than masked_fill_."""
-    bits = numpy.arange(256)[:, None] >> numpy.arange(8) & 1
-    return numpy.where(bits == 1, numpy.float32(0), numpy.float32(-numpy.inf))
+def _bits(matcher: Matcher) -> Tensor:
+    return torch.frombuffer(bytearray(matcher.mask()), dtype=torch.uint8)

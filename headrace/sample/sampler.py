@@ -8,6 +8,7 @@ Paper   https://arxiv.org/abs/2211.17192 (speculative decoding), in its sample-m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from types import MappingProxyType
@@ -41,7 +42,7 @@ class Sampler:
         self._eos = tuple(eos)
         self.constraints = constraints
         self._states: dict[int, list[State]] = {}
-        self._grammars: dict[int, Constrained] = {}  # those of the states that are one
+        self._grammars: dict[int, Constrained] = {}
 
     def check(self, params: SamplingParams) -> None:
         """Raises ConfigError for what no sequence here can be given."""
@@ -57,20 +58,16 @@ class Sampler:
         params = seq.request.params
         eos = () if params.ignore_eos else self._eos
         states = (p.init(params, seq.tokens, seq.prompt_len, eos) for p in self._processors)
-        found = [state for state in states if state is not None]
+        self._states[seq.id] = [state for state in states if state is not None]
         if params.grammar is not None:
             assert self.constraints is not None, "check() lets no grammar in"
-            constrained = self.constraints.start(params.grammar, seq.tokens[seq.prompt_len :])
-            self._grammars[seq.id] = constrained
-            found.insert(0, constrained)
-        self._states[seq.id] = found
+            self._grammars[seq.id] = self.constraints.start(params.grammar, seq.tokens[seq.prompt_len :])
 
     def fork(self, parent: int, child: int) -> None:
         """`child` goes on from where `parent` is."""
-        states = self._states[child] = [state.fork() for state in self._states[parent]]
-        first = states[0] if states else None
-        if isinstance(first, Constrained):
-            self._grammars[child] = first
+        self._states[child] = [state.fork() for state in self._states[parent]]
+        if parent in self._grammars:
+            self._grammars[child] = self._grammars[parent].fork()
 
     def forget(self, seq: int) -> None:
         """A sequence has ended."""
@@ -90,6 +87,12 @@ class Sampler:
     def forced(self, seq: int) -> tuple[int, ...]:
         """Tokens that the sequence's grammar leaves no choice about: a draft that is right."""
         return self._grammars[seq].forced if seq in self._grammars else ()
+
+    def look_ahead(self, spans: Sequence[Span]) -> None:
+        """What will be needed for these spans besides logits is computed meanwhile."""
+        for span in spans:
+            if span.seq in self._grammars:
+                self._grammars[span.seq].look_ahead()
 
     def __len__(self) -> int:
         return len(self._states)
@@ -151,20 +154,24 @@ class Sampler:
         return tuple(tokens), tuple(logprobs)
 
     def _choose(self, seq: Seq, logits_V: Tensor, greedy: int, position: int) -> int:
-        states = self._states[seq.id]
-        if states:
-            wide = torch.promote_types(logits_V.dtype, torch.float32)
-            logits_V = logits_V.to(wide, copy=True)  # theirs to overwrite
-            for state in states:
-                logits_V = state.apply(logits_V)
+        states, grammar = self._states[seq.id], self._grammars.get(seq.id)
+        changed = bool(states) or grammar is not None
+        if grammar is not None:
+            logits_V = grammar.masked(logits_V)
+        elif states:
+            logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32), copy=True)
+        for state in states:
+            logits_V = state.apply(logits_V)
         if seq.request.params.temperature == 0:
-            token = int(argmax(logits_V[None])) if states else greedy
+            token = int(argmax(logits_V[None])) if changed else greedy
         else:
             token = draw.choose(logits_V, draw.uniform(seq.seed, position, "token"))
-        if states and not logits_V[token] > -torch.inf:
+        if changed and not float(logits_V[token]) > -math.inf:
             raise ConfigError("nothing can follow: together, what was asked for forbids every token")
         for state in states:
             state.accept(token)
+        if grammar is not None:
+            grammar.accept(token)
         return token
 
 

@@ -44,6 +44,10 @@ inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ), x.v)};
 }
+// x in the lanes whose bit is set, else y.
+inline F32x16 where_set(uint32_t bits, F32x16 x, F32x16 y) {
+    return {_mm512_mask_mov_ps(y.v, static_cast<__mmask16>(bits), x.v)};
+}
 // Lanes in [-128, 127] as bytes; others saturate.
 inline void store_i8(int8_t* p, I32x16 x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
@@ -96,6 +100,14 @@ inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     return {_mm256_and_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GE_OQ), x.lo),
             _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GE_OQ), x.hi)};
+}
+inline F32x16 where_set(uint32_t bits, F32x16 x, F32x16 y) {
+    const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(bits));
+    const auto pick = [&](__m256i lanes, __m256 a, __m256 b) {
+        return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_sllv_epi32(all, lanes)));  // by the sign
+    };
+    return {pick(_mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24), x.lo, y.lo),
+            pick(_mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16), x.hi, y.hi)};
 }
 inline void store_i8(int8_t* p, I32x16 x) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0b11011000);
@@ -168,6 +180,10 @@ inline uint32_t bits_at_least(F32x16 a, F32x16 b) {
 inline F32x16 where_at_least(F32x16 a, F32x16 b, F32x16 x) {
     F32x16 out;
     HR_LANES(a.lane[i] >= b.lane[i] ? x.lane[i] : 0.0f);
+}
+inline F32x16 where_set(uint32_t bits, F32x16 x, F32x16 y) {
+    F32x16 out;
+    HR_LANES(bits >> i & 1 ? x.lane[i] : y.lane[i]);
 }
 inline void store_i8(int8_t* p, I32x16 x) {
     for (int64_t i = 0; i < kLanes; ++i) {
