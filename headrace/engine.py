@@ -104,8 +104,8 @@ class Engine:
         )
         self.decoder, self.device = decoder, device
         self.queues = Queues()
-        self.adapters = Adapters(config, self.architecture, self.path, decoder, self.queues)
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
+        self.adapters = Adapters(config, self.path, decoder, self.queues, self.runner.let_go)
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
@@ -255,6 +255,7 @@ class Engine:
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self._extended(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
+            self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
             return self.commit(plan, result)

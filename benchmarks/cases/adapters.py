@@ -1,7 +1,7 @@
 """What do adapters cost? Steps of a decoding batch with none, with one for all, and with one for each sequence.
 
-Random LoRA adapters on every linear layer, interleaved in one run. A step without adapters is played back from a
-recording, the others are not: that difference counts as theirs.
+Random LoRA adapters on every linear layer, interleaved in one run. Steps are measured once they are played back from a
+recording, with adapters as without.
 
     python benchmarks/cases/adapters.py [--shape llama-3.2-1b] [--weights int4] [--batch 8] [--rank 16] [--out FILE]
 
@@ -33,12 +33,13 @@ from headrace.commands.bench import start
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.load import names_of
+from headrace.forward.recording import TIMES_WITH_ADAPTERS
 from headrace.limits import read_bandwidth
 from headrace.meter import Spread
 from headrace.types import Request, SamplingParams
 from headrace.weight.adapter import sites
 
-WARM = 4
+WARM = TIMES_WITH_ADAPTERS + 1
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 

@@ -11,11 +11,10 @@ with adapters behind it: else these could keep it out for ever.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.architecture import Architecture
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
@@ -45,16 +44,17 @@ class Adapters:
     def __init__(
         self,
         config: EngineConfig,
-        architecture: Architecture,
         path: Path | None,
         decoder: Decoder,
         queues: Queues,
+        let_go: Callable[[Adapter], None],
     ) -> None:
-        """Registers config.adapters. path: the model's folder, if it came from one. Raises ConfigError."""
-        self._names = names_of(path, architecture)
-        self._sites = sites(architecture, self._names)
+        """Registers config.adapters. path: the model's folder, if it came from one. let_go: told of an adapter whose
+        memory is wanted back. Raises ConfigError."""
+        self._names = names_of(path, decoder.architecture)
+        self._sites = sites(decoder.architecture, self._names)
         self._dtype, self._device = decoder.dtype, decoder.device
-        self._queues, self._limit = queues, config.adapter_bytes
+        self._queues, self._limit, self._let_go = queues, config.adapter_bytes, let_go
         self._named: dict[str, Adapter] = {}
         self._loaded: dict[Adapter, None] = {}
         """Least recently used first."""
@@ -210,6 +210,7 @@ class Adapters:
 
     def _drop(self, adapter: Adapter) -> None:
         self._loaded.pop(adapter, None)
+        self._let_go(adapter)
         adapter.updates = None
 
     def _open(self, folder: Path) -> tuple[AdapterFiles, Opened]:

@@ -24,16 +24,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace import kernels
 from headrace.types import Batch, Reads
+from headrace.weight.adapter import Adapter
 
 MOST_ROWS = 8
 """Of a batch that is worth it: with more rows, the kernels take so long that nothing else counts."""
 MOST = 4
 """Recordings held at once: each keeps what lies between its kernels, and its logits, some megabytes."""
+TIMES, TIMES_WITH_ADAPTERS = 2, 12
+"""How often a shape must come to be recorded, which takes as long as a pass. Without adapters it comes again for sure;
+which rows run with which adapters changes with every sequence that comes or goes."""
 _SPARE_PAGES = 64  # a recording holds for that many more pages than its first batch reads
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
 _log = logging.getLogger(__name__)
-Shape = tuple[int, ...]
+Shape = tuple[Any, ...]
 Forward = Callable[[Batch], tuple[Tensor, ...]]
 
 
@@ -42,44 +46,56 @@ class Recordings:
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
-        self._made: dict[Shape, Recording | None] = {}  # None: seen once; least recently used first
+        self._made: dict[
+            Shape, Recording | int
+        ] = {}  # a number: how often it came; least recently used first
         self.refused = ""
         """Why nothing is recorded; empty as long as it can be."""
 
     def __len__(self) -> int:
-        return sum(recording is not None for recording in self._made.values())
+        return sum(isinstance(recording, Recording) for recording in self._made.values())
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the forward pass returns. A batch's shape is recorded when it comes for the second time; never one with
-        adapters, which come and go."""
-        if self.refused or batch.mix is not None or len(batch.ids_T) > MOST_ROWS:
+        """What the forward pass returns. A batch's shape is recorded when it has come often enough."""
+        if self.refused or len(batch.ids_T) > MOST_ROWS:
             return self._forward(batch)
         shape = _shape(batch)
-        known = shape in self._made
-        recording = self._made.pop(shape, None)
-        if recording is None or not recording.holds(batch):
-            recording, results = self._record(batch) if known else (None, self._forward(batch))
+        made = self._made.pop(shape, 0)
+        if isinstance(made, int):
+            made += 1
+            worth = made >= (TIMES if batch.mix is None else TIMES_WITH_ADAPTERS)
+            made, results = self._record(batch) if worth else (made, self._forward(batch))
+        elif made.holds(batch):
+            results = made.play(batch)
         else:
-            results = recording.play(batch)
-        self._made[shape] = recording
+            made, results = self._record(batch)
+        self._made[shape] = made
         if len(self._made) > MOST:
             del self._made[next(iter(self._made))]
         return results
 
-    def _record(self, batch: Batch) -> tuple[Recording | None, tuple[Tensor, ...]]:
+    def let_go(self, adapter: Adapter) -> None:
+        """Drops what was recorded with this adapter: a recording holds the memory that it read."""
+        self._made = {
+            shape: made
+            for shape, made in self._made.items()
+            if isinstance(made, int) or adapter not in made.adapters
+        }
+
+    def _record(self, batch: Batch) -> tuple[Recording | int, tuple[Tensor, ...]]:
         own = _copy(batch)
         calls: list[kernels.Call] = []
         with _Watch() as watch, kernels.written_down(calls):
             results = self._forward(own)
         if watch.other:
             self._refuse(f"{watch.other} is part of the forward pass")
-            return None, results
+            return 0, results
         recording, expected = Recording(own, calls, results), tuple(result.clone() for result in results)
         for tensor in watch.allocated:
             tensor.view(torch.uint8).fill_(0xFF)  # NaN in every floating-point format
         if not all(map(torch.equal, recording.play(own), expected)):
             self._refuse("it does something besides its native calls")
-            return None, self._forward(batch)  # keys and values are spoilt, too
+            return 0, self._forward(batch)  # keys and values are spoilt, too
         return recording, expected
 
     def _refuse(self, why: str) -> None:
@@ -92,6 +108,7 @@ class Recording:
 
     def __init__(self, batch: Batch, calls: list[kernels.Call], results: tuple[Tensor, ...]) -> None:
         self._batch, self._calls, self._results = batch, kernels.joined(calls), results
+        self.adapters = {adapter for adapter, _ in batch.mix.key} if batch.mix else set()
 
     def holds(self, batch: Batch) -> bool:
         """Whether there is room for the batch's pages."""
@@ -138,7 +155,8 @@ class _Watch(TorchDispatchMode):
 
 def _shape(batch: Batch) -> Shape:
     """Everything about a batch that decides which calls are made; only numbers in tensors may differ."""
-    return (len(batch.ids_T), len(batch.rows_R), *(len(reads.runs) for reads in batch.reads))
+    adapters = batch.mix.key if batch.mix else ()
+    return (len(batch.ids_T), len(batch.rows_R), adapters, *(len(reads.runs) for reads in batch.reads))
 
 
 def _copy(batch: Batch) -> Batch:
@@ -149,6 +167,8 @@ def _copy(batch: Batch) -> Batch:
         pages_B[: len(old.pages_B)] = old.pages_B
         reads.append(Reads(pages_B, old.runs))
         assert reads[-1].runs_W5 is not None  # made now, so that its making is not part of the pass
+    if batch.mix is not None:
+        batch.mix.settle()
     return replace(
         batch,
         ids_T=batch.ids_T.clone(),

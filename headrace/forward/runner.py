@@ -15,6 +15,7 @@ from headrace.kernels.route import gather
 from headrace.kv.cache import KVCache
 from headrace.sample.sampler import raw_logprobs
 from headrace.types import Batch, HiddenSum, Logprob, Scored
+from headrace.weight.adapter import Adapter
 
 SCORED_ROWS = 64
 """Prompt rows whose logits are held at once."""
@@ -39,6 +40,11 @@ class Runner:
         self._decoder = decoder
         self._kv = kv
         self.recordings = Recordings(self._pass) if record else None
+
+    def let_go(self, adapter: Adapter) -> None:
+        """Keeps nothing of this adapter."""
+        if self.recordings is not None:
+            self.recordings.let_go(adapter)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Logits:

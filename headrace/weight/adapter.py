@@ -172,6 +172,15 @@ class Mix:
     def _rows(self) -> list[Tensor]:
         return [torch.tensor(rows, dtype=torch.int64) for _, rows in self._groups]
 
+    @property
+    def key(self) -> tuple[tuple[Adapter, tuple[int, ...]], ...]:
+        """Equal for batches of which the same rows run with the same adapters."""
+        return tuple((adapter, tuple(rows)) for adapter, rows in self._groups)
+
+    def settle(self) -> None:
+        """Makes the tensors that add() needs now, where it would make them in its first call."""
+        assert len(self._rows) == len(self._groups)
+
     def within(self, first: int, stop: int) -> Mix | None:
         """The same for rows first to stop alone, counted from there; None if no adapter has one of them."""
         groups = [(a, [row - first for row in rows if first <= row < stop]) for a, rows in self._groups]

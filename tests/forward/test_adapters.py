@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
 from headrace.forward import adapters as module
+from headrace.forward import recording
 from headrace.types import Request, SamplingParams, Status
 from tests.sample import test_drafts as drafts
 from tests.weight import lora_folders
 from tests.whole import models
-from tests.whole.drive import Ask, Fork, collect, nothing_left, scripted
+from tests.whole.drive import Ask, Fork, Outputs, collect, nothing_left, scripted
 
 GREEDY = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
 PROMPTS = [tuple((7 * i + 3) % models.VOCAB for i in range(n)) for n in (19, 5, 33, 24)]
@@ -380,15 +382,39 @@ def test_what_is_registered_is_checked(tmp_path: Path, folders: dict[str, str]) 
         made.adapters.forget("nobody")
 
 
+STEADY = SamplingParams(temperature=0, max_tokens=3 * recording.TIMES_WITH_ADAPTERS, ignore_eos=True)
+
+
 @pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="native calls are what is recorded")
-def test_batches_without_adapters_are_played_back_and_others_never(folders: dict[str, str]) -> None:
+def test_steady_batches_with_adapters_are_played_back(folders: dict[str, str]) -> None:
+    """Two rows, the adapter on the first and then on the second: each a recording of its own."""
+
+    def run(record: bool) -> tuple[list[Outputs], Engine]:
+        made, found = engine("int4", folders), []
+        if not record:
+            made.runner.recordings = None
+        for order in (("wide", ""), ("", "wide")):
+            for i, adapter in enumerate(order):
+                made.add(ask(f"{i}", PROMPTS[1][: i + 2], adapter, STEADY))
+            found.append(collect(made))
+        return found, made
+
+    outputs, made = run(record=True)
+    assert len(made.runner.recordings) == 2 and not made.runner.recordings.refused
+    assert outputs == run(record=False)[0]
+
+
+@pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="native calls are what is recorded")
+def test_a_recording_goes_with_its_adapter(folders: dict[str, str]) -> None:
     made = engine("int4", folders)
-    recordings = made.runner.recordings
-    for name, adapter in (("a", "wide"), ("b", "")):
-        made.add(ask(name, PROMPTS[1], adapter))
+    for adapter in ("wide", "thin"):
+        made.add(ask(adapter, PROMPTS[1], adapter, STEADY))
         collect(made)
-        assert (len(recordings) > 0) == (adapter == ""), adapter
-    assert not recordings.refused
+    assert len(made.runner.recordings) == 2
+    numbers = weakref.ref(next(iter(made.adapters.find("wide").updates.values())).weight.down)
+    made.adapters.forget("wide")
+    assert len(made.runner.recordings) == 1
+    assert numbers() is None, "something still holds the adapter's memory"
 
 
 def test_float32_weights_of_an_adapter_stay_what_they_are(tmp_path: Path) -> None:

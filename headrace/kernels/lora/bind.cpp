@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "headrace/array.h"
+#include "headrace/calls.h"
 #include "headrace/check.h"
 #include "headrace/pool.h"
 #include "headrace/product_check.h"
@@ -94,8 +95,8 @@ void check_apart(const std::vector<LoraGroup>& groups, int64_t rows) {
 
 void bind_lora(nb::module_& m, Level level) {
     const LoraTable& table = table_of(level);
-    m.def(
-        "lora",
+    def_call(
+        m, "lora",
         [&table](nb::handle x_object, nb::handle out_object, int64_t width, nb::list tuples, int before,
                  nb::handle norm, float eps, float offset) {
             const Array x(x_object, "x"), out(out_object, "out");
@@ -116,13 +117,16 @@ void bind_lora(nb::module_& m, Level level) {
                 a.most_ranks = groups.back().ranks > a.most_ranks ? groups.back().ranks : a.most_ranks;
             }
             check_apart(groups, x.size(0));
-            if (a.row_count == 0) return;
-            a.groups = groups.data();
-            a.group_count = static_cast<int64_t>(groups.size());
-            a.inputs = static_cast<float*>(
-                scratch(Scratch::call, a.row_count * (a.padded() + a.most_ranks) * int64_t{sizeof(float)}));
-            a.hidden = a.inputs + a.row_count * a.padded();
-            table.add(a);
+            return [&table, a, groups] {
+                if (a.row_count == 0) return;
+                Lora call = a;
+                call.groups = groups.data();
+                call.group_count = static_cast<int64_t>(groups.size());
+                call.inputs = static_cast<float*>(scratch(
+                    Scratch::call, a.row_count * (a.padded() + a.most_ranks) * int64_t{sizeof(float)}));
+                call.hidden = call.inputs + a.row_count * a.padded();
+                table.add(call);
+            };
         },
         "x"_a, "out"_a, "width"_a, "groups"_a, "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
 }
