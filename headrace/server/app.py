@@ -122,7 +122,7 @@ class Api:
         request.state.record.call = made.call
         headers = _told([*ignored, *made.ignored])
         if stream:
-            return EventStream(events(made.stream(), request.state.request_id), headers)
+            return EventStream(events(made.stream(), request.state.request_id), headers, made.call.abandon)
         return _json(await _unless_gone(request, made.answer()), headers)
 
     async def _body(self, request: Request) -> bytes:

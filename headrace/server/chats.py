@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from headrace.server.answer import Answer
@@ -74,15 +75,16 @@ class Chat(Answer):
         said = [Deltas(self._offer) for _ in range(self._body.n or 1)]
         for index in range(len(said)):
             yield self.piece(PIECE, {"index": index, "delta": {"role": "assistant", "content": ""}})
-        async for _, chunk in self.call.chunks():
-            *deltas, last = said[chunk.index].take(self.text(chunk.text, chunk.stop), chunk.finish_reason)
-            for delta in deltas:
-                yield self.piece(PIECE, {"index": chunk.index, "delta": delta})
-            choice = {"index": chunk.index, "delta": last, **self.ending(chunk)}
-            choice["finish_reason"] = said[chunk.index].finish_reason
-            if self._body.logprobs:
-                choice["logprobs"] = of_chat(chunk.logprobs, self.names)
-            yield self.piece(PIECE, choice)
+        async with aclosing(self.call.chunks()) as chunks:
+            async for _, chunk in chunks:
+                *deltas, last = said[chunk.index].take(self.text(chunk.text, chunk.stop), chunk.finish_reason)
+                for delta in deltas:
+                    yield self.piece(PIECE, {"index": chunk.index, "delta": delta})
+                choice = {"index": chunk.index, "delta": last, **self.ending(chunk)}
+                choice["finish_reason"] = said[chunk.index].finish_reason
+                if self._body.logprobs:
+                    choice["logprobs"] = of_chat(chunk.logprobs, self.names)
+                yield self.piece(PIECE, choice)
         for event in self.last(PIECE):
             yield event
 

@@ -18,7 +18,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -315,7 +315,7 @@ class EngineClient:
             self._hand_over(job)
         return jobs
 
-    async def deltas(self, jobs: Sequence[Job]) -> AsyncIterator[Delta]:
+    async def deltas(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
         """What the engine adds to the jobs of one call, until all have ended. Raises EngineDied, Unavailable, or
         ConfigError if one is refused.
 

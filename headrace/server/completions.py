@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from headrace.server.answer import Answer
@@ -66,12 +67,13 @@ class Completion(Answer):
     async def stream(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
         echoed: set[int] = set()
-        async for place, chunk in self.call.chunks():
-            choice = place * self._samples + chunk.index
-            if self._body.echo and choice not in echoed:
-                echoed.add(choice)
-                yield self.piece(KIND, {"index": choice, **self._echo(place, choice)})
-            yield self.piece(KIND, {"index": choice, **self._delta(choice, chunk)})
+        async with aclosing(self.call.chunks()) as chunks:
+            async for place, chunk in chunks:
+                choice = place * self._samples + chunk.index
+                if self._body.echo and choice not in echoed:
+                    echoed.add(choice)
+                    yield self.piece(KIND, {"index": choice, **self._echo(place, choice)})
+                yield self.piece(KIND, {"index": choice, **self._delta(choice, chunk)})
         for event in self.last(KIND):
             yield event
 

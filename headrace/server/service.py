@@ -10,8 +10,9 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -57,29 +58,37 @@ class Call:
         self._service, self._jobs = service, jobs
         self._place = {job.request.id: i for i, job in enumerate(jobs)}
 
-    async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
+    async def chunks(self) -> AsyncGenerator[tuple[int, Chunk], None]:
         """(prompt, what came of it), until every sample has ended. Raises what EngineClient.deltas raises.
 
         Whoever stops listening cancels what is left.
         """
         client, watch = self._service.client, self.watch
         with watch.counted(lambda: [reply.usage for reply in self.replies]):
-            async for delta in client.deltas(self._jobs):
-                if delta.error:
-                    raise bad(delta.error, code="generation_failed")
-                place = self._place[delta.request]
-                reply = self.replies[place]
-                at = time.perf_counter()
-                chunk = reply.take(delta, at)
-                if delta.tokens:
-                    watch.tokens(place, delta.index, len(delta.tokens))
-                if chunk is None:
-                    continue
-                if chunk.finish_reason is not None and delta.finish_reason is None:
-                    client.cancel(self._jobs[place], delta.index)
-                if chunk.finish_reason is not None:
-                    watch.finished(chunk.finish_reason)
-                yield place, chunk
+            async with aclosing(client.deltas(self._jobs)) as deltas:
+                async for delta in deltas:
+                    if delta.error:
+                        raise bad(delta.error, code="generation_failed")
+                    place = self._place[delta.request]
+                    reply = self.replies[place]
+                    at = time.perf_counter()
+                    chunk = reply.take(delta, at)
+                    if delta.tokens:
+                        watch.tokens(place, delta.index, len(delta.tokens))
+                    if chunk is None:
+                        continue
+                    if chunk.finish_reason is not None and delta.finish_reason is None:
+                        client.cancel(self._jobs[place], delta.index)
+                    if chunk.finish_reason is not None:
+                        watch.finished(chunk.finish_reason)
+                    yield place, chunk
+
+    def abandon(self) -> None:
+        """Nobody listens any longer, or ever did. Harmless where it has ended."""
+        if not self.watch.outcome:
+            for job in self._jobs:
+                self._service.client.cancel(job)
+            self.watch.end("cancelled", [reply.usage for reply in self.replies])
 
     @property
     def num_sequences(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -31,14 +31,27 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventStream(Response):
-    """Sends events until they end or the client is gone; then nothing of them goes on."""
+    """Sends events until they end or the client is gone; then nothing of them goes on.
 
-    def __init__(self, body: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    A generator that nobody has asked for anything cannot be told that it is over, and a client may be gone before the
+    first event was asked for: so `ended` is called in any case.
+    """
+
+    def __init__(
+        self, body: AsyncGenerator[bytes, None], headers: Mapping[str, str], ended: Callable[[], None]
+    ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
-        self._body = body
+        self._body, self._ended = body, ended
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._follow(receive, send)
+        finally:
+            await self._body.aclose()
+            self._ended()
+
+    async def _follow(self, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         gone = asyncio.ensure_future(disconnected(receive))
         sending = asyncio.ensure_future(self._send(send, gone))
@@ -48,7 +61,6 @@ class EventStream(Response):
             for task in (sending, gone):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
-            await self._body.aclose()
 
     async def _send(self, send: Any, gone: asyncio.Future[None]) -> None:
         async for data in self._body:

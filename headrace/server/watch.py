@@ -56,9 +56,12 @@ class Watch:
             outcome = "failed"
             raise
         finally:
-            self._end(outcome, usages())
+            self.end(outcome, usages())
 
-    def _end(self, outcome: str, usages: Sequence[Usage]) -> None:
+    def end(self, outcome: str, usages: Sequence[Usage]) -> None:
+        """The request has ended, and does so once; usages: what each of its jobs cost."""
+        if self.outcome:
+            return
         self.outcome = outcome
         self._metrics.end(outcome)
         self._metrics.observe("request_seconds", time.perf_counter() - self._began)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -260,3 +261,28 @@ def _events(sock: socket.socket) -> list[str]:
         found.append(json.dumps([choice["index"], seen[choice["index"]], choice]))
     assert data.rstrip().endswith(b"0") and b"data: [DONE]" in data
     return found
+
+
+def test_every_client_that_leaves_at_once_is_counted() -> None:
+    """After the headers, or an event or two: each has an end, and the engine goes on with none of them."""
+    body = {"prompt": "import os\n", "max_tokens": 200, "temperature": 0, "ignore_eos": True, "stream": True}
+
+    def leave(server: Server, number: int) -> None:
+        chosen = random.Random(number)
+        with server.client() as client:
+            for _ in range(60):
+                with client.stream("POST", "/v1/completions", json=body) as answer:
+                    lines = answer.iter_lines()
+                    for _ in range(chosen.randrange(3)):
+                        next(lines, None)
+
+    with serving("--model", "tiny-draft", "--threads", "1", "--max-seqs", "8") as server:
+        counted = ledger(server)
+        threads = [threading.Thread(target=leave, args=(server, number)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        until(lambda: idle(server), "nothing runs, no page is in use")
+        until(lambda: sum(grown(counted, ledger(server)).values()) >= 360, "all are counted", 20)
+        assert sum(grown(counted, ledger(server)).values()) == 360

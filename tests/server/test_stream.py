@@ -7,6 +7,8 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import pytest
+
 from headrace.server.client import EngineDied
 from headrace.server.run import Options, listen
 from headrace.server.stream import DONE, PING, EventStream, events
@@ -135,7 +137,28 @@ def test_a_reader_that_stalled_and_hangs_up_ends_its_request() -> None:
             await lost.wait()
             return {"type": "http.disconnect"}
 
-        await EventStream(body(), {})({}, receive, send)
+        await EventStream(body(), {}, lambda: None)({}, receive, send)
 
     asyncio.run(run())
     assert len(made) == 3
+
+
+def test_a_reader_that_is_gone_at_once() -> None:
+    """What makes the events may never have been asked for one, and cannot be closed then: somebody is told."""
+    told: list[str] = []
+
+    async def run(failing: bool) -> None:
+        async def send(message: dict[str, Any]) -> None:
+            if failing:
+                raise OSError("the connection is lost")
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        await EventStream(events(numbers(9), "r"), {}, lambda: told.append("ended"))({}, receive, send)
+
+    asyncio.run(run(failing=False))
+    assert told == ["ended"]
+    with pytest.raises(OSError, match="lost"):
+        asyncio.run(run(failing=True))
+    assert told == ["ended", "ended"]
