@@ -24,6 +24,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("headrace.commands.chat:chat", "Talk in the terminal."),
     "serve": ("headrace.commands.serve:serve", "Serve an OpenAI-compatible API."),
     "eval": ("headrace.commands.evaluate:evaluate", "Score a model on tasks with exact answers."),
+    "profile": (
+        "headrace.commands.profile:profile",
+        "Find the heads that look far back, for --kv-layout duo.",
+    ),
+    "compare": ("headrace.commands.compare:compare", "Measure stacks side by side: speed, memory, quality."),
     "bench latency": ("headrace.commands.bench:latency", "Time prompts and decoding, batch by batch."),
     "bench kernels": (
         "headrace.commands.bench_kernels:kernels",

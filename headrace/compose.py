@@ -11,8 +11,9 @@ from headrace.config import EngineConfig
 from headrace.errors import ClashError, ConfigError, nearest
 from headrace.slots import Card, Slot, slots
 
-CHOSEN_BY_CHECKPOINT = ("model", "adapter")
-"""Slots that are no part of a stack: config.json, or adapter_config.json, names their members."""
+APART = ("model", "adapter", "search")
+"""Slots that are no part of a stack: config.json or adapter_config.json names their members, or a program does that
+runs above an engine."""
 KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
@@ -55,7 +56,7 @@ class Stack:
 
 def user_slots() -> dict[str, Slot]:
     """The slots a user chooses from."""
-    return {name: slot for name, slot in slots().items() if name not in CHOSEN_BY_CHECKPOINT}
+    return {name: slot for name, slot in slots().items() if name not in APART}
 
 
 def compose(config: EngineConfig, model_facts: Iterable[str] = ()) -> Stack:

@@ -22,19 +22,24 @@ from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import adapt, describe, load
-from headrace.forward.memory import keep_freed_memory, plan_memory, set_threads, torch_device, torch_dtype
+from headrace.forward.memory import (
+    keep_freed_memory,
+    make_cache,
+    plan_memory,
+    set_threads,
+    torch_device,
+    torch_dtype,
+)
 from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
-from headrace.kv.cache import KVCache
 from headrace.sample import draw
-from headrace.sample.constrained import Constraints
+from headrace.sample.constrained import constraints_of
 from headrace.sample.sampler import Sampler
-from headrace.sample.vocabulary import Vocabulary
 from headrace.schedule.bounds import Bounds
-from headrace.schedule.drafts import extend
 from headrace.schedule.queues import Budget, Queues
+from headrace.speculate.draft import Speculator
+from headrace.speculate.drafters import Auxiliary
 from headrace.stats import Counters, Stats
-from headrace.text.tokenizer import Tokenizer
 from headrace.types import (
     Accepted,
     Delta,
@@ -89,24 +94,16 @@ class Engine:
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
         self.context = memory.context
         """Longest prompt plus output that this engine takes."""
-        self.kv = KVCache(
-            self.architecture,
-            layout=self.stack.one("kv-layout"),
-            codec=self.stack.one("kv-codec"),
-            keeper=self.stack.one("kv-keeper"),
-            dtype=dtype,
-            device=device,
-            page_tokens=config.page_tokens,
-            num_bytes=memory.kv_bytes,
-            host_bytes=config.swap_bytes if config.preempt == "swap" else 0,
-            fingerprint=self.stack.fingerprint(self.architecture, dtype) if config.prefix_cache else None,
-            poison=poison,
-        )
+        self.kv = make_cache(config, self.architecture, self.stack, memory.kv_bytes, dtype, device, poison)
         self.decoder, self.device = decoder, device
         self.queues = Queues()
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.adapters = Adapters(config, self.path, decoder, self.queues, self.runner.let_go)
-        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, self._constraints())
+        constraints = constraints_of(self.path, self.architecture, self.stack.one("grammar"))
+        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, constraints)
+        limits = (self.context, self.policy.longest_span)
+        places = (self.kv.tables, self.queues)
+        self.speculator = Speculator(self.stack, self._open, self._forced, *places, *limits)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters, self._ids = Counters(), itertools.count(1)
@@ -115,11 +112,13 @@ class Engine:
         self._requests: dict[str, list[int]] = {}
         _log.info("stack: %s", self.stack.describe())
 
-    def _constraints(self) -> Constraints | None:
-        path, eos, grammars = self.path, self.architecture.eos, self.stack.one("grammar")
-        if path is None or not eos:
-            return None
-        return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(path), self.architecture.vocab, eos)))
+    def _forced(self, seq: int) -> tuple[int, ...]:
+        return self.sampler.forced(seq)
+
+    def _open(self, model: str) -> Auxiliary:
+        from headrace.auxiliary import open_beside  # which is an engine itself
+
+        return open_beside(self, model)
 
     # ---- requests ----
 
@@ -253,11 +252,12 @@ class Engine:
             if plan.idle:  # everybody's grammar is still being compiled
                 return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
-            plan = self.last_plan = self._extended(plan)
+            plan = self.last_plan = self.speculator.extend(plan)
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
+            self.speculator.observe(plan, result)
             return self.commit(plan, result)
         except BaseException:
             self._start_over()
@@ -270,11 +270,6 @@ class Engine:
         plan: StepPlan = self.policy.plan(view, self.budget)
         assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
         return plan
-
-    def _extended(self, plan: StepPlan) -> StepPlan:
-        """With drafts of what is sure to come."""
-        sequences, span = self.queues.sequences, self.policy.longest_span
-        return extend(plan, self.sampler.forced, self.kv.tables, sequences, self.context, span)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
         """Writes down what happened. The only writer of Sequence."""
@@ -349,6 +344,7 @@ class Engine:
         seq.status, seq.finish_reason = Status.FINISHED, reason
         self.kv.tables.release(seq.id)
         self.sampler.forget(seq.id)
+        self.speculator.forget(seq.id)
         self.queues.remove(seq.id)
         rest = self._requests[seq.request.id]
         rest.remove(seq.id)

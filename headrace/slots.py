@@ -117,8 +117,11 @@ SLOT_PACKAGES = (
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",
+    "headrace.speculate.drafters",
+    "headrace.speculate.budgets",
     "headrace.sample.processors",
     "headrace.sample.grammars",
+    "headrace.search.strategies",
 )
 """Every slot of the engine; each package's `SLOT` describes it."""
 

@@ -271,7 +271,10 @@ class Batch:
     starts: tuple[int, ...]
     """S + 1 row offsets."""
     slots: tuple[Tensor, ...]
-    """Per cache group, int64 [T]: where each row's key and value are written: page * page_tokens + offset."""
+    """Per cache group, int64 [T]: where each row's key and value are written: page * page_tokens + offset. In a group
+    of whole blocks: where the tokens of those that become whole in this step are."""
+    sealed: tuple[Tensor, ...]
+    """Per cache group, int64: the pages that these are read from; of other groups none."""
     reads: tuple[Reads, ...]
     """Per cache group: the stored positions that each span's rows may read."""
     rows_R: Tensor

@@ -404,7 +404,7 @@ ROW = {
         "itl_p99_s",
     ),
     *("itl_max_s", "weight_bytes", "kv_bytes_per_token", "read_gb_s", "roofline_fraction", "peak_rss_bytes"),
-    *("threads", "isa", "stack", "model", "dtype", "spread", "repetitions"),
+    *("threads", "isa", "stack", "model", "dtype", "spread", "repetitions", "file_bytes"),
 }
 
 

@@ -29,9 +29,10 @@ RANKS = (
     ("layer", "weight", "kv"),
     ("models",),
     ("forward", "schedule", "sample"),
-    ("engine", "limits", "meter"),
+    ("speculate",),
+    ("engine", "auxiliary", "limits", "meter"),
     ("llm",),
-    ("box.evaluate", "server"),
+    ("box.evaluate", "box.drift", "box.task_file", "search", "server"),
     ("commands", "cli", "__main__", "__init__"),
 )
 LONG_FILES: dict[str, str] = {}

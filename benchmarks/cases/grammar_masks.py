@@ -139,7 +139,7 @@ def read(
     engine: Engine, mode: str, batch: int, prompt_len: int, steps: int, seed: int
 ) -> tuple[list[float], float]:
     """Seconds of decoding steps with the whole batch in them, and tokens per sequence and step."""
-    engine._extended = extended if mode == "ahead" else lambda plan: plan  # type: ignore[method-assign]
+    engine.speculator.extend = extended if mode == "ahead" else lambda plan: plan  # type: ignore[method-assign]
     draw, forms = random.Random(seed), itertools.cycle(grammars())
     for i in range(batch):
         params = SamplingParams(
@@ -180,7 +180,7 @@ def main() -> None:
     config = EngineConfig(stack={"weights": given.weights, "kv-codec": "bf16"})
     length = (given.steps + WARM) * 20
     engine = start(config, given.shape, [(given.batch, given.prompt_len, length)])
-    extended, clock = engine._extended, Clock()
+    extended, clock = engine.speculator.extend, Clock()
     seconds = equip(engine, given.grammar, clock)
     medians: dict[str, list[float]] = {mode: [] for mode in MODES}
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}

@@ -84,10 +84,15 @@ def _scores(llm: LLM, tasks: Sequence[str], count: int, seed: int, draft: LLM | 
 def accuracy(llm: LLM, task: Task, count: int, seed: int) -> Iterator[Score]:
     """Share of `count` greedy answers that are right; nothing if a prompt does not fit."""
     made = examples(task.name, count, seed)
-    outputs = _answer(llm, task.name, made, temperature=0.0)
+    outputs = greedy_answers(llm, task.name, made)
     if outputs is not None:
         shares = [(float(task.check(e, o.text)), 1.0) for e, o in zip(made, outputs, strict=True)]
-        yield _score(task.name, "accuracy", shares, seed, f"{task.size} {task.size_unit}")
+        yield score(task.name, "accuracy", shares, seed, f"{task.size} {task.size_unit}")
+
+
+def greedy_answers(llm: LLM, name: str, made: Sequence[Example]) -> list[Output] | None:
+    """A greedy answer to every example; None, and a warning, if a prompt does not fit."""
+    return _answer(llm, name, made, temperature=0.0)
 
 
 def pass_at(llm: LLM, count: int, seed: int) -> Iterator[Score]:
@@ -100,7 +105,7 @@ def pass_at(llm: LLM, count: int, seed: int) -> Iterator[Score]:
     right = [sum(task.check(e, s.text) for s in o.samples) for e, o in zip(made, outputs, strict=True)]
     for k in (1, SAMPLES):
         shares = [(pass_estimate(SAMPLES, c, k), 1.0) for c in right]
-        yield _score("pass", f"pass@{k}", shares, seed, f"{task.size} {task.size_unit}")
+        yield score("pass", f"pass@{k}", shares, seed, f"{task.size} {task.size_unit}")
 
 
 def pass_estimate(n: int, right: int, k: int) -> float:
@@ -118,7 +123,7 @@ def bits_per_byte(llm: LLM, count: int, seed: int, text: str | None = None) -> S
         scored = output.prompt_logprobs[chunk.known - 1 :]  # entry i is of token i + 1
         size = len(llm.tokenizer.decode_bytes(chunk.prompt[chunk.known :]))
         shares.append((-sum(item.logprob for item in scored) / math.log(2), float(size)))
-    return _score("ppl", "bits/byte", shares, seed, f"{len(chunks[0].prompt)} tokens")
+    return score("ppl", "bits/byte", shares, seed, f"{len(chunks[0].prompt)} tokens")
 
 
 def agreement(llm: LLM, draft: LLM, count: int, seed: int, text: str | None = None) -> Score:
@@ -133,7 +138,7 @@ def agreement(llm: LLM, draft: LLM, count: int, seed: int, text: str | None = No
     ):
         pairs = list(zip(ours.prompt_logprobs, theirs.prompt_logprobs, strict=True))[chunk.known - 1 :]
         shares.append((float(sum(a.top[0][0] == b.top[0][0] for a, b in pairs)), float(len(pairs))))
-    return _score("agreement", "argmax", shares, seed, f"{len(prompts[0])} tokens")
+    return score("agreement", "argmax", shares, seed, f"{len(prompts[0])} tokens")
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,8 @@ def _answer(
     return llm.generate(prompts, params)
 
 
-def _score(task: str, metric: str, shares: Sequence[Share], seed: int, size: str) -> Score:
+def score(task: str, metric: str, shares: Sequence[Share], seed: int, size: str) -> Score:
+    """A figure with its interval."""
     low, high = bootstrap(shares, seed)
     return Score(task, metric, _ratio(shares), low, high, len(shares), size)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -143,18 +143,20 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
             f"{longest} tokens of prompt and output do not fit in the context of {engine.context}: "
             "lower --prompt-len or --gen-len"
         )
-    return _with_room(engine, most * (longest + 2 * config.page_tokens))
+    return _with_room(engine, most, longest)
 
 
-def _with_room(engine: Engine, tokens: int) -> Engine:
-    """The engine; or one with the same weights and a larger pool, if its default pool does not hold `tokens`."""
-    needed = math.ceil(tokens * engine.kv.bytes_per_token())
-    if (
-        engine.config.kv_bytes is not None
-        or needed <= engine.stats().pages * engine.kv.tables.sizes.page_bytes
-    ):
-        return engine
+def _with_room(engine: Engine, batch: int, longest: int) -> Engine:
+    """The engine; or one with the same weights and a larger pool, if its default pool does not hold `batch` sequences
+    of `longest` tokens."""
     from headrace.engine import Engine
+    from headrace.forward.memory import pages_for
+
+    groups, sizes = engine.kv.tables.groups, engine.kv.tables.sizes
+    pages = batch * pages_for(groups, sizes, longest, engine.policy.longest_span)
+    needed = pages * sizes.page_bytes
+    if engine.config.kv_bytes is not None or pages <= engine.stats().pages:
+        return engine
 
     return Engine(dataclasses.replace(engine.config, kv_bytes=needed), decoder=engine.decoder)
 
@@ -246,12 +248,18 @@ def bytes_per_step(engine: Engine, case: Case) -> float | None:
     return engine.decoder.weight_bytes - table + tokens * engine.kv.bytes_per_token()
 
 
+def checkpoint_bytes(folder: Path) -> int:
+    """Size of the weights in a model's folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def _setting(engine: Engine) -> dict[str, Any]:
 
     from headrace import kernels
 
     return {
         "model": engine.config.model,
+        **({} if engine.path is None else {"file_bytes": checkpoint_bytes(engine.path)}),
         "peak_rss_bytes": peak_rss_bytes(),
         "threads": kernels.threads(),
         "isa": kernels.isa(),

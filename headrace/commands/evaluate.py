@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.flags import AsJson, Quiet, merged, parse_flags
 from headrace.commands.output import note, write_json, write_table
 from headrace.commands.start import start
 from headrace.config import EngineConfig
@@ -19,25 +22,41 @@ if TYPE_CHECKING:
 
 DRAFTS = {"tiny": "tiny-draft"}
 """The draft model that `agreement` compares a model in the box with."""
+DRIFT = "drift"
 COLUMNS = ("task", "metric", "size", "n", "value", "95 % interval", "card")
 
 
 def evaluate(
     config: EngineConfig,
     tasks: Annotated[
-        str | None, typer.Option(help="ppl, passkey, key_value, ... Default: all that apply.")
+        str | None,
+        typer.Option(help="ppl, passkey, key_value, ..., drift. Default: all that apply, but for drift."),
+    ] = None,
+    task_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Your own task, a JSON object with prompt and answer per line; may be repeated."),
     ] = None,
     count: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Examples per task.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,
     draft: Annotated[str | None, typer.Option(help="Second model for the task agreement.")] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Flags that the task drift compares with, beside --model. Default: nothing compressed."
+        ),
+    ] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Score a model on tasks with exact answers and on held-out text."""
+    from headrace.box import drift
     from headrace.box import evaluate as box
+    from headrace.box import task_file as files
 
     draft = draft or DRAFTS.get(config.model)
-    names = _names(tasks, box.KNOWN, draft is not None)
+    names = _names(tasks, task_file, draft is not None)
+    for path in task_file or ():
+        files.read(path)  # what is wrong with one shows before anything is loaded
     with ExitStack() as opened:
         llm = opened.enter_context(start(config, quiet))
         other = None
@@ -48,7 +67,13 @@ def evaluate(
         if other is not None and draft == DRAFTS.get(config.model):
             theirs = box.read_card(other.tokenizer.folder)
             figures.update((key, theirs[key]) for key in theirs if key.startswith("agreement "))
-        for score in box.evaluate(llm, names, count=count, seed=seed, draft=other):
+        found = [box.evaluate(llm, [n for n in names if n != DRIFT], count=count, seed=seed, draft=other)]
+        if DRIFT in names:
+            plain = dataclasses.replace(config, stack={})
+            exact = opened.enter_context(start(merged(plain, parse_flags(reference, "--reference")), quiet))
+            found.append(drift.drift(llm, exact, count, seed))
+        found += [files.evaluate(llm, path, count, seed) for path in task_file or ()]
+        for score in itertools.chain(*found):
             rows.append(to_json(score, figures))
             note(f"{score.task} {score.metric} {score.value:.4g}", quiet or as_json)
     if as_json:
@@ -65,9 +90,12 @@ def to_json(score: Score, figures: dict[str, float]) -> dict[str, Any]:
     return {**row, "card": figures[key]} if key in figures else row
 
 
-def _names(text: str | None, known: tuple[str, ...], drafted: bool) -> list[str]:
+def _names(text: str | None, own: Sequence[Path] | None, drafted: bool) -> list[str]:
+    from headrace.box.evaluate import KNOWN
+
     if text is None:
-        return [name for name in known if drafted or name != "agreement"]
+        return [] if own else [name for name in KNOWN if drafted or name != "agreement"]
+    known = (*KNOWN, DRIFT)
     names = [part.strip() for part in text.split(",") if part.strip()]
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None or not names:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import typer
 
 from headrace.compose import user_slots
 from headrace.config import DTYPES, EngineConfig
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, nearest
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Machine-readable on stdout, everything else on stderr.")
@@ -51,9 +52,14 @@ class Flag:
     short: str = ""
     panel: str = "Engine"
 
+    @property
+    def option(self) -> str:
+        """As it is written: --max-seqs."""
+        return self.spelling or "--" + self.field.replace("_", "-")
+
     def parameter(self) -> inspect.Parameter:
         """The same as typer wants it: a keyword of a function."""
-        names = [self.spelling or "--" + self.field.replace("_", "-"), *([self.short] if self.short else [])]
+        names = [self.option, *([self.short] if self.short else [])]
         option = typer.Option(*names, help=self.help, rich_help_panel=self.panel, show_default=False)
         kind = self.kind if self.kind is bool else self.kind | None
         default = False if self.kind is bool else None
@@ -175,6 +181,44 @@ def make_config(values: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig.from_mapping({**given, "stack": stack}, where="command line")
 
 
+def parse_flags(text: str, where: str) -> dict[str, Any]:
+    """The engine's flags in a text such as "--weights int4 --context 4096": field -> value. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    words = shlex.split(text)
+    known = {name: flag for flag in (*ENGINE, *stack_flags()) for name in (flag.option, flag.short) if name}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        flag = known.get(name)
+        if flag is None:
+            raise ConfigError(f"{where}: no flag {name!r}; {nearest(name, known)}")
+        if flag.kind is bool:
+            values[flag.field] = True
+        elif equals or words:
+            values[flag.field] = _value(where, flag, value if equals else words.pop(0))
+        else:
+            raise ConfigError(f"{where}: {name} needs a value")
+    return values
+
+
+def merged(config: EngineConfig, values: Mapping[str, Any]) -> EngineConfig:
+    """The config with some of the flags given anew. Raises ConfigError."""
+    return make_config({**parse_flags(shlex.join(to_flags(config)), "flags"), **values})
+
+
+def to_flags(config: EngineConfig) -> tuple[str, ...]:
+    """Flags that make this config again: make_config's way back. Adapters are no flags of every verb, and left out."""
+    default, words = EngineConfig(), []
+    for flag in ENGINE:
+        value = getattr(config, flag.field, None)
+        if flag.field == "no_prefix_cache":
+            words += [] if config.prefix_cache else [flag.option]
+        elif hasattr(config, flag.field) and value != getattr(default, flag.field):
+            words += [flag.option, str(value)]
+    for name, spec in config.stack.items():
+        words += [f"--{name}", spec]
+    return tuple(words)
+
+
 def make_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields for SamplingParams: only those that were given. Raises ConfigError, also for values out of range."""
     from headrace.params import SamplingParams
@@ -223,6 +267,13 @@ def parse_counts(flag: str, text: str) -> list[int]:
     if not values or min(values) < 1:
         raise ConfigError(f"--{flag}={text!r} is not a list of whole numbers of 1 or more, such as 1,4,16")
     return values
+
+
+def _value(where: str, flag: Flag, text: str) -> Any:
+    try:
+        return flag.kind(text)
+    except ValueError:
+        raise ConfigError(f"{where}: {flag.option}={text!r} must be a whole number") from None
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

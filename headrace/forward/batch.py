@@ -38,14 +38,15 @@ def build_batch(
     pooled = (
         pooled_rows(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False)
     )
-    slots, reads = kv.place(spans)
+    placed = kv.place(spans)
     return Batch(
         spans=spans,
         ids_T=torch.tensor(ids, dtype=torch.int64, device=device),
         positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
         starts=starts,
-        slots=slots,
-        reads=reads,
+        slots=placed.slots,
+        sealed=placed.sealed,
+        reads=placed.reads,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),

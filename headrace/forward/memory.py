@@ -15,6 +15,7 @@ from headrace.architecture import Architecture
 from headrace.compose import Stack
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
+from headrace.kv.cache import KVCache, page_bytes_of, stored_groups
 from headrace.kv.groups import GroupSpec, PageSizes, size_pages
 from headrace.weight import memory
 from headrace.weight.formats import Format
@@ -97,10 +98,10 @@ def plan_memory(
     longest_span: most tokens the policy runs at once (None: whole prompts). Groups with a window keep that many tokens
     beside their window.
     """
-    groups = stack.one("kv-layout").groups(architecture)
     codec = stack.one("kv-codec")
+    groups = stored_groups(stack.one("kv-layout").groups(architecture), stack.one("kv-keeper"), codec)
     sizes = size_pages(
-        groups, config.page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype)
+        groups, config.page_tokens, lambda group, tokens: page_bytes_of(codec, group, tokens, dtype)
     )
     full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
     free = memory.available_bytes(device)
@@ -124,14 +125,39 @@ def plan_memory(
     return MemoryPlan(kv_bytes, context)
 
 
+def make_cache(
+    config: EngineConfig,
+    architecture: Architecture,
+    stack: Stack,
+    num_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    poison: bool,
+) -> KVCache:
+    """The cache of a stack, in `num_bytes` of memory."""
+    return KVCache(
+        architecture,
+        layout=stack.one("kv-layout"),
+        codec=stack.one("kv-codec"),
+        keeper=stack.one("kv-keeper"),
+        dtype=dtype,
+        device=device,
+        page_tokens=config.page_tokens,
+        num_bytes=num_bytes,
+        host_bytes=config.swap_bytes if config.preempt == "swap" else 0,
+        fingerprint=stack.fingerprint(architecture, dtype) if config.prefix_cache else None,
+        poison=poison,
+    )
+
+
 def pages_for(groups: tuple[GroupSpec, ...], sizes: PageSizes, length: int, longest_span: int | None) -> int:
     """Most pages that one sequence of `length` tokens ever holds; one more per group, for copying a shared page."""
     span = min(length, longest_span or length)
     pages = 0
     for group, tokens in zip(groups, sizes.tokens, strict=True):
-        whole = -(-length // tokens)
-        cap = whole if group.window is None else -(-(group.window + span + 1) // tokens) + 1
-        pages += min(whole, cap) + 1
+        whole = -(-group.stored(length) // tokens)
+        cap = whole if group.behind is None else -(-(group.behind + span + 1) // tokens) + 1
+        pages += min(whole, cap - (-group.sink // tokens)) + 1
     return pages
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class Runner:
         self._decoder = decoder
         self._kv = kv
         self.recordings = Recordings(self._pass) if record else None
+        self.tap: Callable[[Tensor], None] | None = None
+        """Told the logits of every slice of prompt rows that is scored, in order: [rows, V], not to be kept."""
 
     def let_go(self, adapter: Adapter) -> None:
         """Keeps nothing of this adapter."""
@@ -67,4 +69,6 @@ class Runner:
             first = part.first_row + i
             logits_RV = self._decoder.logits(hidden_TD[first : first + len(targets)])
             found += raw_logprobs(logits_RV, targets, part.count)
+            if self.tap is not None:
+                self.tap(logits_RV)
         return tuple(found)

@@ -1,20 +1,26 @@
 """KVCache: keys and values from write to read. Layout, codec, keeper and prefix tree meet only here.
 
-Inside a layer:  write -> attend (per segment) -> merge.      After a step, per sequence:  advance = keep -> free.
+Inside a layer:  write -> seal -> attend (per segment) -> merge.    After a step, per sequence:  advance = keep -> free.
+
+To seal is to store a block that has become whole, with a codec that takes whole blocks; see kv/groups.py. It may hold
+drafted tokens: if they are refused, the block is sealed again when the right ones are there. Its tokens in the rest are
+let go of once they are final.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
-from headrace.kernels.attention import Queries
-from headrace.kv.codecs import Codec
-from headrace.kv.groups import GroupSpec, size_pages
+from headrace.kernels.attention import Queries, merge
+from headrace.kv import paged
+from headrace.kv.codecs import Codec, LiveCodec
+from headrace.kv.groups import GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
@@ -44,8 +50,8 @@ class KVCache:
         """fingerprint: the prefix cache's key for this stack and model; None switches the cache off.
         poison: free pages are filled with NaN, so that a stray read shows (tests).
         """
-        groups = layout.groups(architecture)
-        sizes = size_pages(groups, page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype))
+        groups = stored_groups(layout.groups(architecture), keeper, codec)
+        sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype))
         if num_bytes < sizes.page_bytes * 2 * len(groups):
             raise ConfigError(
                 f"a KV pool of {num_bytes:,} bytes has {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}, "
@@ -57,11 +63,13 @@ class KVCache:
             host = PagePool(host_bytes // sizes.page_bytes, sizes.page_bytes, torch.device("cpu"), poison)
         tree = None
         if fingerprint is not None:
-            tree = PrefixTree(pool, sizes.granule, [group.window for group in groups], fingerprint)
-        self.tables = BlockTables(pool, host, groups, sizes, keeper, tree)
+            windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
+            tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
+        self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._device = device
         self._live = [
-            codec.start(group, tokens, dtype) for group, tokens in zip(groups, sizes.tokens, strict=True)
+            _rest(codec, group, tokens, dtype) if group.holds == "rest" else codec.start(group, tokens, dtype)
+            for group, tokens in zip(groups, sizes.tokens, strict=True)
         ]
         self._layers = _parts(architecture, groups)
 
@@ -76,6 +84,8 @@ class KVCache:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
             slots_T = batch.slots[part.group]
             self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
+            if part.blocks is not None and len(batch.slots[part.blocks]):
+                self._seal(part, layer, batch)
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -104,48 +114,135 @@ class KVCache:
         for span in plan.spans:
             tables.reserve(span.seq, span.start, span.start + len(span))
 
-    def place(self, spans: tuple[Span, ...]) -> tuple[tuple[Tensor, ...], tuple[Reads, ...]]:
-        """Where the spans' rows are written (slots) and what they read, per group."""
-        slots, reads = [], []
-        for group in range(len(self.tables.groups)):
-            rows = [slot for span in spans for slot in self._slots(span, group)]
-            slots.append(torch.tensor(rows, dtype=torch.int64, device=self._device))
-            reads.append(self._reads(spans, group))
-        return tuple(slots), tuple(reads)
+    def place(self, spans: tuple[Span, ...]) -> Placed:
+        """Where the spans' rows are written and what they read, per group."""
+        slots, sealed, reads = [], [], []
+        for index, group in enumerate(self.tables.groups):
+            blocks = group.holds == "blocks"
+            ranges = [
+                (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
+            ]
+            slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
+            sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
+            sealed.append(self._tensor(sources))
+            reads.append(self._reads(spans, index))
+        return Placed(tuple(slots), tuple(sealed), tuple(reads))
 
     def bytes_per_token(self) -> float:
-        """Bytes that one stored token takes over every group, from the pages themselves."""
-        sizes = self.tables.sizes
-        return sum(sizes.page_bytes / tokens for tokens in sizes.tokens)
+        """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
+        take more for a while."""
+        tables = self.tables
+        pairs = zip(tables.groups, tables.sizes.tokens, strict=True)
+        return sum(tables.sizes.page_bytes / tokens for group, tokens in pairs if group.holds != "rest")
 
     def check(self) -> None:
         """Every invariant of pages, tables and prefix tree; tests call it after each step."""
         self.tables.check()
 
-    def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
-        codec, arena = self._live[part.group], self.tables.pool.arena_PX
-        queries = Queries(q_TNH, batch.positions_T, part.scale, part.window)
-        return codec.attend(arena, layer, queries, batch.reads[part.group]).out_TNH
+    def _seal(self, part: _Part, layer: int, batch: Batch) -> None:
+        """Stores the blocks that have become whole, read from the pages that hold their tokens."""
+        assert part.blocks is not None
+        arena, slots_T = self.tables.pool.arena_PX, batch.slots[part.blocks]
+        k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
+        self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
 
-    def _slots(self, span: Span, group: int) -> list[int]:
-        size, pages = self.tables.sizes.tokens[group], self.tables.live_pages(span.seq, group)
-        return [pages[p // size] * size + p % size for p in range(span.start, span.start + len(span))]
+    def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
+        arena = self.tables.pool.arena_PX
+        queries = Queries(q_TNH, batch.positions_T, part.scale, part.window, part.sink)
+        state = self._live[part.group].attend(arena, layer, queries, batch.reads[part.group])
+        if part.blocks is not None:
+            blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
+            state = merge([blocks, state])
+        return state.out_TNH
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _slots(self, group: int, seq: int, start: int, stop: int) -> list[int]:
+        size, pages = self.tables.sizes.tokens[group], self.tables.live_pages(seq, group)
+        return [pages[p // size] * size + p % size for p in range(start, stop)]
+
+    def _pages(self, group: int, seq: int, start: int, stop: int) -> list[int]:
+        """Of positions [start, stop), whole pages."""
+        size = self.tables.sizes.tokens[group]
+        return self.tables.live_pages(seq, group)[start // size : stop // size]
 
     def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
-        """Runs of live pages, each span's from the first that its first query can see."""
-        size, window = self.tables.sizes.tokens[group], self.tables.groups[group].window
+        """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
+        of their own, and those that see none an empty one."""
+        size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
         row = 0
         for span in spans:
-            pages, end = self.tables.live_pages(span.seq, group), span.start + len(span)
-            first = 0 if window is None else max(0, span.start - window + 1) // size
-            for start, stop in _live_runs(pages, first, -(-end // size)):
-                length = min(end, stop * size) - start * size
-                runs.append(Run(row, row + len(span), len(listed), start * size, length))
-                listed += pages[start:stop]
-            row += len(span)
-        return Reads(torch.tensor(listed, dtype=torch.int64, device=self._device), tuple(runs))
+            pages = self.tables.live_pages(span.seq, group)
+            for first, end in _alike(span, spec):
+                before = len(runs)
+                for low, high in _apart(spec.readable(first, end), size):
+                    for start, stop in _live_runs(pages, low // size, -(-high // size)):
+                        length = min(high, stop * size) - start * size
+                        runs.append(Run(row, row + end - first, len(listed), start * size, length))
+                        listed += pages[start:stop]
+                if len(runs) == before and spec.holds == "blocks":
+                    runs.append(Run(row, row + end - first, len(listed), 0, 0))
+                row += end - first
+        return Reads(self._tensor(listed), tuple(runs))
+
+
+class Placed(NamedTuple):
+    """What a batch knows of the cache. All per group."""
+
+    slots: tuple[Tensor, ...]
+    """int64: where each row is written, page * page_tokens + offset; in a group of blocks, each token of the blocks
+    that become whole."""
+    sealed: tuple[Tensor, ...]
+    """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
+    reads: tuple[Reads, ...]
+
+
+def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
+    """The groups that have block tables: within the keeper's limits, and with a codec that takes whole blocks split in
+    two, the blocks first."""
+    groups = tuple(keeper.limit(group) for group in groups)
+    if codec.block_tokens is None:
+        return groups
+    return tuple(part for group in groups for part in group.split(codec.block_tokens))
+
+
+def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of a page that holds this many tokens of a group of stored_groups."""
+    if group.holds == "rest":
+        return paged.page_bytes(group, tokens, codec.rest or dtype)
+    return codec.page_bytes(group, tokens, dtype)
+
+
+def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:
+    return paged.Paged(group, tokens, dtype, codec.rest or dtype)
+
+
+def _resumed(group: GroupSpec) -> int | None:
+    """How far back a sequence reads that resumes after whole blocks: of the rest, nothing."""
+    return 0 if group.holds == "rest" else group.window
+
+
+def _sink(group: GroupSpec) -> int:
+    return 0 if group.holds == "rest" else group.sink
+
+
+def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
+    """The same, as one where they meet in a page: runs do not overlap, and a query masks what lies between."""
+    if len(intervals) < 2 or -(-intervals[0][1] // size) <= intervals[1][0] // size:
+        return intervals
+    return ((intervals[0][0], intervals[1][1]),)
+
+
+def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
+    """[first, end) of each stretch of the span's positions that see the same blocks."""
+    first, stop = span.start, span.start + len(span)
+    while first < stop:
+        end = stop if spec.holds == "all" else min(stop, (first // spec.block + 1) * spec.block)
+        yield first, end
+        first = end
 
 
 def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -181,13 +278,23 @@ def reusable(seq: Sequence) -> list[int]:
 
 
 class _Part:
-    """The heads of one layer that one group stores."""
+    """The heads of one layer that one group stores; or two, if one has whole blocks."""
 
-    def __init__(self, architecture: Architecture, layer: int, group: int, kv_heads: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        layer: int,
+        within: GroupSpec,
+        group: int,
+        blocks: int | None,
+        kv_heads: tuple[int, ...],
+    ) -> None:
+        """within: the group that is number `group`; what it keeps, its layers see."""
         spec = architecture.blocks[layer].attention
-        self.group = group
+        self.group, self.blocks = group, blocks
         self.scale = spec.scale
-        self.window = spec.window
+        self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
+        self.sink = within.sink if spec.window is None else 0
         whole = kv_heads == tuple(range(spec.kv_heads))
         each = spec.heads // spec.kv_heads
         self.kv_heads = None if whole else list(kv_heads)
@@ -197,9 +304,12 @@ class _Part:
 def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping[int, list[_Part]]:
     parts: dict[int, list[_Part]] = {}
     for index, group in enumerate(groups):
+        if group.holds == "blocks":  # it goes with the next one
+            continue
+        blocks = index - 1 if group.holds == "rest" else None
         for member in group.members:
             parts.setdefault(member.layer, []).append(
-                _Part(architecture, member.layer, index, member.kv_heads)
+                _Part(architecture, member.layer, group, index, blocks, member.kv_heads)
             )
     for layer, block in enumerate(architecture.blocks):
         heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))

@@ -55,8 +55,11 @@ class PrefixTree:
         windows: Sequence[int | None],
         fingerprint: str,
         secret: bytes | None = None,
+        sinks: Sequence[int] = (),
     ) -> None:
+        """windows, sinks: per group, what a query reads (headrace/kv/groups.py); () is no sink anywhere."""
         self._pool = pool
+        self._sinks = tuple(sinks) or (0,) * len(windows)
         self.granule = granule
         self._windows = tuple(windows)
         self._fingerprint = fingerprint.encode()
@@ -95,8 +98,12 @@ class PrefixTree:
         window = self._windows[group]
         if window is None:
             return 0
-        # one token of slack, as in BlockTables._kept
+        # one token of slack, as in GroupSpec.kept
         return max(0, depth * self.granule - window) // self.granule
+
+    def needs(self, group: int, index: int, depth: int) -> bool:
+        """Whether such a sequence reads the granule number `index`."""
+        return index >= self.first_needed(group, depth) or index * self.granule < self._sinks[group]
 
     def touch(self, node: Node) -> None:
         """Marks a path as just used, so that it is evicted last."""
@@ -181,7 +188,8 @@ class PrefixTree:
         return all(
             path[i].pages[group] is not None
             for group in range(len(self._windows))
-            for i in range(self.first_needed(group, depth), depth)
+            for i in range(depth)
+            if self.needs(group, i, depth)
         )
 
     def _give_up(self, node: Node) -> int:

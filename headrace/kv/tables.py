@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from headrace.errors import OutOfPages
 from headrace.kv.groups import GroupSpec, PageSizes
-from headrace.kv.keepers import Keeper
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import Node, PrefixTree
 
@@ -47,14 +46,12 @@ class BlockTables:
         host: PagePool | None,
         groups: Sequence[GroupSpec],
         sizes: PageSizes,
-        keeper: Keeper,
         tree: PrefixTree | None,
     ) -> None:
         self.pool = pool
         self.host = host
         self.groups = tuple(groups)
         self.sizes = sizes
-        self._keeper = keeper
         self._tree = tree
         self._tables: dict[int, list[list[int]]] = {}
         self._tips: dict[int, Node] = {}
@@ -70,10 +67,10 @@ class BlockTables:
     def holding(self, seq: int, computed: int) -> Holding:
         """Of a sequence that holds pages."""
         table = self._tables[seq]
-        copies = sum(
-            computed // tokens < len(pages) and self._needs_copy(pages[computed // tokens])
-            for pages, tokens in zip(table, self.sizes.tokens, strict=True)
-        )
+        copies = 0
+        for group, pages, tokens in zip(self.groups, table, self.sizes.tokens, strict=True):
+            index = group.stored(computed) // tokens
+            copies += index < len(pages) and self._needs_copy(pages[index])
         return Holding(computed, *_lengths(table), copies=copies)
 
     def swapped_holding(self, seq: int, computed: int) -> Holding:
@@ -100,8 +97,8 @@ class BlockTables:
 
     def missing(self, seq: int, stop: int) -> int:
         """Pages that a sequence which holds pages would still take to write up to `stop`."""
-        pairs = zip(self._tables[seq], self.sizes.tokens, strict=True)
-        return sum(max(0, -(-stop // tokens) - len(pages)) for pages, tokens in pairs)
+        triples = zip(self.groups, self._tables[seq], self.sizes.tokens, strict=True)
+        return sum(max(0, -(-group.stored(stop) // tokens) - len(pages)) for group, pages, tokens in triples)
 
     def holds(self, seq: int) -> bool:
         return seq in self._tables
@@ -128,14 +125,15 @@ class BlockTables:
 
     def reserve(self, seq: int, start: int, stop: int) -> None:
         """Makes positions [start, stop) writable: own pages up to `stop`, shared ones copied. Raises OutOfPages."""
-        for pages, tokens in zip(self._tables[seq], self.sizes.tokens, strict=True):
-            for index in range(start // tokens, min(len(pages), -(-stop // tokens))):
+        for group, pages, tokens in zip(self.groups, self._tables[seq], self.sizes.tokens, strict=True):
+            first, end = group.stored(start), group.stored(stop)
+            for index in range(first // tokens, min(len(pages), -(-end // tokens))):
                 if self._needs_copy(pages[index]):
                     own = self._take()
                     self.pool.copy(pages[index], own)
                     self.pool.drop(pages[index])
                     pages[index] = own
-            while len(pages) * tokens < stop:
+            while len(pages) * tokens < end:
                 pages.append(self._take())
 
     def advance(self, seq: int, tokens: Sequence[int], computed: int) -> None:
@@ -144,8 +142,8 @@ class BlockTables:
             self._grow_tree(seq, tokens, computed)
         for group, pages in enumerate(self._tables[seq]):
             size = self.sizes.tokens[group]
-            kept = self._kept(group, computed)
-            if kept == [(0, computed)]:
+            kept = self.groups[group].kept(computed)
+            if kept == ((0, computed),):
                 continue
             for index in range(computed // size):
                 if pages[index] != FREED and not any(
@@ -158,8 +156,8 @@ class BlockTables:
         """The child lists the parent's pages of [0, computed)."""
         assert child not in self._tables
         table = [
-            pages[: -(-computed // tokens)]
-            for pages, tokens in zip(self._tables[parent], self.sizes.tokens, strict=True)
+            pages[: -(-group.stored(computed) // tokens)]
+            for group, pages, tokens in zip(self.groups, self._tables[parent], self.sizes.tokens, strict=True)
         ]
         for page in _live(table):
             self.pool.hold(page)
@@ -245,10 +243,10 @@ class BlockTables:
         table: list[list[int]] = []
         for group, size in enumerate(self.sizes.tokens):
             pages: list[int] = []
-            first = self._tree.first_needed(group, len(path)) if self._tree else 0
             for index, node in enumerate(path):
                 granule = node.pages[group]
-                usable = granule is not None and index >= first
+                assert self._tree is not None
+                usable = granule is not None and self._tree.needs(group, index, len(path))
                 pages += granule if usable and granule else [FREED] * (self.sizes.granule // size)
             table.append(pages)
         return table
@@ -270,6 +268,8 @@ class BlockTables:
     def _slice(self, pages: list[int], group: int, start: int) -> tuple[int, ...] | None:
         """The granule's pages if all are here and none is already some other node's."""
         size = self.sizes.tokens[group]
+        if self.groups[group].holds == "rest":  # nobody who comes later reads it
+            return None
         part = tuple(pages[start // size : (start + self.sizes.granule) // size])
         return None if any(page == FREED or self.pool.is_cached(page) for page in part) else part
 
@@ -280,13 +280,6 @@ class BlockTables:
                 self.pool.hold(page)
                 self.pool.drop(pages[index])
                 pages[index] = page
-
-    def _kept(self, group: int, computed: int) -> list[tuple[int, int]]:
-        """The keeper's intervals within the group's window. One token more than the next query reads: a fork of the
-        sequence runs its newest prompt token again."""
-        window = self.groups[group].window
-        low = 0 if window is None else max(0, computed - window)
-        return [(max(a, low), b) for a, b in self._keeper.kept(self.groups[group], computed) if b > low]
 
     def _needs_copy(self, page: int) -> bool:
         return page != FREED and self.pool.is_shared(page)

@@ -3,7 +3,7 @@
 Grammars are compiled in one thread, and until its own is, a sequence is not planned. Masks are computed in another,
 beside the forward pass whose logits need them, and not before: the rest of a step needs the interpreter itself. Where
 the text leaves no choice, there is no mask to compute: the tokens are known, and the engine drafts them
-(headrace/schedule/drafts.py).
+(headrace/speculate/draft.py).
 """
 
 from __future__ import annotations
@@ -12,16 +12,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from headrace.architecture import Architecture
 from headrace.kernels.mask import mask
 from headrace.params import Grammar
-from headrace.sample.grammars import Compiler, Matcher
+from headrace.sample.grammars import Compiler, Grammars, Matcher
+from headrace.sample.vocabulary import Vocabulary
+from headrace.text.tokenizer import Tokenizer
 
 _KEPT = 8
 """Grammars that stay compiled, most recently used: the further samples of a request, and a client's next request."""
+
+
+def constraints_of(folder: Path | None, architecture: Architecture, grammars: Grammars) -> Constraints | None:
+    """Those of a model's folder; None where there is no tokenizer, or no end token to end a text with."""
+    vocab, eos = architecture.vocab, architecture.eos
+    if folder is None or not eos:
+        return None
+    return Constraints(lambda: grammars.start(Vocabulary(Tokenizer(folder), vocab, eos)))
 
 
 class Constraints:

@@ -153,13 +153,13 @@ class Sampler:
                 break
         return tuple(tokens), tuple(logprobs)
 
-    def _choose(self, seq: Seq, logits_V: Tensor, greedy: int, position: int) -> int:
+    def _choose(self, seq: Seq, raw_V: Tensor, greedy: int, position: int) -> int:
         states, grammar = self._states[seq.id], self._grammars.get(seq.id)
-        changed = bool(states) or grammar is not None
+        changed, logits_V = bool(states) or grammar is not None, raw_V
         if grammar is not None:
-            logits_V = grammar.masked(logits_V)
+            logits_V = grammar.masked(raw_V)
         elif states:
-            logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32), copy=True)
+            logits_V = raw_V.to(torch.promote_types(raw_V.dtype, torch.float32), copy=True)
         for state in states:
             logits_V = state.apply(logits_V)
         if seq.request.params.temperature == 0:
@@ -169,7 +169,7 @@ class Sampler:
         if changed and not float(logits_V[token]) > -math.inf:
             raise ConfigError("nothing can follow: together, what was asked for forbids every token")
         for state in states:
-            state.accept(token)
+            state.accept(token, raw_V)
         if grammar is not None:
             grammar.accept(token)
         return token

@@ -11,7 +11,7 @@ class Stateless:
     def apply(self, logits_V: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int, logits_V: Tensor) -> None:
         """Nothing to remember."""
 
     def fork(self) -> Stateless:

@@ -51,7 +51,7 @@ class CacheView:
     page_tokens: tuple[int, ...]
     """Tokens per page, per group."""
     windows: tuple[int | None, ...]
-    """Attention window, per group."""
+    """Most tokens that stay behind the newest, per group; None for all."""
     available: int
     """Pages that are free, or that only the prefix cache holds."""
     total: int
@@ -59,27 +59,34 @@ class CacheView:
     """Free pages of host memory; None when paused sequences are recomputed."""
     freed_by: Callable[[Iterable[int]], int]
     """Pages that become available if all of these sequences are paused."""
+    sinks: tuple[int, ...] = ()
+    """First tokens that stay as well, per group; () for none."""
+    stored: tuple[Callable[[int], int], ...] = ()
+    """Where what is stored ends when the positions before this one are computed, per group; () for there."""
 
     def need(self, holding: Holding, stop: int) -> int:
         """Pages taken out of `available` when a sequence with this holding runs up to `stop`."""
-        new = sum(
-            max(0, -(-stop // tokens) - listed)
-            for tokens, listed in zip(self.page_tokens, holding.listed, strict=True)
-        )
-        return new + holding.copies + holding.brings
+        return sum(self._grows(holding, stop)) + holding.copies + holding.brings
 
     def reach(self, holding: Holding, stop: int, chunk: int) -> int:
         """The most pages ever taken out of `available` on the way to `stop` in spans of at most `chunk` tokens:
         groups with a window free pages behind them as they go."""
         pages = 0
-        for tokens, window, listed, live in zip(
-            self.page_tokens, self.windows, holding.listed, holding.live, strict=True
+        sinks = self.sinks or (0,) * len(self.windows)
+        for tokens, window, sink, grow, live in zip(
+            self.page_tokens, self.windows, sinks, self._grows(holding, stop), holding.live, strict=True
         ):
-            grow = max(0, -(-stop // tokens) - listed)
-            # window, chunk, one token of slack for forks, and a page cut at either end
-            cap = grow if window is None else max(0, -(-(window + chunk + 1) // tokens) + 1 - live)
+            # window, chunk, one token of slack for forks, and a page cut at either end; and the sink's pages
+            most = 0 if window is None else -(-(window + chunk + 1) // tokens) + 1 - (-sink // tokens)
+            cap = grow if window is None else max(0, most - live)
             pages += min(grow, cap)
         return pages + holding.copies + holding.brings
+
+    def _grows(self, holding: Holding, stop: int) -> list[int]:
+        """Pages that each group's table grows by on the way to `stop`."""
+        stops = [stored(stop) for stored in self.stored] or [stop] * len(self.page_tokens)
+        triples = zip(self.page_tokens, holding.listed, stops, strict=True)
+        return [max(0, -(-end // tokens) - listed) for tokens, listed, end in triples]
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,13 @@ class Queues:
         )
         cache = CacheView(
             page_tokens=tables.sizes.tokens,
-            windows=tuple(group.window for group in tables.groups),
+            windows=tuple(group.behind for group in tables.groups),
             available=tables.available,
             total=len(tables.pool),
             host_free=tables.host.num_free if swap and tables.host is not None else None,
             freed_by=tables.freed_by,
+            sinks=tuple(group.sink for group in tables.groups),
+            stored=tuple(group.stored for group in tables.groups),
         )
         waiting = [seq for seq in self.admissible() if seq.id not in unready]
         return View(running, _Candidates(waiting, tables), cache)

@@ -110,6 +110,14 @@ class AdapterFiles:
             raise ModelError(f"{self.file}: {name} holds a NaN or an infinity; download it again")
         return out
 
+    def kept_as(self, dtype: torch.dtype) -> torch.dtype:
+        """What a low-rank update's numbers are kept in beside a model of this dtype: bfloat16 if all of them are stored
+        so, else float32, or float64 beside float64."""
+        if dtype == torch.float64:
+            return dtype
+        stored = {DTYPES[entry.dtype] for entry in self.entries.values()}
+        return torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
+
     def digest(self) -> str:
         """Of the configuration and of every tensor that was read, in the order of reading."""
         return self._hash.hexdigest()

@@ -20,7 +20,7 @@ from headrace.forward import adapters as module
 from headrace.forward import recording
 from headrace.types import Request, SamplingParams, Status
 from tests.sample import test_drafts as drafts
-from tests.weight import lora_folders
+from tests.weight import lora_folders, s2ft_folders
 from tests.whole import models
 from tests.whole.drive import Ask, Fork, Outputs, collect, nothing_left, scripted
 
@@ -32,6 +32,9 @@ ADAPTERS = {  # rank, further settings
     "stabilised": (16, {"use_rslora": True, "lora_alpha": 2}),
     "wide": (64, {"lora_alpha": 48}),
 }
+SLICED, SLICED_SEED = "sliced", 11
+"""The adapter that is no LoRA."""
+NAMES = (*ADAPTERS, SLICED)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for seed, (name, (rank, options)) in enumerate(ADAPTERS.items()):
             folder = tmp_path_factory.mktemp(model) / name
             found[f"{model}-{name}"] = str(lora_folders.write(folder, architecture, rank, seed, **options))
+        folder = tmp_path_factory.mktemp(model) / SLICED
+        found[f"{model}-{SLICED}"] = str(s2ft_folders.write(folder, architecture, SLICED_SEED))
     return found
 
 
@@ -68,7 +73,7 @@ def everybody() -> list[Request]:
     return [
         ask(f"{name}-{i}", prompt, name, arrival=float(i))
         for i, prompt in enumerate(PROMPTS)
-        for name in ("", *ADAPTERS)
+        for name in ("", *NAMES)
     ]
 
 
@@ -77,7 +82,9 @@ def merged_tokens(model: str, adapter: str, prompt: tuple[int, ...]) -> list[int
     """Of the model that the adapter was merged into, with nothing else in the engine."""
     architecture = models.decoder(model).architecture
     seed = sum(map(ord, model))
-    if adapter:
+    if adapter == SLICED:
+        decoder = lora_folders.changed(architecture, seed, s2ft_folders.changes(architecture, SLICED_SEED))
+    elif adapter:
         rank, options = ADAPTERS[adapter]
         index = list(ADAPTERS).index(adapter)
         given = {"modules": options["modules"]} if "modules" in options else {}
@@ -103,7 +110,7 @@ def test_tokens_are_those_of_the_merged_model(model: str, folders: dict[str, str
     for request in everybody():
         want = merged_tokens(model, request.adapter, request.prompt)
         assert outputs[request.id, 0] == want, request.id
-    by_adapter = {name: tuple(outputs[f"{name}-0", 0]) for name in ("", *ADAPTERS)}
+    by_adapter = {name: tuple(outputs[f"{name}-0", 0]) for name in ("", *NAMES)}
     assert len(set(by_adapter.values())) == len(by_adapter), "an adapter changes nothing"
     nothing_left(made)
 
@@ -122,10 +129,10 @@ def test_native_kernels_give_the_same_tokens_in_any_batch(model: str, folders: d
     for request in everybody():
         made.add(request)
     outputs = collect(made)
-    for request in everybody()[: 2 * (1 + len(ADAPTERS))]:
+    for request in everybody()[: 2 * (1 + len(NAMES))]:
         assert outputs[request.id, 0] == alone(model, folders, request), request.id
     base = engine(model, {})
-    for request in everybody()[:: 1 + len(ADAPTERS)]:
+    for request in everybody()[:: 1 + len(NAMES)]:
         base.add(request)
     assert all(outputs[key] == tokens for key, tokens in collect(base).items())
 
@@ -229,7 +236,7 @@ def schedule(draw: random.Random) -> tuple[dict[str, object], list[Ask], list[Fo
     asks, forks = [], []
     for i in range(6):
         params = SamplingParams(temperature=0, max_tokens=draw.choice((4, 14)), ignore_eos=True)
-        name = draw.choice(("", *ADAPTERS))
+        name = draw.choice(("", *NAMES))
         prompt = PROMPTS[draw.randrange(len(PROMPTS))]
         request = ask(f"r{i}", prompt, name, params, arrival=float(i), priority=draw.randrange(2))
         cancel = draw.choice((None, None, None, draw.randrange(30)))

@@ -17,7 +17,6 @@ from headrace.errors import ConfigError
 from headrace.forward import memory
 from headrace.forward.memory import MemoryPlan, pages_for, plan_memory, torch_device, torch_dtype
 from headrace.kv.groups import GroupSpec, Member, PageSizes
-from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.pool import PagePool
 from headrace.kv.tables import BlockTables
 from tests.whole import models
@@ -111,7 +110,7 @@ def test_a_sequence_never_holds_more_pages_than_planned(
     specs = tuple(GroupSpec(f"g{i}", (Member(i, (0,), 1),), window) for i, window in enumerate(windows))
     sizes = PageSizes(64, tokens, 1)
     pool = PagePool(pages_for(specs, sizes, sum(spans), max(spans)), 64, CPU)
-    tables = BlockTables(pool, None, specs, sizes, KEEPERS.make("everything"), None)
+    tables = BlockTables(pool, None, specs, sizes, None)
     tables.admit(0, [], "")
     computed = 0
     for span in spans:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace import kernels
-from headrace.kernels.lora import Group, lora, num_bytes, pack
+from headrace.kernels.lora import Group, lora, num_bytes, pack, pack_inputs, pack_outputs
 
 LEVELS = kernels.available()
 
@@ -33,6 +33,21 @@ def test_it_is_the_formula(level):
     assert num_bytes(30, [(3, 4), (2, 3)], 4) == first.down.nbytes + first.up.nbytes
 
 
+def test_chosen_inputs_and_outputs_are_columns_and_rows_of_a_difference(level):
+    random = torch.Generator().manual_seed(2)
+    x, out = torch.randn(3, 9, generator=random), torch.randn(3, 7, generator=random)
+    columns, rows = torch.randn(4, 2, generator=random), torch.randn(3, 9, generator=random)
+    want = out.clone()
+    want[0, 2:6] += columns @ x[0, [1, 8]]
+    want[2, [0, 3, 6]] += rows @ x[2]
+    inputs = pack_inputs(torch.tensor([1, 8]), columns, 2, 9)
+    outputs = pack_outputs(torch.tensor([0, 3, 6]), rows)
+    got = out.clone()
+    lora(got, x, [Group(torch.tensor([0]), inputs), Group(torch.tensor([2]), outputs)])
+    torch.testing.assert_close(got, want)
+    assert num_bytes(0, [(2, 4)], 4) == inputs.up.nbytes and num_bytes(9, [(3, 0)], 4) == outputs.down.nbytes
+
+
 @pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="the native module checks")
 def test_arguments_that_do_not_fit_are_refused():
     x, out = torch.zeros(2, 5), torch.zeros(2, 7)
@@ -50,5 +65,11 @@ def test_arguments_that_do_not_fit_are_refused():
         lora(out, x, [Group(torch.tensor([0]), weight._replace(up=weight.up[1:]))])
     with pytest.raises(ValueError, match="both"):
         lora(out, x, [Group(torch.tensor([0]), weight._replace(up=weight.up.bfloat16()))])
+    inputs = pack_inputs(torch.tensor([1, 4]), torch.zeros(7, 2), 0, 5)
+    for wrong in ([4, 1], [1, 1], [1, 5], [-1, 2], [1]):
+        with pytest.raises(ValueError, match="down"):
+            lora(out, x, [Group(torch.tensor([0]), inputs._replace(down=torch.tensor(wrong)))])
+    with pytest.raises(ValueError, match="both"):
+        lora(out, x, [Group(torch.tensor([0]), inputs._replace(up=torch.tensor([0, 1])))])
     with pytest.raises(ValueError, match="rows"):
         lora(torch.zeros(3, 7), x, [Group(torch.tensor([0]), weight)])

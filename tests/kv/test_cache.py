@@ -16,7 +16,6 @@ from headrace.kv.cache import KVCache
 from headrace.kv.codecs import SLOT as CODECS
 from headrace.kv.groups import GroupSpec, Member
 from headrace.kv.keepers import SLOT as KEEPERS
-from headrace.kv.keepers import Interval
 from headrace.kv.layouts import SLOT as LAYOUTS
 from headrace.layer.positions import SLOT as POSITIONS
 from headrace.params import SamplingParams
@@ -65,10 +64,8 @@ class Holes:
     first: int = 3
     last: int = 9
 
-    def kept(self, group: GroupSpec, computed: int) -> tuple[Interval, ...]:
-        if computed <= self.first + self.last:
-            return ((0, computed),)
-        return (0, self.first), (computed - self.last, computed)
+    def limit(self, group: GroupSpec) -> GroupSpec:
+        return replace(group, window=self.last, sink=self.first)
 
 
 def cache(
@@ -181,28 +178,25 @@ def test_a_layout_that_leaves_out_a_head_is_refused() -> None:
 
 @pytest.mark.parametrize("page_tokens", [1, 4])
 def test_what_a_keeper_drops_is_not_read(page_tokens: int) -> None:
-    """The holes it leaves are attended around: expected is dense attention over the positions whose pages live."""
+    """Expected is dense attention over the first three and the last nine positions, however the rows were cut."""
     model = architecture(None)
     kv = cache(model, LAYOUTS.make("single"), page_tokens, Holes())
     twins = Twins(model, kv)
     twins.start(1)
     spec = model.blocks[0].attention
     k_all, v_all = torch.zeros(0, 2, 4).double(), torch.zeros(0, 2, 4).double()
-    for length in [5, 1, 9, 1, 1, 6, *[1] * 20]:
+    for length in [5, 1, 9, 1, 1, 6, 30, *[1] * 20]:
         computed = twins.sequences[1].num_computed
-        pages = kv.tables.live_pages(1, 0)
-        alive = [p for p in range(computed) if pages[p // page_tokens] >= 0] + list(
-            range(computed, computed + length)
-        )
         kv.tables.reserve(1, computed, computed + length)
         batch = build_batch((Span(1, computed, computed + length),), twins.sequences, kv, CPU)
         q, k, v = twins.random(length, 4), twins.random(length, 2), twins.random(length, 2)
         got = kv.attend(0, q, k, v, batch)
         k_all, v_all = torch.cat((k_all, k)), torch.cat((v_all, v))
-        scores = torch.einsum("tnh,lnh->ntl", q, k_all[alive].repeat_interleave(2, 1)) * spec.scale
-        ahead = torch.tensor(alive)[None] > torch.arange(computed, computed + length)[:, None]
-        share = scores.masked_fill(ahead, -torch.inf).softmax(-1)
-        expected = torch.einsum("ntl,lnh->tnh", share, v_all[alive].repeat_interleave(2, 1))
+        scores = torch.einsum("tnh,lnh->ntl", q, k_all.repeat_interleave(2, 1)) * spec.scale
+        own, other = torch.arange(computed, computed + length)[:, None], torch.arange(len(k_all))[None]
+        hidden = (other > own) | ((other <= own - 9) & (other >= 3))
+        share = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        expected = torch.einsum("ntl,lnh->tnh", share, v_all.repeat_interleave(2, 1))
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
         twins.sequences[1].num_computed += length
         kv.tables.advance(1, twins.sequences[1].tokens, twins.sequences[1].num_computed)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.errors import ConfigError
 from headrace.kv.groups import MAX_GRANULE, GroupSpec, Member, size_pages
 
 
@@ -65,3 +68,50 @@ def test_pages_hold_what_they_promise(groups: list[GroupSpec], base: int) -> Non
         assert min(sizes.tokens) == base, "the largest entries have the base"
     assert sizes.granule == math.lcm(*sizes.tokens) <= MAX_GRANULE
     assert sizes.page_bytes == max(plain_bytes(spec, base) for spec in groups)
+
+
+# ---- blocks, and the rest ----
+
+
+def half_bytes(spec: GroupSpec, tokens: int) -> int:
+    """Of a codec that stores blocks in a quarter of what the rest takes."""
+    return plain_bytes(spec, tokens) // (4 if spec.holds == "blocks" else 1)
+
+
+def test_a_block_is_a_page_and_the_rest_has_parts_of_it() -> None:
+    blocks, rest = group(4, 2, 16).split(64)
+    sizes = size_pages([blocks, rest], 4, half_bytes)
+    assert sizes.tokens == (64, 16) and sizes.granule == 64
+    assert sizes.page_bytes == half_bytes(blocks, 64) == half_bytes(rest, 16)
+    small = size_pages([*group(4, 2, 16).split(64), group(8, 2, 16)], 32, half_bytes)
+    assert small.tokens == (256, 64, 32), (
+        "the largest entries have the base, others whole blocks and whole parts"
+    )
+
+
+def test_pages_that_do_not_divide_a_block_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use 8"):
+        size_pages(group(4, 2, 16).split(64), 24, half_bytes)
+
+
+@pytest.mark.parametrize("sink", [0, 3, 11])
+@pytest.mark.parametrize("window", [None, 5, 20])
+def test_each_position_is_read_from_one_of_the_two(window: int | None, sink: int) -> None:
+    """And what may still be read is kept: also by a fork that runs the newest token again."""
+    whole = replace(group(2, 1, 8), window=window, sink=sink)
+    blocks, rest = whole.split(8)
+    for position in range(50):
+        seen = [p for p in range(position + 1) if window is None or p > position - window or p < sink]
+        assert positions(whole.readable(position, position + 1)) == seen
+        parts = [positions(part.readable(position, position + 1)) for part in (blocks, rest)]
+        assert parts[0] + parts[1] == seen, "in order, none twice, none left out"
+        assert all(p < blocks.stored(position) for p in parts[0]), "a block is read before it is whole"
+        for part, read in ((whole, seen), (blocks, parts[0]), (rest, parts[1])):
+            for computed in (position, position + 1):
+                kept = set(positions(part.kept(computed))) | set(range(computed, position + 1))
+                assert set(read) <= kept, "what is read was let go of"
+    assert rest.behind == 8 and blocks.behind == window
+
+
+def positions(intervals: tuple[tuple[int, int], ...]) -> list[int]:
+    return [p for start, stop in intervals for p in range(start, stop)]

@@ -10,7 +10,6 @@ import torch
 
 from headrace.errors import OutOfPages
 from headrace.kv.groups import GroupSpec, Member, PageSizes
-from headrace.kv.keepers import SLOT
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
@@ -34,7 +33,6 @@ def make(
         None if host is None else PagePool(host, 64, CPU, poison=True),
         groups,
         PageSizes(64, tuple(sizes), granule),
-        SLOT.make("everything"),
         PrefixTree(pool, granule, windows, "stack") if cache else None,
     )
 

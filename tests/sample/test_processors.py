@@ -188,7 +188,7 @@ def test_min_tokens_counts_as_tokens_come() -> None:
     allowed = []
     for _ in range(4):
         allowed.append(0 in kept(state.apply(torch.zeros(VOCAB)).tolist()))
-        state.accept(5)
+        state.accept(5, torch.zeros(VOCAB))
     assert allowed == [False, False, True, True]
     state.rollback(3)
     assert 0 not in kept(state.apply(torch.zeros(VOCAB)).tolist())

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from headrace.forward.memory import pages_for
 from headrace.kv.groups import GroupSpec, Member, PageSizes
-from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
@@ -123,7 +122,6 @@ class Simulator:
             None if host is None else PagePool(host, sizes.page_bytes, cpu, poison=True),
             groups,
             sizes,
-            KEEPERS.make("everything"),
             PrefixTree(pool, sizes.granule, self.setting.windows, "stack") if self.setting.cache else None,
         )
         self.queues = Queues()

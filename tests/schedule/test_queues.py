@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from headrace.kv.groups import GroupSpec, Member, PageSizes
-from headrace.kv.keepers import SLOT
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
@@ -26,7 +25,6 @@ def tables(host: int | None = 4) -> BlockTables:
         None if host is None else PagePool(host, 64, CPU),
         [GroupSpec("g", (Member(0, (0,), 1),), 9)],
         PageSizes(64, (2,), 2),
-        SLOT.make("everything"),
         PrefixTree(pool, 2, (9,), "stack"),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,23 @@ def write(folder: Path, architecture: Architecture, rank: int, seed: int, **opti
 
 def merged(architecture: Architecture, seed: int, found: dict[str, Tensor], scale: float) -> Decoder:
     """The float64 random model of this seed, with W + scale B A in the place of W."""
+    changes = {}
+    for name, down in found.items():
+        at = name.removesuffix(".lora_A.weight")
+        if at != name:
+            up = found[f"{at}.lora_B.weight"]
+            changes[at.removeprefix("base_model.model.")] = scale * up.double() @ down.double()
+    return changed(architecture, seed, changes)
+
+
+def changed(architecture: Architecture, seed: int, changes: Mapping[str, Tensor]) -> Decoder:
+    """The float64 random model of this seed, with these differences added to its modules' weights."""
     weights = random_weights(architecture, seed, torch.float64)
     matrices = dict(weights.matrices)
     for module, site in sites(architecture, Llama.names).items():
-        at = f"base_model.model.{module}"
-        if f"{at}.lora_A.weight" in found:
+        if module in changes:
             name = f"{site.product}.weight"
             weight_OI = matrices[name].weight_OI.clone()
-            rows = slice(site.first, site.first + site.outputs)
-            up, down = found[f"{at}.lora_B.weight"].double(), found[f"{at}.lora_A.weight"].double()
-            weight_OI[rows] += scale * up @ down
+            weight_OI[site.first : site.first + site.outputs] += changes[module]
             matrices[name] = PlainMatrix(weight_OI)
     return Decoder(architecture, Weights(matrices, weights.tensors, weights.dtype, weights.device))

@@ -58,7 +58,7 @@ REFUSED = {
     "alpha_pattern": ({"q_proj": 8}, "alpha_pattern"),
     "trainable_token_indices": ([1], "embedding"),
     "init_lora_weights": ("pissa", "convert it"),
-    "peft_type": ("IA3", "known: LORA"),
+    "peft_type": ("IA3", "known: LORA, S2FT"),
     "r": (65, "between 1 and 64"),
     "lora_alpha": ("16", "lora_alpha"),
     "something_new": (1, "something_new"),

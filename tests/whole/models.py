@@ -29,15 +29,33 @@ NATIVE: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual", "bf16"),
 }
 """Windows, weights and KV codec of the models that run on native kernels."""
+BLOCKS: dict[str, tuple[tuple[int | None, ...], str]] = {
+    "kivi": ((None, None), "kivi:group=16,residual=16"),
+    "kivi_windows": ((7, None), "kivi:bits=2,group=16,residual=16"),
+    "kivi_wide": ((40, 21), "kivi:group=16,residual=32"),
+    "sinks": ((None, None), "plain"),
+    "sinks_windows": ((6, None), "plain"),
+    "kivi_sinks": ((None, 30), "kivi:group=16,residual=16"),
+}
+"""Windows and KV codec of models in float64 with codecs that store whole blocks, or with keepers."""
+KEEPERS = {
+    "sinks": "streaming:sink=3,window=8",
+    "sinks_windows": "streaming:sink=5,window=12",
+    "kivi_sinks": "streaming:sink=3,window=20",
+}
 
 
 def stack(name: str) -> dict[str, str]:
     """What this model's engines have in common."""
+    if name in BLOCKS:
+        return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything")}
     return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2]} if name in NATIVE else {}
 
 
 def page_tokens(name: str) -> tuple[int, ...]:
     """Page sizes that its kernels take."""
+    if name in BLOCKS:
+        return (1, 2, 4, 8, 16)
     return (16,) if name in NATIVE else (1, 1, 2, 3, 4, 8)
 
 
@@ -45,7 +63,8 @@ def page_tokens(name: str) -> tuple[int, ...]:
 def decoder(name: str) -> Decoder:
     """The model called `name`; end token 0."""
     native = name in NATIVE
-    windows = NATIVE[name][0] if native else WINDOWS[name]
+    windows = NATIVE[name][0] if native else (BLOCKS.get(name) or (WINDOWS.get(name),))[0]
+    assert windows is not None, f"no model called {name}"
     blocks = tuple(
         Block(
             attention=Attention(

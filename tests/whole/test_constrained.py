@@ -54,7 +54,7 @@ def engine(
     made = Engine(config, decoder=models.decoder(model), poison=True)
     equip(made, compiler(member))
     if not ahead:
-        made._extended = lambda plan: plan  # type: ignore[method-assign]
+        made.speculator.extend = lambda plan: plan  # type: ignore[method-assign]
     return made
 
 

@@ -12,6 +12,7 @@ from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.memory import pages_for
+from headrace.kv.cache import page_bytes_of, stored_groups
 from headrace.kv.groups import size_pages
 from headrace.params import SamplingParams
 from headrace.slots import slots
@@ -75,10 +76,11 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     stack = models.stack(model)
     architecture = models.decoder(model).architecture
     known = slots()
-    groups = known["kv-layout"].make(layout).groups(architecture)
     codec = known["kv-codec"].make(stack.get("kv-codec", "plain"))
+    keeper = known["kv-keeper"].make(stack.get("kv-keeper", "everything"))
+    groups = stored_groups(known["kv-layout"].make(layout).groups(architecture), keeper, codec)
     dtype = models.decoder(model).dtype
-    sizes = size_pages(groups, page_tokens, lambda group, tokens: codec.page_bytes(group, tokens, dtype))
+    sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype))
     span = known["policy"].make(policy).longest_span
     least = max(pages_for(groups, sizes, longest, span), 2 * len(groups))
     pages = least + draw(st.sampled_from([0, 0, 0, 1, 3, least // 2, 2 * least]))
@@ -102,7 +104,8 @@ def schedules(
     draw: st.DrawFn, names: tuple[str, ...] = tuple(models.WINDOWS)
 ) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
     model = draw(st.sampled_from(sorted(names)))
-    wanted = draw(asks((17, 17, 33, 40) if model in models.NATIVE else (0, 3, 5, 8, 12, 21, 40)))
+    paged = model in models.NATIVE or model in models.BLOCKS
+    wanted = draw(asks((17, 17, 33, 40) if paged else (0, 3, 5, 8, 12, 21, 40)))
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in wanted)
     forks = [
         Fork(
@@ -165,6 +168,22 @@ def test_native_kernels_give_the_same_tokens_too() -> None:
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(schedules(tuple(models.NATIVE)))
+    def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
+        counters = run_schedule(schedule).counters
+        happened["recomputes"] += counters.recomputes
+        happened["swaps"] += counters.swaps
+        happened["prefix hits"] += counters.cached_tokens > 0
+
+    check()
+    assert min(happened.values()) >= 5, f"the schedules put too little pressure on the engine: {happened}"
+
+
+def test_nor_where_codecs_store_whole_blocks() -> None:
+    """What a row reads rounded is a matter of its position alone."""
+    happened: Counter[str] = Counter()
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(schedules(tuple(models.BLOCKS)))
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
         counters = run_schedule(schedule).counters
         happened["recomputes"] += counters.recomputes

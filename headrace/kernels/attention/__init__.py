@@ -2,7 +2,8 @@
 
     for each query t, head n:             # T queries, N query heads, G kv heads, H head size, L stored tokens
         g = n // (N / G)
-        s_l = scale * (q_tn . k_lg)       for every l with  position_t - window < position_l <= position_t
+        s_l = scale * (q_tn . k_lg)       for every l with  position_l <= position_t,  and of these
+                                              position_l > position_t - window  or  position_l < sink
         lse = log(sum_l exp(s_l))
         out = sum_l exp(s_l - lse) * v_lg
 
@@ -32,7 +33,7 @@ class State(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Rotated queries and what they may see: positions in (own - window, own]."""
+    """Rotated queries and what they may see: positions in (own - window, own], and those before the sink's end."""
 
     q_TNH: Tensor
     positions_T: Tensor
@@ -41,6 +42,8 @@ class Queries(NamedTuple):
     """Multiplies q . k."""
     window: int | None
     """None sees all."""
+    sink: int = 0
+    """First positions that are seen beside a window."""
 
 
 def attend(
@@ -51,9 +54,10 @@ def attend(
     start: int,
     scale: float,
     window: int | None,
+    sink: int = 0,
 ) -> State:
     """Attention of T queries at `positions_T` (ascending) over keys at positions [start, start + L)."""
-    return State(*reference.attend(q_TNH, k_LGH, v_LGH, positions_T, start, scale, window))
+    return State(*reference.attend(q_TNH, k_LGH, v_LGH, positions_T, start, scale, window, sink))
 
 
 def merge(states: list[State]) -> State:

@@ -19,6 +19,7 @@ def attend(
     start: int,
     scale: float,
     window: int | None,
+    sink: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See the package. Scores and sums are float32 for half-precision inputs."""
     wide = torch.promote_types(q_TNH.dtype, torch.float32)
@@ -33,6 +34,7 @@ def attend(
             positions_L,
             scale,
             window,
+            sink,
         )
         for i in range(0, len(q_TNH), BLOCK)
     ]
@@ -49,6 +51,7 @@ def _attend_block(
     positions_L: Tensor,
     scale: float,
     window: int | None,
+    sink: int,
 ) -> tuple[Tensor, Tensor]:
     T, N, H = q_TNH.shape
     G = len(kT_GHL)
@@ -56,7 +59,7 @@ def _attend_block(
     scores_GQTL = torch.bmm(q_GMH, kT_GHL).view(G, N // G, T, -1)
     hidden_TL = positions_L > positions_T[:, None]
     if window is not None:
-        hidden_TL |= positions_L <= positions_T[:, None] - window
+        hidden_TL |= (positions_L <= positions_T[:, None] - window) & (positions_L >= sink)
     scores_GQTL.masked_fill_(hidden_TL, -torch.inf)
     lse_GQT = scores_GQTL.logsumexp(-1)
     weights = (scores_GQTL - lse_GQT.clamp_min(torch.finfo(lse_GQT.dtype).min)[..., None]).exp_()

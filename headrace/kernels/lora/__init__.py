@@ -6,12 +6,16 @@
         for each part (some outputs o, some ranks r):      # of a stacked product: query, key, value
             out_to += sum over r, in order: up_or * hidden_r
 
+One of the two matrices may be a choice: ranks that are some of the inputs, or some of the outputs, of which only the
+indices are kept. Then the other holds columns, or rows, of a change to the product's own weights.
+
 A row has the same bits whatever rows are beside it, and the native levels agree bit for bit. Rows without an adapter
 are not touched. Weights are float32 or bfloat16, and multiplied in float32 (float64 for float64 rows).
 
 Shape suffixes beside those of headrace/types.py: O outputs, I inputs, R ranks, A rows of one adapter.
 
-Paper   https://arxiv.org/abs/2106.09685 (LoRA); many at once: https://arxiv.org/abs/2310.18547 (Punica)
+Paper   https://arxiv.org/abs/2106.09685 (LoRA); many at once: https://arxiv.org/abs/2310.18547 (Punica); choices:
+        https://arxiv.org/abs/2412.06289 (S2FT)
 """
 
 from __future__ import annotations
@@ -39,9 +43,9 @@ class LoraWeight(NamedTuple):
     """One adapter's weights for one product."""
 
     down: Tensor
-    """[R, I padded], float32 or bfloat16: the ranks of all parts."""
+    """[R, I padded], float32 or bfloat16: the ranks of all parts. Or int64 [R], rising: the input that each is."""
     up: Tensor
-    """Flat, part after part, of down's dtype."""
+    """Flat, part after part, of down's dtype. Or int64 [R], rising: the output that each is added to."""
     scale_R: Tensor
     """float32, or float64 beside float64 weights."""
     parts_P3: Tensor
@@ -96,7 +100,26 @@ def pack(parts: Sequence[tuple[Tensor, Tensor, float, int]]) -> LoraWeight:
     )
 
 
+def pack_inputs(inputs_R: Tensor, up_OR: Tensor, first: int, width: int) -> LoraWeight:
+    """Weights that add up_OR x[inputs] to the outputs from `first` on. inputs_R: int64, rising."""
+    return _chosen(inputs_R, reference.pack_up(up_OR), up_OR.dtype, (first, len(up_OR)), width)
+
+
+def pack_outputs(outputs_R: Tensor, down_RI: Tensor) -> LoraWeight:
+    """Weights that add down_RI x to these outputs. outputs_R: int64, rising."""
+    return _chosen(
+        reference.pack_down(down_RI), outputs_R, down_RI.dtype, (0, int(outputs_R[-1]) + 1), down_RI.shape[1]
+    )
+
+
+def _chosen(down: Tensor, up: Tensor, dtype: torch.dtype, outputs: tuple[int, int], width: int) -> LoraWeight:
+    ranks = len(down)
+    scale_R = torch.ones(ranks, dtype=torch.promote_types(dtype, torch.float32))
+    return LoraWeight(down, up, scale_R, torch.tensor([(ranks, *outputs)]), width)
+
+
 def num_bytes(width: int, parts: Sequence[tuple[int, int]], itemsize: int) -> int:
-    """Memory of the two matrices of (ranks, outputs) parts, `itemsize` bytes per number."""
+    """Memory of the two matrices of (ranks, outputs) parts, `itemsize` bytes per number. Where the width, or the
+    outputs, are 0, there is no such matrix."""
     blocks = sum(-(-outputs // reference.BLOCK) * reference.BLOCK * ranks for ranks, outputs in parts)
     return itemsize * (reference.padded(width) * sum(ranks for ranks, _ in parts) + blocks)

@@ -47,6 +47,18 @@ void check_parts(LoraGroup& group, const Array& parts, int64_t outputs) {
     }
 }
 
+// Which inputs or outputs the ranks are; null if the array is a matrix.
+const int64_t* check_indices(const Array& array, int64_t ranks, int64_t limit) {
+    if (array.dtype() != DType::i64) return nullptr;
+    HR_CHECK(array.contiguous() && array.size() == ranks, "%s has %lld indices for %lld ranks", array.name(),
+             static_cast<Int>(array.size()), static_cast<Int>(ranks));
+    const auto* indices = array.data<const int64_t>();
+    for (int64_t i = 0; i < ranks; ++i)
+        HR_CHECK(indices[i] > (i > 0 ? indices[i - 1] : -1) && indices[i] < limit,
+                 "indices of %s must rise, and be less than %lld", array.name(), static_cast<Int>(limit));
+    return indices;
+}
+
 // What one adapter adds: (rows, down, up, scale, parts).
 LoraGroup check_group(nb::handle tuple, const Lora& a, int64_t rows) {
     const Array row(tuple[0], "rows"), down(tuple[1], "down"), up(tuple[2], "up"), scale(tuple[3], "scale"),
@@ -55,13 +67,18 @@ LoraGroup check_group(nb::handle tuple, const Lora& a, int64_t rows) {
     check_parts(group, parts, a.outputs);
     int64_t items = 0;
     for (int64_t i = 0; i < group.part_count; ++i) items += group.parts[i].items();
-    HR_CHECK((down.dtype() == DType::f32 || down.dtype() == DType::bf16) && down.dtype() == up.dtype(),
-             "down and up must be both float32 or both bfloat16");
-    HR_CHECK(down.contiguous() && down.size() == group.ranks * a.padded(),
+    group.inputs = check_indices(down, group.ranks, a.width);
+    group.outputs = check_indices(up, group.ranks, a.outputs);
+    const DType dtype = group.inputs != nullptr ? up.dtype() : down.dtype();
+    HR_CHECK((dtype == DType::f32 || dtype == DType::bf16) &&
+                 (group.inputs != nullptr || group.outputs != nullptr || up.dtype() == dtype),
+             "down and up must be both float32 or both bfloat16, or one of them indices");
+    HR_CHECK(group.inputs != nullptr || (down.contiguous() && down.size() == group.ranks * a.padded()),
              "down has %lld numbers, these ranks need %lld", static_cast<Int>(down.size()),
              static_cast<Int>(group.ranks * a.padded()));
-    HR_CHECK(up.contiguous() && up.size() == items, "up has %lld numbers, these parts need %lld",
-             static_cast<Int>(up.size()), static_cast<Int>(items));
+    HR_CHECK(group.outputs != nullptr || (up.contiguous() && up.size() == items),
+             "up has %lld numbers, these parts need %lld", static_cast<Int>(up.size()),
+             static_cast<Int>(items));
     HR_CHECK(scale.dtype() == DType::f32 && scale.contiguous() && scale.size() == group.ranks,
              "scale must be float32 [%lld]", static_cast<Int>(group.ranks));
     HR_CHECK(row.dtype() == DType::i64 && row.contiguous() && row.dims() == 1, "rows must be int64 [A]");
@@ -73,7 +90,7 @@ LoraGroup check_group(nb::handle tuple, const Lora& a, int64_t rows) {
     }
     group.down = down.data<const void>();
     group.up = up.data<const void>();
-    group.is_bf16 = down.dtype() == DType::bf16;
+    group.is_bf16 = dtype == DType::bf16;
     group.scale = scale.data<const float>();
     group.first_row = a.row_count;
     return group;

@@ -26,6 +26,10 @@ inline void shrink_row(const T* down, const float* scale, const float* x, int64_
     HR_UNROLL for (int r = 0; r < count; ++r) hidden[r] = scale[r] * sum(sums[r]);
 }
 
+inline void pick(const int64_t* inputs, const float* scale, const float* x, int64_t count, float* hidden) {
+    for (int64_t r = 0; r < count; ++r) hidden[r] = scale[r] * x[inputs[r]];
+}
+
 template <class T>
 void shrink(const Lora& a, const LoraGroup& group, int64_t first) {
     const int64_t padded = a.padded(), count = group.ranks - first < kRanks ? group.ranks - first : kRanks;
@@ -34,7 +38,9 @@ void shrink(const Lora& a, const LoraGroup& group, int64_t first) {
     for (int64_t row = group.first_row; row < group.first_row + group.row_count; ++row) {
         const float* x = a.inputs + row * padded;
         float* hidden = a.hidden + row * a.most_ranks + first;
-        if (count == kRanks) {
+        if (group.inputs != nullptr) {
+            pick(group.inputs + first, scale, x, count, hidden);
+        } else if (count == kRanks) {
             shrink_row<kRanks>(down, scale, x, padded, hidden);
         } else {
             for (int64_t r = 0; r < count; ++r)
@@ -65,6 +71,15 @@ inline void expand_row(const T* up, int64_t ranks, const float* hidden, int64_t 
     }
 }
 
+// out[outputs[r]] += hidden[r]
+void place(const Lora& a, const LoraGroup& group) {
+    for (int64_t i = 0; i < group.row_count; ++i) {
+        const float* hidden = a.hidden + (group.first_row + i) * a.most_ranks;
+        float* out = a.out + group.rows[i] * a.outputs;
+        for (int64_t r = 0; r < group.ranks; ++r) out[group.outputs[r]] += hidden[r];
+    }
+}
+
 // `block` counts over all parts of the group.
 template <class T>
 void expand(const Lora& a, const LoraGroup& group, int64_t block) {
@@ -88,6 +103,7 @@ int64_t rank_blocks(const LoraGroup& group) {
 }
 
 int64_t output_blocks(const LoraGroup& group) {
+    if (group.outputs != nullptr) return 1;
     int64_t count = 0;
     for (int64_t i = 0; i < group.part_count; ++i) count += group.parts[i].blocks();
     return count;
@@ -117,6 +133,7 @@ void add(const Lora& a) {
     });
     for_each_piece(a, output_blocks, LoraPart::kBlock * a.most_ranks * per_group,
                    [&](const LoraGroup& group, int64_t piece) {
+                       if (group.outputs != nullptr) return place(a, group);
                        group.is_bf16 ? expand<bf16>(a, group, piece) : expand<float>(a, group, piece);
                    });
 }

@@ -4,6 +4,9 @@
 //
 //   down   [ranks][width, padded with zeros to 16]       the ranks of its parts, one part after the other
 //   up     part after part: [blocks of 64 outputs, the last one padded with zeros][ranks of the part][64]
+//
+// One of the two may be indices in the place of a matrix of zeros and ones: ranks that are inputs, or
+// outputs.
 #pragma once
 
 #include <stdint.h>
@@ -27,8 +30,10 @@ struct LoraPart {
 // The rows of one adapter.
 struct LoraGroup {
     const void *down, *up;
-    bool is_bf16;        // else float32
-    const float* scale;  // [ranks]
+    const int64_t* inputs;   // [ranks], or null; if set, there is no down, and a rank is this input
+    const int64_t* outputs;  // [ranks], or null; if set, there is no up, and a rank is added to this output
+    bool is_bf16;            // else float32
+    const float* scale;      // [ranks]
     const LoraPart* parts;
     int64_t part_count, ranks;
     const int64_t* rows;           // [row_count], of x and of out

@@ -36,15 +36,20 @@ def unpack_up(packed: Tensor, ranks: int, outputs: int) -> Tensor:
 def add(
     out_AO: Tensor,
     x_AI: Tensor,
-    down_RI: Tensor,
+    down: Tensor,
     up: Tensor,
     scale_R: Tensor,
     parts: Sequence[tuple[int, int, int]],
 ) -> Tensor:
     """The rows of one adapter: out + up (scale * (down x)), summed in float32, or float64 for float64 rows."""
     dtype = torch.promote_types(x_AI.dtype, torch.float32)
-    hidden_AR = scale_R.to(dtype) * (x_AI.to(dtype) @ down_RI[:, : x_AI.shape[1]].to(dtype).T)
+    x_AI = x_AI.to(dtype)
+    chosen = down.dtype == torch.int64
+    hidden_AR = x_AI[:, down] if chosen else x_AI @ down[:, : x_AI.shape[1]].to(dtype).T
+    hidden_AR = scale_R.to(dtype) * hidden_AR
     sum_AO, rank, item = out_AO.to(dtype), 0, 0
+    if up.dtype == torch.int64:
+        return sum_AO.index_add(1, up, hidden_AR).to(out_AO.dtype)
     for ranks, first, outputs in parts:
         items = -(-outputs // BLOCK) * BLOCK * ranks
         up_OR = unpack_up(up[item : item + items], ranks, outputs).to(dtype)

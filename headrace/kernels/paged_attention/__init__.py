@@ -1,7 +1,8 @@
 """paged_attention: every row of a batch over the stored keys and values of its own sequence.
 
     for each row t, query head n:                          # g = n // (N / G), the kv head it reads
-        for each position l in a page that the row's span reads,  position_t - window < l <= position_t:
+        for each position l in a page that the row's span reads,  l <= position_t,  and of these
+                                                         l > position_t - window  or  l < sink:
             s_l = scale * (q_tn . k_lg)
         lse = log(sum_l exp(s_l));   out = sum_l exp(s_l - lse) * v_lg
 
@@ -53,7 +54,7 @@ def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tu
 
 def attend(queries: Queries, arena_PX: Tensor, store: PageStore, reads: Reads) -> State:
     """The state of every row over what it reads: out in q's dtype, lse in float32 (float64 for float64)."""
-    q_TNH, positions_T, scale, window = queries
+    q_TNH, positions_T, scale, window, sink = queries
     native = kernels.native("paged_attention") if _fits(store, q_TNH) else None
     if native is None:
         size = store.page_tokens
@@ -74,6 +75,7 @@ def attend(queries: Queries, arena_PX: Tensor, store: PageStore, reads: Reads) -
         reads.runs_W5,
         scale,
         window or 0,
+        sink,
         out_TNH,
         lse_TN,
     )

@@ -84,7 +84,7 @@ void bind_paged_attention(nb::module_& m, Level level) {
         m, "paged_attention",
         [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
                  int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
-                 nb::handle pages_object, nb::handle runs_object, float scale, int64_t window,
+                 nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
                  nb::handle out_object, nb::handle lse_object) {
             const Array q(q_object, "q"), arena(arena_object, "arena"),
                 positions(positions_object, "positions"), pages(pages_object, "pages"),
@@ -113,6 +113,7 @@ void bind_paged_attention(nb::module_& m, Level level) {
                                    runs.size(0),
                                    scale,
                                    window,
+                                   sink,
                                    out.data<float>(),
                                    lse.data<float>()};
             return [&table, a, num_pages = pages.size(), arena_pages = arena.size(0)] {
@@ -121,7 +122,7 @@ void bind_paged_attention(nb::module_& m, Level level) {
             };
         },
         "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a, "positions"_a,
-        "pages"_a, "runs"_a, "scale"_a, "window"_a, "out"_a, "lse"_a);
+        "pages"_a, "runs"_a, "scale"_a, "window"_a, "sink"_a, "out"_a, "lse"_a);
     def_call(
         m, "paged_attention_write",
         [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t item_bytes,

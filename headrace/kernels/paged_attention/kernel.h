@@ -45,6 +45,7 @@ struct PagedAttention {
     int64_t num_runs;
     float scale;
     int64_t window;  // 0: none
+    int64_t sink;    // first positions that are seen beside a window
     float* out;      // [T, N, H]
     float* lse;      // [T, N]
 };

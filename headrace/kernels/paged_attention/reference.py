@@ -52,7 +52,7 @@ def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tu
 
 def attend(queries: Queries, gather: Callable[[Run], tuple[Tensor, Tensor]], reads: Reads) -> State:
     """Attention of every row over its runs; `gather` gives a run's keys and values, [length, G, H]."""
-    q_TNH, positions_T, scale, window = queries
+    q_TNH, positions_T, scale, window, sink = queries
     out_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
     wide = torch.promote_types(q_TNH.dtype, torch.float32)
     lse_TN = torch.empty(q_TNH.shape[:2], dtype=wide, device=q_TNH.device)
@@ -61,7 +61,7 @@ def attend(queries: Queries, gather: Callable[[Run], tuple[Tensor, Tensor]], rea
         for run in runs:
             k_LGH, v_LGH = gather(run)
             states.append(
-                attention.attend(q_TNH[rows], k_LGH, v_LGH, positions_T[rows], run.start, scale, window)
+                attention.attend(q_TNH[rows], k_LGH, v_LGH, positions_T[rows], run.start, scale, window, sink)
             )
         out_TNH[rows], lse_TN[rows] = attention.merge(states)
     return State(out_TNH, lse_TN)

@@ -5,6 +5,7 @@
 // whatever the strip and however many blocks go together: all levels and all strips give the same bits.
 #pragma once
 
+#include "headrace/attention_state.h"
 #include "paged_attention/block.h"
 
 namespace headrace::HR_LEVEL {
@@ -23,7 +24,6 @@ constexpr int kValueVectors = kValueSums / kRows < 4 ? kValueSums / kRows : 4;
 // Blocks from the one that is worked on to the one that is fetched: some two kilobytes.
 template <class T>
 constexpr int64_t kAhead = sizeof(T) == 1 ? 2 : 1;
-constexpr float kHidden = -__builtin_huge_valf();
 
 struct Strip {
     int64_t row, rows;
@@ -107,9 +107,14 @@ inline void score(const Strip& strip, const Blocks<T>& blocks, int64_t from, int
 
 // Tokens that the row at `position` may not see get minus infinity.
 template <class T>
-inline void hide(const Block<T>& block, int64_t position, int64_t window, float* scores) {
-    // Offsets <= low and > high are hidden.
-    const int64_t low = window ? position - window - block.position : -1, own = position - block.position;
+inline void hide(const Block<T>& block, int64_t position, int64_t window, int64_t sink, float* scores) {
+    // Offsets <= low, but for those of the sink, and > high are hidden.
+    int64_t low = window ? position - window - block.position : -1;
+    const int64_t own = position - block.position, seen = sink - block.position;
+    if (low >= 0 && seen > 0) {
+        for (int64_t i = seen; i <= low && i < kBlockTokens; ++i) scores[i] = kHidden;
+        low = -1;
+    }
     const int64_t high = own < block.count ? own : block.count - 1;
     if (low < 0 && high >= kBlockTokens - 1) return;
     static constexpr float kOffsets[kBlockTokens] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

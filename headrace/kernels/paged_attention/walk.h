@@ -6,6 +6,7 @@
 // on how its prompt was cut or on threads: a block that a row may not see changes nothing, to the bit.
 #pragma once
 
+#include "headrace/attention_state.h"
 #include "headrace/pool.h"
 #include "paged_attention/strip.h"
 
@@ -40,23 +41,6 @@ struct Space {
 
 inline int64_t space_floats(int64_t head_size) {
     return kTileRows * (3 * head_size + kChunkTokens) + kWideBlocks * kBlockTokens * head_size;
-}
-
-// A row's state as it lies in memory: out [H], most, sum.
-inline int64_t part_floats(int64_t head_size) {
-    return head_size + kLanes;
-}
-
-// Adds a state to a row's: both are sums of exp(score - most), and values in the same weights.
-inline void add_state(float most, float sum, const float* out, int64_t head_size, float& whole_most,
-                      float& whole_sum, float* whole) {
-    if (most == kHidden) return;
-    const float raised = most > whole_most ? most : whole_most;
-    const F32x16 before = exp(broadcast(whole_most - raised)), now = exp(broadcast(most - raised));
-    whole_most = raised;
-    whole_sum = whole_sum * largest(before) + sum * largest(now);
-    for (int64_t h = 0; h < head_size; h += kLanes)
-        store(whole + h, fma(load(out + h), now, load(whole + h) * before));
 }
 
 template <class T>
@@ -115,12 +99,12 @@ void add_chunk(Space& space, const Blocks<T>& chunk, const Block<T>* last, int64
 
 // Which of the chunk's blocks each strip may see.
 template <class T>
-void look(Space& space, const Blocks<T>& chunk, int64_t window) {
+void look(Space& space, const Blocks<T>& chunk, int64_t window, int64_t sink) {
     for (int64_t i = 0; i < space.num_strips; ++i) {
         Strip& strip = space.strips[i];
         strip.from = 0, strip.to = chunk.count;
         while (strip.to > 0 && chunk.at[strip.to - 1].position > strip.high) --strip.to;
-        while (window && strip.from < strip.to &&
+        while (window && strip.from < strip.to && chunk.at[strip.from].position >= sink &&
                chunk.at[strip.from].position + kBlockTokens - 1 <= strip.low - window)
             ++strip.from;
     }
@@ -130,14 +114,14 @@ template <class T>
 void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk, const Block<T>* last,
                 int64_t rows) {
     const int64_t H = a.store.head_size;
-    look(space, chunk, a.window);
+    look(space, chunk, a.window, a.sink);
     score_chunk(space, chunk, rows, H);
     for (int64_t i = 0; i < space.num_strips; ++i) {
         const Strip& strip = space.strips[i];
         for (int64_t r = strip.row; strip.from < strip.to && r < strip.row + strip.rows; ++r) {
             float* scores = space.scores + r * kChunkTokens;
             for (int64_t b = strip.from; b < strip.to; ++b)
-                hide(chunk.at[b], space.positions[r], a.window, scores + b * kBlockTokens);
+                hide(chunk.at[b], space.positions[r], a.window, a.sink, scores + b * kBlockTokens);
             weigh(chunk.at, strip.from, strip.to, H, scores, space.rows[r], space.out + r * H);
         }
     }
@@ -189,7 +173,7 @@ inline Seen seen_by(const PagedAttention& a, const Tile& tile) {
         if (position > high) high = position;
     }
     const Run& last = tile.runs[tile.num_runs - 1];
-    Seen seen{a.window && low >= a.window ? low - a.window + 1 : 0, high + 1};
+    Seen seen{a.window && !a.sink && low >= a.window ? low - a.window + 1 : 0, high + 1};
     if (seen.end > last.start + last.length) seen.end = last.start + last.length;
     if (seen.begin < tile.from) seen.begin = tile.from;
     if (seen.end > tile.to) seen.end = tile.to;

@@ -22,16 +22,12 @@ class LiveCodec(Protocol):
     """
 
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
-        """Stores one entry per row at its slot. Mutates arena_PX only at those slots (and their page's metadata).
-
-        G are the kv heads of `layer` in this group. Pages written here are not shared: the pool has copied them.
-        """
+        """Stores one entry per row at its slot. Mutates arena_PX only at those slots (and their page's metadata), in
+        pages that are not shared. G are the kv heads of `layer` in this group."""
 
     def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [length, G, H] of the first `length` tokens in these pages, in order, in the model's dtype.
-
-        Slots that were never written may hold anything: the caller passes the number that were.
-        """
+        Slots that were never written may hold anything: the caller passes the number that were."""
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what one without
@@ -42,6 +38,11 @@ class Codec(Protocol):
     """How keys and values are stored."""
 
     card: ClassVar[Card]
+    block_tokens: int | None
+    """None: tokens are written as they come. Else only whole blocks of this many are, in slots that follow each
+    other, in pages of whole blocks; those of an unfinished block the cache keeps apart, rounded to `rest` only."""
+    rest: torch.dtype | None
+    """What the tokens of an unfinished block are kept in; None is the model's own dtype."""
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of a page that holds `tokens` tokens of every member of the group. Pure; a multiple of 64."""
@@ -57,6 +58,7 @@ SLOT = Slot(
         "plain": "headrace.kv.codecs.plain:Plain",
         "bf16": "headrace.kv.codecs.plain:Bf16",
         "int8": "headrace.kv.codecs.int8:Int8",
+        "kivi": "headrace.kv.codecs.kivi:Kivi",
     },
     default="plain",
 )

@@ -31,6 +31,9 @@ class Int8:
         slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2303.06865", recordable=True
     )
 
+    block_tokens: ClassVar[None] = None
+    rest: ClassVar[None] = None
+
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         return page_bytes(group, tokens, torch.int8)
 

@@ -27,6 +27,9 @@ class Plain:
         slot="kv-codec", exact="bits", paper="https://arxiv.org/abs/2309.06180", recordable=True
     )
 
+    block_tokens: ClassVar[None] = None
+    rest: ClassVar[None] = None
+
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         return page_bytes(group, tokens, self._stored(dtype))
 

@@ -1,6 +1,6 @@
 """Slot `kv-keeper`: which stored entries survive.
 
-Add one: a file here with a frozen dataclass that has `card` and `kept`, and a line in the index.
+Add one: a file here with a frozen dataclass that has `card` and `limit`, and a line in the index.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from typing import ClassVar, Protocol
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card, Slot
 
-Interval = tuple[int, int]
-"""Positions [start, stop)."""
-
 
 class Keeper(Protocol):
-    """Decides which positions later queries may still read. What it drops is gone: pages are freed, not masked."""
+    """Decides what later queries may still read. What it drops is gone: pages are freed, not masked."""
 
     card: ClassVar[Card]
 
-    def kept(self, group: GroupSpec, computed: int) -> tuple[Interval, ...]:
-        """Ascending, disjoint intervals of [0, computed) to keep, given that those positions are computed. Pure.
+    def limit(self, group: GroupSpec) -> GroupSpec:
+        """The group with a window, and perhaps a sink beside it, no larger than its own. Pure.
 
-        Called after each step of a sequence, never during one. Pages that lie wholly outside are freed; a page that
-        is partly inside stays, and is read whole. The newest position must be kept. A position once dropped may not
-        be asked for again. The group's own window is applied by the cache, beside this.
+        A query's view is a matter of its position, so that it does not depend on how its prompt was cut: rows of one
+        chunk see no more of each other than if they had come one by one.
         """
         ...
 
@@ -32,6 +28,9 @@ class Keeper(Protocol):
 SLOT = Slot(
     name="kv-keeper",
     asks="which stored entries survive",
-    index={"everything": "headrace.kv.keepers.everything:Everything"},
+    index={
+        "everything": "headrace.kv.keepers.everything:Everything",
+        "streaming": "headrace.kv.keepers.streaming:Streaming",
+    },
     default="everything",
 )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.kv.groups import GroupSpec
-from headrace.kv.keepers import Interval
 from headrace.slots import Card
 
 
@@ -21,5 +20,5 @@ class Everything:
 
     card: ClassVar[Card] = Card(slot="kv-keeper", exact="bits", paper="none: plain attention")
 
-    def kept(self, group: GroupSpec, computed: int) -> tuple[Interval, ...]:
-        return ((0, computed),)
+    def limit(self, group: GroupSpec) -> GroupSpec:
+        return group

@@ -32,6 +32,7 @@ SLOT = Slot(
     index={
         "windows": "headrace.kv.layouts.windows:Windows",
         "single": "headrace.kv.layouts.single:Single",
+        "duo": "headrace.kv.layouts.duo:Duo",
     },
     default="windows",
 )

@@ -21,8 +21,9 @@ class State(Protocol):
     def apply(self, logits_V: Tensor) -> Tensor:
         """The changed logits: float32 or float64 [V], -inf forbids a token. May overwrite its argument."""
 
-    def accept(self, token: int) -> None:
-        """The sequence now ends with this token."""
+    def accept(self, token: int, logits_V: Tensor) -> None:
+        """The sequence now ends with this token. logits_V: the row that it was chosen from, before any processor; not
+        to be kept, nor changed."""
 
     def fork(self) -> State:
         """An equal state that goes its own way from here."""
@@ -58,6 +59,7 @@ SLOT = Slot(
         "top_k": "headrace.sample.processors.top_k:TopK",
         "top_p": "headrace.sample.processors.top_p:TopP",
         "min_p": "headrace.sample.processors.min_p:MinP",
+        "mirostat": "headrace.sample.processors.mirostat:Mirostat",
     },
     default="penalties+logit_bias+allowed_tokens+bad_words+min_tokens+temperature+top_k+top_p+min_p",
     many=True,

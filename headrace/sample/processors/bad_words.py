@@ -43,7 +43,7 @@ class _State:
     def _ends_with(self, tokens: tuple[int, ...]) -> bool:
         return not tokens or tuple(self._output[-len(tokens) :]) == tokens
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int, logits_V: Tensor) -> None:
         self._output.append(token)
 
     def fork(self) -> _State:

@@ -42,7 +42,7 @@ class _State:
             return logits_V
         return logits_V.index_fill(0, self._ends.to(logits_V.device), -torch.inf)
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int, logits_V: Tensor) -> None:
         self._left -= 1
 
     def fork(self) -> _State:

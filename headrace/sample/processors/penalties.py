@@ -55,7 +55,7 @@ class _State:
             logits_V[used] -= params.presence_penalty + params.frequency_penalty * counts
         return logits_V
 
-    def accept(self, token: int) -> None:
+    def accept(self, token: int, logits_V: Tensor) -> None:
         self._output.append(token)
         self._counts[token] += 1
 

@@ -27,7 +27,6 @@ class Update(Protocol):
     def add(out_TO: Tensor, x: Tensor, before: Before, updates: Sequence[tuple[Tensor, Any]]) -> None:
         """Adds to rows of a product's result: (rows int64 [A], update of this kind), ... No row comes twice, others are
         not touched, and a row's result does not depend on them. x, before: the product's own."""
-        ...
 
 
 class Opened(Protocol):
@@ -37,7 +36,6 @@ class Opened(Protocol):
 
     def load(self) -> Generator[int, None, Mapping[str, Update]]:
         """Yields how many bytes it read, every few megabytes; returns updates by stacked product. Raises ModelError."""
-        ...
 
 
 class Kind(Protocol):
@@ -50,12 +48,14 @@ class Kind(Protocol):
     ) -> Opened:
         """Checks the folder against a model of this dtype and device, whose `sites`, by checkpoints' names, may change.
         Raises ModelError, naming file and tensor, for whatever would not be carried out to the letter."""
-        ...
 
 
 SLOT = Slot(
     name="adapter",
     asks="what kind of adapter a folder holds",
-    index={"lora": "headrace.weight.adapters.lora:Lora"},
+    index={
+        "lora": "headrace.weight.adapters.lora:Lora",
+        "s2ft": "headrace.weight.adapters.s2ft:S2ft",
+    },
     default="",
 )

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
 import torch
-from torch import Tensor
 
 from headrace.errors import ModelError
-from headrace.kernels.before import Before
-from headrace.kernels.lora import Group, LoraWeight, lora, num_bytes, pack
+from headrace.kernels.lora import num_bytes, pack
 from headrace.slots import Card
 from headrace.weight.adapter import AdapterFiles, Site
-from headrace.weight.checkpoint import DTYPES
+from headrace.weight.low_rank import LowRank
 
 MAX_RANK = 64
 MAX_SCALE = 1e4
@@ -84,20 +82,6 @@ class Lora:
         return OpenLora(files, placed, rank, scale, dtype, device)
 
 
-class LoraUpdate:
-    """One adapter's part in one product."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: LoraWeight) -> None:
-        self.weight, self.nbytes = weight, weight.nbytes
-
-    @staticmethod
-    def add(out_TO: Tensor, x: Tensor, before: Before, updates: Sequence[tuple[Tensor, LoraUpdate]]) -> None:
-        """See the contract."""
-        lora(out_TO, x, [Group(rows_A, update.weight) for rows_A, update in updates], before)
-
-
 class OpenLora:
     """A checked folder."""
 
@@ -111,10 +95,7 @@ class OpenLora:
         device: torch.device,
     ) -> None:
         self._files, self._scale, self._device = files, scale, device
-        stored = {DTYPES[entry.dtype] for entry in files.entries.values()}
-        self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        if self._dtype == torch.float32 and stored == {torch.bfloat16}:
-            self._dtype = torch.bfloat16
+        self._dtype = files.kept_as(dtype)
         self._products: dict[str, list[tuple[Mapping[str, str], Site]]] = {}
         for pair, site in pairs:
             self._products.setdefault(site.product, []).append((pair, site))
@@ -123,7 +104,7 @@ class OpenLora:
             for parts in self._products.values()
         )
 
-    def load(self) -> Generator[int, None, Mapping[str, LoraUpdate]]:
+    def load(self) -> Generator[int, None, Mapping[str, LowRank]]:
         """See the contract."""
         updates = {}
         for product, parts in self._products.items():
@@ -132,7 +113,7 @@ class OpenLora:
                 down, up = (self._files.read(pair[side]) for side in "AB")
                 read.append((down.to(self._dtype), up.to(self._dtype), self._scale, site.first))
                 yield down.nbytes + up.nbytes
-            updates[product] = LoraUpdate(pack(read).to(self._device))
+            updates[product] = LowRank(pack(read).to(self._device))
         return updates
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.before import Before, Norm
-from headrace.kernels.lora import Group, lora, pack
+from headrace.kernels.lora import Group, lora, pack, pack_inputs, pack_outputs
 from tests.kernels.case import Case
 
 SAME_BITS_ON_EVERY_LEVEL = True
@@ -45,9 +45,22 @@ def cases() -> Iterator[Case]:
     yield _case("gelu", 6, 37, 48, (4, 8), torch.bfloat16, "gelu_tanh")
     yield _case("stacked", 6, 40, 150, (4, 8), torch.bfloat16, cut=(50, 70))
     yield _case("float64", 6, 40, 70, (4, 8), torch.float64)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        yield _chosen(f"chosen-{str(dtype)[6:]}", dtype)
     apart = _case("rows-apart", 6, 96, 70, (4, 8), torch.float32)
     apart.arguments["x"] = torch.randn(6, 200)[:, 50:146]
     yield apart
+
+
+def _chosen(name: str, dtype: torch.dtype) -> Case:
+    """Ranks that are inputs, ranks that are outputs, and both beside ordinary ones."""
+    case = _case(name, 9, 40, 70, (4, 3, 5), dtype)
+    random = torch.Generator().manual_seed(7)
+    inputs_R, outputs_R = torch.tensor([0, 3, 4, 17, 38, 39]), torch.tensor([1, 2, 64, 69])
+    up_OR = torch.randn(50, len(inputs_R), generator=random).to(dtype)
+    down_RI = torch.randn(len(outputs_R), 40, generator=random).to(dtype)
+    case["weights"][1:] = [pack_inputs(inputs_R, up_OR, 20, 40), pack_outputs(outputs_R, down_RI)]
+    return case
 
 
 def _case(

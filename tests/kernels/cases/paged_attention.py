@@ -19,7 +19,7 @@ OF_LARGEST = 2e-6
 def run(case: Case) -> torch.Tensor:
     """Out and lse side by side; rows that only the case's `rows` select are run alone."""
     reads = _clip(case["reads"], case["row"])
-    queries = Queries(case["q"], case["positions"], case["scale"], case["window"])
+    queries = Queries(case["q"], case["positions"], case["scale"], case["window"], case["sink"])
     state = attend(queries, case["arena"], case["store"], reads)
     lse = state.lse_TN.clamp_min(-1e4)  # minus infinity, where a row reads nothing
     return torch.cat([state.out_TNH.flatten(1), lse], dim=1)
@@ -37,6 +37,10 @@ def cases() -> Iterator[Case]:
     yield _case("chunk-and-decodes", [(300, 1), (16, 50), (0, 3), (511, 1)])
     yield _case("long", [(590, 3)])
     yield _case("window", [(300, 1), (16, 50), (0, 3)], window=20)
+    yield _case("sink", [(300, 1), (16, 50), (0, 3)], window=20, sink=4)
+    yield _case("sink-of-blocks", [(300, 1), (16, 50), (400, 9)], window=20, sink=37)
+    yield _case("sink-and-segments", [(2500, 1), (1020, 9), (1900, 70)], window=300, sink=20)
+    yield _case("sink-int8", [(300, 1), (40, 90)], stored=torch.int8, window=33, sink=5)
     yield _case("holes", [(300, 2), (100, 3)], holes=True)
     yield _case("holes-and-window", [(300, 2), (100, 3)], holes=True, window=150)
     yield _case("segments", [(2500, 1), (1020, 9), (5, 3), (2047, 2)])
@@ -70,6 +74,7 @@ def _case(
     head_size: int = 32,
     page_tokens: int = 16,
     window: int | None = None,
+    sink: int = 0,
     holes: bool = False,
     stored: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
@@ -103,6 +108,7 @@ def _case(
         "positions": torch.tensor(positions, dtype=torch.int64),
         "scale": head_size**-0.5,
         "window": window,
+        "sink": sink,
         "row": torch.arange(row),
     }
     return Case(name, arguments, by_row=("q", "positions", "row"))

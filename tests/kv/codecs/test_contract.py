@@ -49,6 +49,9 @@ class Store:
 
     def __init__(self, name: str, group: GroupSpec, tokens: int, dtype: torch.dtype) -> None:
         self.codec = SLOT.make(name)
+        self.block = self.codec.block_tokens or 1
+        """Tokens that are written together."""
+        tokens *= self.block
         self.group, self.tokens, self.dtype = group, tokens, dtype
         width = self.codec.page_bytes(group, tokens, dtype) + 64
         self.arena = torch.full((PAGES, width), NAN, dtype=torch.uint8)
@@ -129,12 +132,12 @@ def test_entries_come_back_in_the_order_of_the_pages(store: Store) -> None:
 
 
 @every_case
-def test_rows_may_come_one_by_one(store: Store) -> None:
+def test_rows_or_blocks_may_come_one_by_one(store: Store) -> None:
     pages, length = [2, 7], 2 * store.tokens
     entries = store.entries(length, seed=2)
-    for token in range(length):
-        store.write(entries, pages, token, token + 1)
-        store.expect(entries, pages[: token // store.tokens + 1], token + 1)
+    for token in range(0, length, store.block):
+        store.write(entries, pages, token, token + store.block)
+        store.expect(entries, pages[: token // store.tokens + 1], token + store.block)
 
 
 @every_case
@@ -143,8 +146,9 @@ def test_rows_of_several_sequences_may_come_at_once(store: Store) -> None:
     entries = store.entries(2 * store.tokens, seed=3)
     turns = [
         t
-        for pair in zip(range(store.tokens), range(store.tokens, 2 * store.tokens), strict=True)
-        for t in pair
+        for first in range(0, store.tokens, store.block)
+        for start in (first, store.tokens + first)
+        for t in range(start, start + store.block)
     ]
     slots = store.slots([4, 0], 0, 2 * store.tokens)[turns]
     for layer, (k, v) in entries.items():
@@ -168,7 +172,7 @@ def test_other_pages_and_other_slots_stay_as_they_are(store: Store) -> None:
     for page in range(PAGES):
         store.write(others, [page], 0, store.tokens)
     before = store.arena.clone()
-    last = store.tokens - 1
+    last = store.tokens - store.block
     store.write(entries, [2], last, store.tokens)
     changed = (store.arena != before).any(1).nonzero().flatten().tolist()
     assert changed == [2]

@@ -1,4 +1,4 @@
-"""Every keeper keeps what may be read next, drops for good, and says so the same way each time."""
+"""Every keeper narrows what is read, says so the same way each time, and its pages are really freed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.kv.groups import GroupSpec, Member, PageSizes
-from headrace.kv.keepers import SLOT, Interval
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.errors import ConfigError
+from headrace.kv.groups import GroupSpec, Interval, Member, PageSizes
+from headrace.kv.keepers import SLOT
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.tables import BlockTables
+from headrace.types import Request, SamplingParams
 from tests.kv.contract import members
+from tests.whole import models
+from tests.whole.drive import collect, nothing_left
 
 groups = st.builds(
     GroupSpec,
@@ -23,61 +29,96 @@ groups = st.builds(
 )
 lengths = st.lists(st.integers(1, 300), min_size=2, max_size=8, unique=True).map(sorted)
 """Numbers of computed tokens after successive steps of one sequence."""
+SPECS = [
+    *(param.values[0] for param in members(SLOT)),
+    "streaming:sink=2,window=9",
+    "streaming:sink=0,window=1",
+]
+
+each_keeper = pytest.mark.parametrize("spec", SPECS)
 
 
 def positions(intervals: tuple[Interval, ...]) -> set[int]:
     return {p for start, stop in intervals for p in range(start, stop)}
 
 
-@pytest.mark.parametrize("name", members(SLOT))
+@each_keeper
 @settings(deadline=None, derandomize=True)
-@given(group=groups, computed=st.integers(1, 5000))
-def test_intervals_ascend_and_hold_the_newest_position(name: str, group: GroupSpec, computed: int) -> None:
-    keeper = SLOT.make(name)
-    kept = keeper.kept(group, computed)
-    assert kept == keeper.kept(group, computed) == SLOT.make(name).kept(group, computed)
-    ends = [end for interval in kept for end in interval]
-    assert all(start < stop for start, stop in kept) and ends == sorted(ends)
-    assert ends[0] >= 0 and ends[-1] == computed, "the newest position is not kept"
+@given(group=groups, position=st.integers(0, 300))
+def test_a_limit_narrows_what_a_query_sees(spec: str, group: GroupSpec, position: int) -> None:
+    keeper = SLOT.make(spec)
+    limited = keeper.limit(group)
+    assert limited == SLOT.make(spec).limit(group) and limited.members == group.members
+    own, all_ = (positions(g.readable(position, position + 1)) for g in (limited, group))
+    assert position in own, "a query does not see its own token"
+    assert own <= all_
+    if keeper.card.exact == "bits":
+        assert own == all_
 
 
-@pytest.mark.parametrize("name", members(SLOT))
+@each_keeper
 @settings(deadline=None, derandomize=True)
 @given(group=groups, steps=lengths)
-def test_what_was_dropped_is_never_asked_for_again(name: str, group: GroupSpec, steps: list[int]) -> None:
-    keeper = SLOT.make(name)
+def test_what_was_dropped_is_never_asked_for_again(spec: str, group: GroupSpec, steps: list[int]) -> None:
+    limited = SLOT.make(spec).limit(group)
     for before, after in zip(steps, steps[1:], strict=False):
-        old = {p for p in positions(keeper.kept(group, after)) if p < before}
-        assert old <= positions(keeper.kept(group, before))
+        old = {p for p in positions(limited.kept(after)) if p < before}
+        assert old <= positions(limited.kept(before))
 
 
-@pytest.mark.parametrize("name", members(SLOT))
-@settings(deadline=None, derandomize=True)
-@given(group=groups, computed=st.integers(1, 300))
-def test_an_exact_keeper_keeps_everything_within_the_window(
-    name: str, group: GroupSpec, computed: int
-) -> None:
-    keeper = SLOT.make(name)
-    if keeper.card.exact == "bits":
-        first = 0 if group.window is None else max(0, computed - group.window)
-        assert positions(keeper.kept(group, computed)) >= set(range(first, computed))
-
-
-@pytest.mark.parametrize("name", members(SLOT))
+@each_keeper
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(group=groups, steps=lengths, page_tokens=st.integers(1, 9))
 def test_block_tables_hold_the_pages_it_keeps_and_no_others(
-    name: str, group: GroupSpec, steps: list[int], page_tokens: int
+    spec: str, group: GroupSpec, steps: list[int], page_tokens: int
 ) -> None:
-    keeper = SLOT.make(name)
+    limited = SLOT.make(spec).limit(group)
     pool = PagePool(-(-steps[-1] // page_tokens), 64, torch.device("cpu"))
-    tables = BlockTables(pool, None, [group], PageSizes(64, (page_tokens,), page_tokens), keeper, tree=None)
+    tables = BlockTables(pool, None, [limited], PageSizes(64, (page_tokens,), page_tokens), tree=None)
     tables.admit(0, [], "")
     for start, stop in zip([0, *steps], steps, strict=False):
         tables.reserve(0, start, stop)
         tables.advance(0, [], stop)
-        first = 0 if group.window is None else stop - group.window
-        wanted = {p // page_tokens for p in positions(keeper.kept(group, stop)) if p >= first}
+        wanted = {p // page_tokens for p in positions(limited.kept(stop))}
         live = {i for i, page in enumerate(tables.live_pages(0, 0)) if page != FREED}
         assert live == wanted
         tables.check()
+
+
+def test_streaming_takes_constant_memory() -> None:
+    """However long the text is; and beyond its window nothing of the middle is read."""
+    config = EngineConfig(
+        stack={"kv-keeper": "streaming:sink=2,window=10", "policy": "sarathi:tokens=4,idle=4"},
+        page_tokens=4,
+        threads=1,
+    )
+    made = Engine(config, decoder=models.decoder("full"), poison=True)
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    made.add(Request(id="r", prompt=tuple(i % models.VOCAB for i in range(30)), params=params))
+    held = []
+    while made.busy:
+        made.step()
+        held += [sum(made.kv.tables.holding(seq.id, seq.num_computed).live) for seq in made.queues]
+    assert max(held) <= 2 + 4 and held[-1] <= 5
+    nothing_left(made)
+
+
+def test_the_middle_of_a_long_text_is_forgotten() -> None:
+    """Prompts that differ only there have the same continuation; with everything kept they do not."""
+    found = {}
+    for keeper in ("everything", "streaming:sink=2,window=10"):
+        config = EngineConfig(stack={"kv-keeper": keeper}, page_tokens=4, threads=1)
+        made = Engine(config, decoder=models.decoder("full"))
+        for name, middle in (("a", 7), ("b", 8)):
+            prompt = (3, 4, *(middle,) * 20, *range(20, 50))
+            params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+            made.add(Request(id=name, prompt=prompt, params=params))
+        outputs = collect(made)
+        found[keeper] = outputs["a", 0] == outputs["b", 0]
+    assert found["everything"] is False
+
+
+@pytest.mark.parametrize("spec", ["streaming:sink=-1", "streaming:window=0"])
+def test_options_that_are_none(spec: str) -> None:
+    with pytest.raises(ConfigError):
+        SLOT.make(spec)

@@ -109,7 +109,7 @@ def test_accepting_equals_starting_later(name: str, output: list[int]) -> None:
     state = start(name, PROMPT, output)
     for count, token in enumerate(MORE, 1):
         if state is not None:
-            state.accept(token)
+            state.accept(token, logits(token))
         assert same(state, start(name, PROMPT, output + MORE[:count]))
 
 
@@ -123,14 +123,14 @@ def test_rollback_undoes_accept(name: str, output: list[int]) -> None:
             if state is None or twin is None:
                 return
             for token in MORE[:length]:
-                state.accept(token)
+                state.accept(token, logits(token))
             state.rollback(back)
             for token in MORE[: length - back]:
-                twin.accept(token)
+                twin.accept(token, logits(token))
             assert same(state, twin)
             for token in MORE[::-1]:
-                state.accept(token)
-                twin.accept(token)
+                state.accept(token, logits(token))
+                twin.accept(token, logits(token))
             assert same(state, twin)
 
 
@@ -144,20 +144,20 @@ def test_forks_go_their_own_ways(name: str, common: int, left: int, right: int) 
     if parent is None or alone is None:
         return
     for token in MORE[:common]:
-        parent.accept(token)
-        alone.accept(token)
+        parent.accept(token, logits(token))
+        alone.accept(token, logits(token))
     child = parent.fork()
     assert same(child, parent)
     for token in MORE[::-1][:right]:
-        child.accept(token)
+        child.accept(token, logits(token))
     assert same(parent, alone)
     for token in MORE[common : common + left]:
-        parent.accept(token)
+        parent.accept(token, logits(token))
     child.rollback(right + common)
     assert same(child, start(name, PROMPT))
     parent.rollback(left)
     assert same(parent, alone)
     for token in MORE:
-        child.accept(token)
+        child.accept(token, logits(token))
     assert same(child, start(name, PROMPT, MORE)) or SLOT.make(name).card.exact != "bits"
     assert same(parent, alone)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from headrace.params import SamplingParams
-from headrace.schedule.drafts import MOST, extend
+from headrace.speculate.draft import MOST, extend
 from headrace.types import Request, Sequence, Span, StepPlan
 
 LENGTH = 10
@@ -46,7 +46,9 @@ def drafts(
     tables = tables or Tables()
     sequences = {span.seq: sequence(span.seq, max_tokens) for span in spans}
     known = tuple(range(100, 100 + guess))
-    plan = extend(StepPlan(tuple(spans)), lambda seq: known, tables, sequences, context, longest)  # type: ignore[arg-type]
+    plan = extend(
+        StepPlan(tuple(spans)), lambda seq, room, rows: known[:room], tables, sequences, context, longest
+    )  # type: ignore[arg-type]
     for before, after in zip(spans, plan.spans, strict=True):
         assert (after.seq, after.start, after.stop) == (before.seq, before.start, before.stop)
         assert after.draft in (before.draft, known[: len(after.draft)])

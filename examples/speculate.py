@@ -1,0 +1,20 @@
+"""Guesses are checked, so the text is the same; how many were right decides how fast it comes."""
+
+from headrace import LLM, SamplingParams
+
+prompt = (
+    "def area(width, height):\n    return width * height\n\n\ndef volume(width, height, depth):\n    return"
+)
+params = SamplingParams(temperature=0, max_tokens=60)
+for stack in (
+    {},
+    {"drafter": "copyspec"},
+    {"drafter": "draft_model:model=tiny-draft", "draft-budget": "fixed"},
+):
+    with LLM("tiny", stack=stack) as llm:
+        [output] = llm.generate(prompt, params)
+        counters = llm.engine.counters
+        drafted = (
+            f"{counters.accepted_tokens} of {counters.drafted_tokens} guesses right, {counters.steps} steps"
+        )
+        print(stack or "no drafter", repr(output.text[:30]), drafted)

@@ -1,0 +1,130 @@
+// block_attention: checks the arguments and calls the kernel of one level.
+#include <nanobind/nanobind.h>
+
+#include "block_attention/kernel.h"
+#include "headrace/array.h"
+#include "headrace/calls.h"
+#include "headrace/check.h"
+
+namespace nb = nanobind;
+
+namespace headrace {
+namespace {
+
+using Int = long long;  // for messages
+
+const BlockAttentionTable& table_of(Level level) {
+    switch (level) {
+#define X(name)       \
+    case Level::name: \
+        return name::block_attention;
+        HR_FOR_EACH_LEVEL(X)
+#undef X
+    }
+    fail_internal("no such level: %d", static_cast<int>(level));
+}
+
+// (at, stride, page_tokens, block_tokens, group, channels, kv_heads, bits)
+BlockStore check_store(const Array& arena, nb::tuple shape, int64_t head_size) {
+    HR_CHECK(shape.size() == 8, "a store has eight sizes");
+    int64_t n[8];
+    for (size_t i = 0; i < 8; ++i) n[i] = nb::cast<int64_t>(shape[i]);
+    const BlockStore s{
+        arena.data<uint8_t>(), arena.size(1), n[0], n[1], n[2], n[3], n[4], n[5], n[6], head_size, n[7]};
+    HR_CHECK(arena.dtype() == DType::u8 && arena.dims() == 2 && arena.contiguous(),
+             "arena must be uint8 [P, X]");
+    HR_CHECK(s.bits == 4 || s.bits == 2, "codes of %lld bits: 4 or 2", static_cast<Int>(s.bits));
+    HR_CHECK(s.block_tokens > 0 && s.block_tokens % 32 == 0 && s.block_tokens <= 1024,
+             "blocks of %lld tokens: a multiple of 32, at most 1024", static_cast<Int>(s.block_tokens));
+    HR_CHECK(head_size > 0 && head_size % 32 == 0 && head_size <= 1024,
+             "heads of %lld: a multiple of 32, at most 1024", static_cast<Int>(head_size));
+    HR_CHECK(s.group > 0 && s.group % 16 == 0 && s.block_tokens % s.group == 0 && s.channels > 0 &&
+                 s.channels % 16 == 0 && head_size % s.channels == 0,
+             "groups of %lld tokens and %lld channels do not fit", static_cast<Int>(s.group),
+             static_cast<Int>(s.channels));
+    HR_CHECK(s.page_tokens > 0 && s.page_tokens % s.block_tokens == 0, "pages of %lld tokens: whole blocks",
+             static_cast<Int>(s.page_tokens));
+    HR_CHECK(s.kv_heads > 0 && s.at >= 0 && s.at % 2 == 0 && s.stride % 2 == 0 &&
+                 s.at + s.kv_heads * s.head_bytes() <= s.stride &&
+                 s.page_tokens / s.block_tokens * s.stride <= arena.size(1),
+             "blocks of %lld bytes do not fit in a page of %lld", static_cast<Int>(s.stride),
+             static_cast<Int>(arena.size(1)));
+    return s;
+}
+
+void check_i64(const Array& x, int64_t count) {
+    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count,
+             "%s must be int64, with %lld values", x.name(), static_cast<Int>(count));
+}
+
+void check_runs(const BlockAttention& a, int64_t num_pages, int64_t arena_pages) {
+    for (int64_t i = 0; i < num_pages; ++i)
+        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld",
+                 static_cast<Int>(a.pages[i]), static_cast<Int>(arena_pages));
+    int64_t covered = 0;
+    for (int64_t i = 0; i < a.num_runs; ++i) {
+        const BlockRun& run = a.runs[i];
+        const int64_t pages = (run.length + a.store.page_tokens - 1) / a.store.page_tokens;
+        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows &&
+                     run.length >= 0 && run.length % a.store.block_tokens == 0 && run.start >= 0 &&
+                     run.start % a.store.block_tokens == 0 && run.first_page >= 0 &&
+                     run.first_page + pages <= num_pages,
+                 "run %lld does not fit", static_cast<Int>(i));
+        if (i > 0 && a.runs[i - 1].first_row == run.first_row) {
+            HR_CHECK(a.runs[i - 1].start + a.runs[i - 1].length <= run.start,
+                     "run %lld overlaps the one before it", static_cast<Int>(i));
+        } else {
+            covered += run.end_row - run.first_row;
+        }
+    }
+    HR_CHECK(covered == a.rows, "runs of %lld rows, where there are %lld", static_cast<Int>(covered),
+             static_cast<Int>(a.rows));
+}
+
+}  // namespace
+
+void bind_block_attention(nb::module_& m, Level level) {
+    const BlockAttentionTable& table = table_of(level);
+    def_call(
+        m, "block_attention",
+        [&table](nb::handle q_object, nb::handle arena_object, nb::tuple shape, nb::handle positions_object,
+                 nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
+                 nb::handle out_object, nb::handle lse_object) {
+            const Array q(q_object, "q"), arena(arena_object, "arena"),
+                positions(positions_object, "positions"), pages(pages_object, "pages"),
+                runs(runs_object, "runs"), out(out_object, "out"), lse(lse_object, "lse");
+            HR_CHECK(q.dims() == 3 && q.dtype() == DType::f32 && q.inner_contiguous(),
+                     "q must be float32 [T, N, H] with contiguous rows");
+            const int64_t rows = q.size(0), heads = q.size(1);
+            const BlockStore store = check_store(arena, shape, q.size(2));
+            HR_CHECK(heads % store.kv_heads == 0, "%lld query heads for %lld kv heads",
+                     static_cast<Int>(heads), static_cast<Int>(store.kv_heads));
+            check_i64(positions, rows);
+            check_i64(pages, pages.size());
+            HR_CHECK(runs.dims() == 2 && runs.size(1) == 5, "runs must be [W, 5]");
+            check_i64(runs, runs.size());
+            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == q.size() &&
+                         lse.dtype() == DType::f32 && lse.contiguous() && lse.size() == rows * heads,
+                     "out or lse do not fit q");
+            const BlockAttention a{store,
+                                   q.data<const float>(),
+                                   q.stride(0),
+                                   rows,
+                                   heads,
+                                   positions.data<const int64_t>(),
+                                   pages.data<const int64_t>(),
+                                   runs.data<const BlockRun>(),
+                                   runs.size(0),
+                                   scale,
+                                   window,
+                                   sink,
+                                   out.data<float>(),
+                                   lse.data<float>()};
+            return [&table, a, num_pages = pages.size(), arena_pages = arena.size(0)] {
+                check_runs(a, num_pages, arena_pages);
+                table.attend(a);
+            };
+        });
+}
+
+}  // namespace headrace

@@ -1,0 +1,62 @@
+// block_attention: what cpu.cpp offers at each level, and bind.cpp calls. See store.py for where codes lie.
+#pragma once
+
+#include <stdint.h>
+
+#include "headrace/bf16.h"
+#include "headrace/level.h"
+
+namespace headrace {
+
+// One layer's part of the blocks in a page.
+struct BlockStore {
+    const uint8_t* arena;
+    int64_t page_bytes, at, stride;  // bytes; stride: from block to block
+    int64_t page_tokens, block_tokens;
+    int64_t group, channels;  // tokens of a key's group, channels of a value's
+    int64_t kv_heads, head_size, bits;
+
+    int64_t code_bytes() const { return block_tokens * head_size * bits / 8; }
+    int64_t key_groups() const { return block_tokens / group; }
+    int64_t value_groups() const { return head_size / channels; }
+    // Of one kv head.
+    int64_t head_bytes() const {
+        const int64_t numbers = 2 * (key_groups() * head_size + value_groups() * block_tokens);
+        return 2 * code_bytes() + numbers * static_cast<int64_t>(sizeof(bf16));
+    }
+};
+
+// Rows [first_row, end_row) read `length` tokens, whole blocks, from position `start` on, in consecutive
+// entries of `pages`; none if length is 0.
+struct BlockRun {
+    int64_t first_row, end_row, first_page, start, length;
+};
+
+struct BlockAttention {
+    BlockStore store;
+    const float* q;  // [T, N, H], rows q_stride apart
+    int64_t q_stride;
+    int64_t rows, heads;
+    const int64_t* positions;  // [T]
+    const int64_t* pages;
+    const BlockRun* runs;  // runs of the same rows follow each other, by position
+    int64_t num_runs;
+    float scale;
+    int64_t window;  // 0: none
+    int64_t sink;    // first positions that are seen beside a window
+    float* out;      // [T, N, H]
+    float* lse;      // [T, N]
+};
+
+struct BlockAttentionTable {
+    void (*attend)(const BlockAttention&);
+};
+
+#define X(level)                                      \
+    namespace level {                                 \
+    extern const BlockAttentionTable block_attention; \
+    }
+HR_FOR_EACH_LEVEL(X)
+#undef X
+
+}  // namespace headrace

@@ -1,0 +1,80 @@
+"""Profiles of heads: how much of its attention each kv head spends on what it saw long ago.
+
+Random tokens, repeated: a head that looks for the last time that its token was there (echo), or for what came next
+then (induction), finds it exactly one period back. Nothing else in the text means anything: what a head puts there is
+what it retrieves.
+
+Paper   https://arxiv.org/abs/2407.15891 (RazorAttention); https://arxiv.org/abs/2209.11895 (induction heads)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from headrace.architecture import Architecture
+from headrace.errors import ConfigError
+from headrace.types import Batch
+
+MAX_BYTES = 16 << 20
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    family: str
+    scores: list[list[float]]
+    """Per layer, per kv head: 0 to 1."""
+
+
+class Probe:
+    """Keys and values of one text in one batch (headrace.layer.attention.KeysValues), and what its heads attend to."""
+
+    def __init__(self, architecture: Architecture, period: int) -> None:
+        self._blocks, self._period = architecture.blocks, period
+        self.scores: list[list[float]] = []
+        """Per layer so far, per kv head: the mean share of a query's attention one period back, of its best head."""
+
+    def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
+        """Attention of every row to all before it, within the layer's window."""
+        spec, T = self._blocks[layer].attention, len(q_TNH)
+        each = spec.heads // spec.kv_heads
+        positions_T = batch.positions_T
+        hidden_TT = positions_T[None] > positions_T[:, None]
+        if spec.window is not None:
+            hidden_TT |= positions_T[None] <= positions_T[:, None] - spec.window
+        out_TNH, found = torch.empty_like(q_TNH), []
+        late = torch.arange(self._period, T)
+        for head in range(spec.heads):  # one at a time: T x T numbers
+            g = head // each
+            scores_TT = (q_TNH[:, head].float() @ k_TGH[:, g].float().T) * spec.scale
+            weights_TT = scores_TT.masked_fill_(hidden_TT, -torch.inf).softmax(-1)
+            out_TNH[:, head] = (weights_TT @ v_TGH[:, g].float()).to(out_TNH.dtype)
+            echo = weights_TT[late, late - self._period]
+            induction = weights_TT[late, late - self._period + 1]
+            found.append(float(torch.maximum(echo, induction).mean()))
+        self.scores.append([max(found[g * each : (g + 1) * each]) for g in range(spec.kv_heads)])
+        return out_TNH
+
+
+def write_profile(path: Path, architecture: Architecture, scores: list[list[float]]) -> None:
+    """As read_profile reads it."""
+    path.write_bytes(msgspec.json.encode(_File(architecture.family, scores)) + b"\n")
+
+
+def read_profile(path: str, architecture: Architecture) -> list[list[float]]:
+    """Scores per layer and kv head. Raises ConfigError if the file is not of a model of this shape."""
+    advice = "make one: headrace profile --model DIR --out FILE"
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: no profile of heads; {advice}")
+        found = msgspec.json.decode(Path(path).read_bytes(), type=_File)
+    except OSError as error:
+        raise ConfigError(f"cannot read the profile of heads {path}: {error.strerror}; {advice}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no profile of heads: {error}; {advice}") from None
+    heads = [block.attention.kv_heads for block in architecture.blocks]
+    if found.family != architecture.family or [len(layer) for layer in found.scores] != heads:
+        raise ConfigError(f"{path} is the profile of another model; {advice}")
+    return found.scores

@@ -1,0 +1,1 @@
+"""Search: many answers to one prompt, grown step by step from shared beginnings; a rule spends a budget on them."""

@@ -1,0 +1,1 @@
+"""Speculation: who guesses tokens, where guesses go, and what they are worth."""

@@ -1,0 +1,124 @@
+"""Drafts: guesses of the next tokens, put at the end of spans in the room that a plan has left.
+
+    plan -> reserve -> extend -> build_batch -> forward -> sample, which keeps a guess as far as it chooses the same
+
+A right guess saves its sequence a step; a wrong one costs its rows and nothing else: it takes only pages that nobody
+needs in this step, so it pauses nobody. What a grammar forces goes first: that guess is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from headrace.compose import Stack
+from headrace.kv.tables import BlockTables
+from headrace.schedule.queues import Queues
+from headrace.speculate.budgets import Checked, LiveBudget
+from headrace.speculate.drafters import Drafter, Open
+from headrace.types import Sequence, Span, StepPlan, StepResult
+
+MOST = 16
+"""Drafted tokens of one step, all sequences together: as many rows as a CPU multiplies in little more time than it
+takes to read the weights."""
+
+Guess = Callable[[int, int, int], tuple[int, ...]]
+"""(sequence id, room, rows of the step so far) -> what comes next, as far as somebody has an idea, within the room."""
+
+
+class Speculator:
+    """Extends the plans of one engine, and learns what came of it."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        open_model: Open,
+        forced: Callable[[int], tuple[int, ...]],
+        tables: BlockTables,
+        queues: Queues,
+        context: int,
+        longest_span: int | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """forced: tokens of a sequence that are sure to come."""
+        drafter: Drafter | None = stack.one("drafter")
+        self._drafter = drafter.start(open_model) if drafter is not None else None
+        self._budget: LiveBudget = stack.one("draft-budget").start()
+        self._forced, self._clock = forced, clock
+        self._tables, self._queues = tables, queues
+        self._context, self._longest_span = context, longest_span
+        self._began, self._sampled = 0.0, 0
+        self._guessed: set[int] = set()  # sequences of this step that the drafter had an idea for
+
+    def extend(self, plan: StepPlan) -> StepPlan:
+        """The plan with drafts, for which pages are reserved."""
+        sequences = self._queues.sequences
+        if self._drafter is not None:
+            self._began, self._guessed = self._clock(), set()
+            self._sampled = sum(span.stop == len(sequences[span.seq]) for span in plan.spans)
+        return extend(plan, self._guess, self._tables, sequences, self._context, self._longest_span)
+
+    def observe(self, plan: StepPlan, result: StepResult) -> None:
+        """The step of a plan that was extended is done."""
+        if self._drafter is None:
+            return
+        pairs = zip(plan.spans, result.accepted, strict=True)
+        checked = [
+            Checked(span.seq, len(span.draft), max(0, min(len(span.draft), len(accepted.tokens) - 1)))
+            for span, accepted in pairs
+            if span.seq in self._guessed and span.draft
+        ]
+        self._budget.observe(plan.num_tokens, self._clock() - self._began, checked)
+
+    def forget(self, seq: int) -> None:
+        """The sequence has ended."""
+        if self._drafter is not None:
+            self._drafter.forget(seq)
+            self._budget.forget(seq)
+
+    def _guess(self, seq: int, room: int, rows: int) -> tuple[int, ...]:
+        forced = self._forced(seq)
+        if forced or self._drafter is None:
+            return forced[:room]
+        room = min(room, self._budget.room(seq, rows, self._sampled))
+        found = self._drafter.propose(seq, self._queues[seq].tokens, room)[:room] if room > 0 else ()
+        if found:
+            self._guessed.add(seq)
+        return found
+
+
+def extend(
+    plan: StepPlan,
+    guess: Guess,
+    tables: BlockTables,
+    sequences: Mapping[int, Sequence],
+    context: int,
+    longest_span: int | None,
+) -> StepPlan:
+    """The plan with drafts, for which pages are reserved here; those of the plan itself are already.
+
+    Only for spans that are sampled and bring no draft of their own; nothing beyond max_tokens or the context.
+    """
+    left, spans, rows = MOST, list[Span](), plan.num_tokens
+    for span in plan.spans:
+        seq = sequences[span.seq]
+        if span.stop == len(seq) and not span.draft and left > 0:
+            room = min(left, context - span.stop, (longest_span or context) - len(span))
+            if seq.request.params.max_tokens is not None:
+                room = min(room, seq.request.params.max_tokens - seq.num_generated - 1)
+            if room > 0:
+                span = _drafted(span, guess(span.seq, room, rows), tables, spare=len(plan.spans))
+                left, rows = left - len(span.draft), rows + len(span.draft)
+        spans.append(span)
+    return replace(plan, spans=tuple(spans)) if left < MOST else plan
+
+
+def _drafted(span: Span, draft: tuple[int, ...], tables: BlockTables, spare: int) -> Span:
+    """With as much of the draft as there are pages for; `spare` pages stay for the next step."""
+    while draft and tables.missing(span.seq, span.stop + len(draft)) > max(0, tables.available - spare):
+        draft = draft[:-1]
+    if not draft:
+        return span
+    tables.reserve(span.seq, span.stop, span.stop + len(draft))
+    return replace(span, draft=draft)

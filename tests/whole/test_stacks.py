@@ -1,0 +1,174 @@
+"""Random stacks: each runs a schedule with every invariant intact, or is refused with a reason and a way out.
+
+A stack of exact members gives the tokens of the plain engine; one whose codec is lossy, those of the same codec alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from headrace.compose import user_slots
+from headrace.config import EngineConfig
+from headrace.engine import Engine
+from headrace.errors import ConfigError
+from headrace.forward.memory import pages_for
+from headrace.kv.heads import write_profile
+from headrace.params import SamplingParams
+from headrace.slots import Slot
+from headrace.types import Request
+from tests.whole import models
+from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, scripted
+
+OPTIONS = {
+    "policy": ["sarathi:tokens=3,idle=7", "sarathi:tokens=16,idle=16"],
+    "kv-codec": ["kivi:group=16,residual=16", "kivi:bits=2,group=16,residual=32"],
+    "drafter": ["copyspec:gamma=1", "copyspec:gamma=2,length=3", ""],
+    "draft-budget": ["fixed:tokens=3", "auto:retry=2"],
+    "processors": [
+        "temperature+top_p",
+        "penalties+temperature+top_k+top_p+min_p",
+        "penalties+logit_bias+allowed_tokens+bad_words+min_tokens+temperature+top_k+top_p+min_p+mirostat:target=2",
+    ],
+    "weights": ["plain"],  # others keep what they hold in float32, and these models are float64
+}
+"""Specs beside the bare names of the index."""
+PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
+OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
+OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
+SEEN = ("kv-codec", "kv-layout", "kv-keeper", "processors")
+"""Slots whose members may change tokens."""
+LEFT_ALONE = ("positions", "grammar")
+"""Slots that the model decides, or that need a tokenizer."""
+
+
+def specs(slot: Slot) -> list[str]:
+    if slot.name in ("weights", "processors"):
+        return OPTIONS[slot.name]
+    needing = {name for name in slot.index if name == "draft_model"}
+    return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
+
+
+def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
+    draw = random.Random(seed)
+    stack = {
+        name: draw.choice(specs(slot))
+        for name, slot in user_slots().items()
+        if name not in LEFT_ALONE and draw.random() < 0.7
+    }
+    config = EngineConfig(
+        stack={name: spec for name, spec in stack.items() if spec},
+        page_tokens=draw.choice([1, 2, 4, 8, 16, 3]),
+        preempt=draw.choice(["recompute", "swap"]),
+        swap_bytes=1 << 20,
+        prefix_cache=draw.random() < 0.7,
+        max_seqs=draw.choice([64, 64, 2]),
+        threads=1,
+    )
+    asks = [
+        Ask(
+            Request(
+                id=f"r{i}",
+                prompt=tuple(draw.randrange(5) for _ in range(draw.choice([1, 9, 17, 40]))),
+                params=SamplingParams(
+                    temperature=draw.choice([0, 0.8]),
+                    seed=draw.randrange(9),
+                    max_tokens=draw.choice([4, 20]),
+                    ignore_eos=True,
+                ),
+                arrival=float(i),
+            ),
+            step=draw.randrange(6),
+            cancel=draw.choice([None, None, None, 9]),
+        )
+        for i in range(draw.choice([1, 4, 6]))
+    ]
+    forks = [Fork(draw.choice(asks).request.id, "f", draw.randrange(12), 1)] if draw.random() < 0.5 else []
+    return draw.choice(sorted(models.WINDOWS)), config, asks, forks
+
+
+def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
+    """With a pool that hardly holds more than the longest request."""
+    engine = Engine(config, decoder=models.decoder(model))
+    tables = engine.kv.tables
+    longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in asks)
+    pages = pages_for(tables.groups, tables.sizes, longest, engine.policy.longest_span)
+    pages = max(pages, 2 * len(tables.groups))
+    return dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes)
+
+
+def run(seed: int, happened: Counter[str]) -> None:
+    model, config, asks, forks = make(seed)
+    try:
+        engine = Engine(tight(config, model, asks), decoder=models.decoder(model), poison=True)
+    except ConfigError as error:
+        text = str(error)
+        assert (
+            "\n" not in text
+            and len(text) > 20
+            and any(word in text for word in ("use ", "write ", "Nearest", "lower", "raise"))
+        )
+        happened["refused"] += 1
+        return
+    outputs = scripted(engine, asks, forks)
+    happened["runs"] += 1
+    happened["pauses"] += engine.counters.recomputes + engine.counters.swaps
+    happened["drafts"] += engine.counters.drafted_tokens
+    law = {name: spec for name, spec in config.stack.items() if name in SEEN}
+    if "mirostat" not in law.get("processors", ""):
+        for ask in asks:
+            check(model, law, config.page_tokens, ask, outputs.outputs, outputs.finished)
+    nothing_left(engine)
+
+
+def check(
+    model: str,
+    law: dict[str, str],
+    page_tokens: int,
+    ask: Ask,
+    outputs: Outputs,
+    finished: set[tuple[str, int]],
+) -> None:
+    """The request's tokens are those that it gets alone, from the codec and the processors of the stack."""
+    if not law:
+        expected = alone(model, ask.request)["alone", 0]
+    else:
+        config = EngineConfig(
+            stack={"policy": "orca", **law}, prefix_cache=False, page_tokens=page_tokens, threads=1
+        )
+        engine = Engine(config, decoder=models.decoder(model))
+        engine.add(ask.request)
+        expected = []
+        while engine.busy:
+            expected += [token for delta in engine.step() for token in delta.tokens]
+    got = outputs.get((ask.request.id, 0), [])
+    assert got == (expected if (ask.request.id, 0) in finished else expected[: len(got)]), ask.request.id
+
+
+@pytest.fixture(autouse=True)
+def profile() -> None:
+    write_profile(PROFILE, models.decoder("full").architecture, [[0.1, 0.9], [0.8, 0.2]])
+
+
+def test_random_stacks() -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(150):
+        try:
+            run(seed, happened)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {make(seed)[1].stack}: {error}") from error
+    assert happened["runs"] > 80 and happened["pauses"] > 20 and happened["drafts"] > 50, happened
+    assert happened["refused"] > 5, happened
+
+
+@pytest.mark.slow
+def test_two_thousand_random_stacks() -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(1000, 3000):
+        run(seed, happened)
+    assert happened["runs"] > 1000, happened
