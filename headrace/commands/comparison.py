@@ -102,8 +102,8 @@ def _row(measured: Measured, contender: Contender) -> list[str]:
 def _speed(own: Spread | None, first: Spread | None) -> str:
     if own is None:
         return ""
-    ratio = f", {own.median / first.median:.2f}x" if first is not None and own is not first else ""
-    return f"{own:.1f}{ratio}"
+    ratio = f", {own.median / first.median:.2f}x" if first is not None else ""
+    return (f"{own:.1f}" if own.low < own.high else f"{own.median:.1f}") + ratio
 
 
 def _times(own: float | None, first: float | None, unit: int) -> str:
@@ -135,9 +135,9 @@ def to_markdown(measured: Measured, command: Sequence[str]) -> str:
     setting = f"{used.get('threads', '?')} threads, level {used.get('isa', '?')}"
     parts = [
         "# Stacks compared",
-        f"{platform.machine()}, {setting}, {datetime.date.today()}. {measured.repeat} turns of each, interleaved, each "
-        "in a process of its own: median (lowest-highest), and how many times the first stack's median. Scores with "
-        "their 95 % intervals.",
+        f"{platform.machine()}, {setting}, {datetime.date.today()}. {measured.repeat} "
+        f"turn{'s' if measured.repeat > 1 else ''} of each, interleaved, each in a process of its own: median "
+        "(lowest-highest), and how many times the first stack's median. Scores with their 95 % intervals.",
         f"`headrace {shlex.join(command)}`",
         "\n".join(lines),
     ]
