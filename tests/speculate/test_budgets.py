@@ -114,7 +114,8 @@ def test_times_lie_between_those_seen() -> None:
     assert times(5) >= times(4), "more rows never take less"
     times.add(2, 1000.0)
     assert times(2) < 1.2, "one disturbed step is no news"
-    assert make("auto").room(7, MOST_ROWS, 1) == 0, "beside a prompt nothing is guessed"
+    for rows in (MOST_ROWS, 5 * MOST_ROWS):
+        assert make("auto").room(7, rows, 1) == 0, "beside a prompt nothing is guessed"
 
 
 @pytest.mark.parametrize("spec", ["fixed:tokens=0", "fixed:tokens=65", "auto:retry=0", "never"])
@@ -126,11 +127,12 @@ def test_options_that_are_none(spec: str) -> None:
 @pytest.mark.parametrize("budget", ["auto", "auto:retry=1", "fixed:tokens=3", "fixed:tokens=20"])
 def test_tokens_do_not_depend_on_the_budget(budget: str) -> None:
     def run(**stack: str) -> tuple[dict[tuple[str, int], list[int]], Engine]:
-        config = EngineConfig(stack={"policy": "sarathi:tokens=8", **stack}, page_tokens=4, threads=1)
+        config = EngineConfig(stack={"policy": "orca", **stack}, page_tokens=4, threads=1)
         made = Engine(config, decoder=models.decoder("mixed"), poison=True)
         for i in range(3):
-            params = SamplingParams(temperature=0.5 * i, seed=i, max_tokens=40, ignore_eos=True)
-            made.add(Request(id=str(i), prompt=(3, 1, 4, 1, 5, 3, 1, 4), params=params))
+            prompt = (3, 1, 4, 1, 5, 3, 1, 4) * (1 + 7 * (i == 1))
+            params = SamplingParams(temperature=0.5 * i, seed=i, max_tokens=30, ignore_eos=True)
+            made.add(Request(id=str(i), prompt=prompt, params=params))
         found = collect(made)
         nothing_left(made)
         return found, made

@@ -93,6 +93,8 @@ class LiveAuto:
 
     def room(self, seq: int, rows: int, sequences: int) -> int:
         """See the contract."""
+        if rows >= MOST_ROWS:  # beside a prompt
+            return 0
         state = self._sequences.setdefault(seq, _Sequence(self._right))
         count, tokens, kept = 0, float(sequences), 1.0
         best = tokens / self._times(rows)
