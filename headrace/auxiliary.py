@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from headrace import box
 from headrace.engine import Engine
-from headrace.errors import ConfigError
 from headrace.params import SamplingParams
-from headrace.text.tokenizer import Tokenizer
+from headrace.text.tokenizer import Tokenizer, check_same_vocabulary
 from headrace.types import Request
 
 SHARED = ("weights", "kv-codec")
@@ -47,14 +46,10 @@ def open_beside(first: Engine, model: str) -> SecondModel:
     )
     second = Engine(config)
     if first.path is not None and second.path is not None:
-        _check_vocabulary(Tokenizer(first.path), Tokenizer(second.path))
-    return SecondModel(second, first.architecture.vocab)
-
-
-def _check_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> None:
-    probe = box.held_out_text()[:2000]
-    if ours.size != theirs.size or ours.encode(probe) != theirs.encode(probe):
-        raise ConfigError(
-            f"a second model needs the same vocabulary: {ours.folder.name} has {ours.size} tokens, "
-            f"{theirs.folder.name} {theirs.size}, and they split text differently"
+        check_same_vocabulary(
+            "a second model needs the same vocabulary",
+            Tokenizer(first.path),
+            Tokenizer(second.path),
+            box.probe_text(),
         )
+    return SecondModel(second, first.architecture.vocab)

@@ -51,7 +51,7 @@ def follow(engine: Engine, script: list[int]) -> None:
     engine.sampler._choose = lambda seq, raw_V, greedy, position: script[position]  # type: ignore[method-assign]
 
 
-def read(engine: Engine, prompt: list[int], answer: list[int], seed: int) -> tuple[float, float]:
+def read(engine: Engine, prompt: list[int], answer: list[int]) -> tuple[float, float]:
     """Tokens per second of decoding, and tokens per step."""
     follow(engine, [*prompt, *answer])
     params = SamplingParams(temperature=0, max_tokens=len(answer), ignore_eos=True)
@@ -86,7 +86,7 @@ def main() -> None:
         texts = scripts(first.architecture.vocab, given.tokens, given.every, repetition)
         for text, (prompt, answer) in texts.items():
             for name, engine in engines.items():
-                found.setdefault((text, name), []).append(read(engine, prompt, answer, repetition))
+                found.setdefault((text, name), []).append(read(engine, prompt, answer))
     show(report(given, found), given.out)
 
 

@@ -13,6 +13,7 @@ Target  kivi:bits=4 decodes at least twice as fast as bf16, and a pool admits at
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import platform
 import random
@@ -28,6 +29,9 @@ from headrace.commands import shapes
 from headrace.commands.bench import start
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.forward.decoder import Decoder
+from headrace.forward.load import random as random_decoder
+from headrace.forward.memory import pages_for
 from headrace.kv.pool import FREED
 from headrace.meter import Spread
 from headrace.types import Request, SamplingParams, Status
@@ -106,12 +110,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     room = given.context + WARM + given.steps + 8
-    first = start(EngineConfig(stack={"weights": given.weights}), given.shape, [(1, 64, 8)])
+    decoder = _decoder(given, room)
     found: dict[str, list[float]] = {codec: [] for codec in CODECS}
     facts: dict[str, tuple[float, int]] = {}
     for _ in range(given.repetitions):
         for codec in CODECS:
-            engine = _engine(given, first, codec, room)
+            engine = _engine(given, decoder, codec, room)
             found[codec].append(statistics.median(steps(engine, given.batch, given.context, given.steps)))
             facts[codec] = (engine.kv.bytes_per_token(), admitted(engine))
             engine.close()
@@ -119,28 +123,24 @@ def main() -> None:
     show(report(given, found, facts), given.out)
 
 
-def _engine(given: Any, first: Engine, codec: str, room: int) -> Engine:
-    import dataclasses
-
-    from headrace.forward.load import random as random_decoder
-    from headrace.forward.memory import pages_for
-
+def _decoder(given: Any, room: int) -> Decoder:
+    """Random weights of the shape, for a longer context than the shape has where it must be."""
+    first = start(EngineConfig(stack={"weights": given.weights}), given.shape, [(1, 64, 8)])
     shape = dataclasses.replace(shapes.architecture(given.shape), context=room)
+    form = first.stack.one("weights")
+    return random_decoder(shape, 0, first.decoder.dtype, first.device, form=form)
+
+
+def _engine(given: Any, decoder: Decoder, codec: str, room: int) -> Engine:
     config = EngineConfig(
         stack={"weights": given.weights, "kv-codec": codec, "policy": "sarathi:tokens=64,idle=64"},
         model=given.shape,
         prefix_cache=False,
     )
-    if first.architecture.context != room:
-        form = first.stack.one("weights")
-        first.decoder = random_decoder(shape, 0, first.decoder.dtype, first.device, form=form)
-        first.architecture = first.decoder.architecture
-    small = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=first.decoder)
+    small = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=decoder)
     tables = small.kv.tables
     pages = given.batch * (pages_for(tables.groups, tables.sizes, room, 64) + 4)
-    return Engine(
-        dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes), decoder=first.decoder
-    )
+    return Engine(dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes), decoder=decoder)
 
 
 def report(given: Any, found: dict[str, list[float]], facts: dict[str, tuple[float, int]]) -> str:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from headrace.box import held_out_text
+from headrace.box import held_out_text, probe_text
 from headrace.box.tasks import TASKS, Example, Task, examples
 from headrace.errors import ConfigError, nearest
 from headrace.llm import LLM
 from headrace.params import SamplingParams
 from headrace.text.reply import Output
+from headrace.text.tokenizer import check_same_vocabulary
 
 SAMPLES = 64
 """Samples per problem of `pass`."""
@@ -224,10 +225,4 @@ def _ratio(shares: Sequence[Share]) -> float:
 def _check_draft(llm: LLM, draft: LLM | None) -> None:
     if draft is None:
         raise ConfigError("agreement compares two models: name the second with --draft")
-    ours, theirs = llm.tokenizer, draft.tokenizer
-    probe = held_out_text()[:2000]
-    if ours.size != theirs.size or ours.encode(probe) != theirs.encode(probe):
-        raise ConfigError(
-            f"agreement needs one vocabulary: {ours.folder.name} has {ours.size} tokens, "
-            f"{theirs.folder.name} {theirs.size}, and they split text differently"
-        )
+    check_same_vocabulary("agreement needs one vocabulary", llm.tokenizer, draft.tokenizer, probe_text())

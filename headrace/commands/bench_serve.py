@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.commands.flags import AsJson, Quiet
-from headrace.commands.output import note, write_json, write_table
+from headrace.commands.output import need_matplotlib, note, write_json, write_table
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.meter import ProgressBar
@@ -120,8 +119,7 @@ def _show(row: dict[str, Any], ttft: float, itl: float) -> None:
 
 def _check_plot(path: Path) -> None:
     """Before a run, not after it. Raises ConfigError."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install matplotlib")
+    need_matplotlib()
     if not path.parent.is_dir():
         raise ConfigError(f"--plot={path}: there is no folder {path.parent}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from headrace.errors import ConfigError
 
 
 def write(text: str) -> None:
@@ -43,3 +46,9 @@ def write_table(
     # A pipe has no width of its own: rows must not be folded there.
     console = Console() if sys.stdout.isatty() else Console(width=400)
     console.print(table, crop=False)
+
+
+def need_matplotlib() -> None:
+    """For --plot, before a run and not after it. Raises ConfigError."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.commands.comparison import LOWER_IS_BETTER, MIB, Contender, Measured
+from headrace.commands.output import need_matplotlib
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ class Point(NamedTuple):
 
 def check(path: Path) -> None:
     """Before a run, not after it. Raises ConfigError."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install matplotlib")
+    need_matplotlib()
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--plot={path}: the name must end in {' or '.join(FORMATS)}")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
 
 from headrace.errors import ConfigError
-from headrace.search.answer import Answer, Branch, Cost, Scorer, scores_of
+from headrace.search.answer import Answer, Branch, Cost, Extract, Scorer, scores_of
 
 
 def needed(score: Scorer | None, who: str) -> Scorer:
@@ -27,6 +28,16 @@ def best(branches: Sequence[Branch], scores: Sequence[float], cost: Cost) -> Ans
 def scored_best(branches: Sequence[Branch], score: Scorer, cost: Cost) -> Answer:
     """The same, scored here."""
     return best(branches, scores_of(score, branches, cost), cost)
+
+
+def votes(branches: Sequence[Branch], weights: Sequence[float], extract: Extract) -> dict[str, float]:
+    """What the branches say -> the weight of those that say it, in the order in which it is first said."""
+    found: dict[str, float] = defaultdict(float)
+    for branch, weight in zip(branches, weights, strict=True):
+        said = extract(branch.text)
+        if said is not None:
+            found[said] += weight
+    return found
 
 
 def logit(score: float) -> float:

@@ -249,3 +249,13 @@ def _byte_chars() -> dict[int, str]:
 
 _CHAR_OF = _byte_chars()
 _BYTE_OF = {char: byte for byte, char in _CHAR_OF.items()}
+
+
+def check_same_vocabulary(need: str, ours: Tokenizer, theirs: Tokenizer, text: str) -> None:
+    """Two models that read each other's tokens need one vocabulary: `need` says who. Raises ConfigError if they have
+    different sizes, or split the text differently."""
+    if ours.size != theirs.size or ours.encode(text) != theirs.encode(text):
+        raise ConfigError(
+            f"{need}: {ours.folder.name} has {ours.size} tokens, {theirs.folder.name} {theirs.size}, and they split "
+            "text differently"
+        )

@@ -9,11 +9,11 @@ A site is one of a model's products under the name that checkpoints have for it;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -109,6 +109,33 @@ class AdapterFiles:
         if not out.isfinite().all():
             raise ModelError(f"{self.file}: {name} holds a NaN or an infinity; download it again")
         return out
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raises ModelError: the configuration cannot be carried out."""
+        raise ModelError(f"{self.config_file}: {why}")
+
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Raises ModelError if a key that is set is not one of these."""
+        for key, value in self.config.items():
+            if key not in known and value:
+                self.refuse(f"unknown key {key[:80]!r}, which may change what the adapter does")
+
+    def check_module(self, name: str, module: str, known: Mapping[str, Site]) -> None:
+        """Raises ModelError if the module that a tensor changes is none of the model's."""
+        if module not in known:
+            raise ModelError(
+                f"{self.file}: {name} adapts {module}, which is none of this model's linear layers in attention and "
+                "MLP"
+            )
+
+    def check_shape(self, name: str, shape: tuple[int, ...], who: str) -> None:
+        """Raises ModelError if a tensor has another shape than `who` ask for."""
+        found = self.entries[name].shape
+        if found != shape:
+            raise ModelError(
+                f"{self.file}: {name} has shape {list(found)}, but {who} ask for {list(shape)}: is the adapter from "
+                "the same model?"
+            )
 
     def kept_as(self, dtype: torch.dtype) -> torch.dtype:
         """What a low-rank update's numbers are kept in beside a model of this dtype: bfloat16 if all of them are stored

@@ -3,6 +3,7 @@
 
 #include "block_attention/kernel.h"
 #include "headrace/array.h"
+#include "headrace/attention_check.h"
 #include "headrace/calls.h"
 #include "headrace/check.h"
 
@@ -52,30 +53,13 @@ BlockStore check_store(const Array& arena, nb::tuple shape, int64_t head_size) {
     return s;
 }
 
-void check_i64(const Array& x, int64_t count) {
-    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count,
-             "%s must be int64, with %lld values", x.name(), static_cast<Int>(count));
-}
-
-void check_runs(const BlockAttention& a, int64_t num_pages, int64_t arena_pages) {
-    for (int64_t i = 0; i < num_pages; ++i)
-        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld",
-                 static_cast<Int>(a.pages[i]), static_cast<Int>(arena_pages));
+// Every row has its runs, and these are of whole blocks: an empty one for a row that reads nothing.
+void check_whole(const BlockAttention& a) {
     int64_t covered = 0;
     for (int64_t i = 0; i < a.num_runs; ++i) {
-        const BlockRun& run = a.runs[i];
-        const int64_t pages = (run.length + a.store.page_tokens - 1) / a.store.page_tokens;
-        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows &&
-                     run.length >= 0 && run.length % a.store.block_tokens == 0 && run.start >= 0 &&
-                     run.start % a.store.block_tokens == 0 && run.first_page >= 0 &&
-                     run.first_page + pages <= num_pages,
-                 "run %lld does not fit", static_cast<Int>(i));
-        if (i > 0 && a.runs[i - 1].first_row == run.first_row) {
-            HR_CHECK(a.runs[i - 1].start + a.runs[i - 1].length <= run.start,
-                     "run %lld overlaps the one before it", static_cast<Int>(i));
-        } else {
-            covered += run.end_row - run.first_row;
-        }
+        const Run& run = a.runs[i];
+        HR_CHECK(run.length % a.store.block_tokens == 0, "run %lld does not fit", static_cast<Int>(i));
+        if (i == 0 || a.runs[i - 1].first_row != run.first_row) covered += run.end_row - run.first_row;
     }
     HR_CHECK(covered == a.rows, "runs of %lld rows, where there are %lld", static_cast<Int>(covered),
              static_cast<Int>(a.rows));
@@ -90,38 +74,15 @@ void bind_block_attention(nb::module_& m, Level level) {
         [&table](nb::handle q_object, nb::handle arena_object, nb::tuple shape, nb::handle positions_object,
                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
                  nb::handle out_object, nb::handle lse_object) {
-            const Array q(q_object, "q"), arena(arena_object, "arena"),
-                positions(positions_object, "positions"), pages(pages_object, "pages"),
-                runs(runs_object, "runs"), out(out_object, "out"), lse(lse_object, "lse");
-            HR_CHECK(q.dims() == 3 && q.dtype() == DType::f32 && q.inner_contiguous(),
-                     "q must be float32 [T, N, H] with contiguous rows");
-            const int64_t rows = q.size(0), heads = q.size(1);
+            const Array q(q_object, "q"), arena(arena_object, "arena");
+            HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
             const BlockStore store = check_store(arena, shape, q.size(2));
-            HR_CHECK(heads % store.kv_heads == 0, "%lld query heads for %lld kv heads",
-                     static_cast<Int>(heads), static_cast<Int>(store.kv_heads));
-            check_i64(positions, rows);
-            check_i64(pages, pages.size());
-            HR_CHECK(runs.dims() == 2 && runs.size(1) == 5, "runs must be [W, 5]");
-            check_i64(runs, runs.size());
-            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == q.size() &&
-                         lse.dtype() == DType::f32 && lse.contiguous() && lse.size() == rows * heads,
-                     "out or lse do not fit q");
-            const BlockAttention a{store,
-                                   q.data<const float>(),
-                                   q.stride(0),
-                                   rows,
-                                   heads,
-                                   positions.data<const int64_t>(),
-                                   pages.data<const int64_t>(),
-                                   runs.data<const BlockRun>(),
-                                   runs.size(0),
-                                   scale,
-                                   window,
-                                   sink,
-                                   out.data<float>(),
-                                   lse.data<float>()};
-            return [&table, a, num_pages = pages.size(), arena_pages = arena.size(0)] {
-                check_runs(a, num_pages, arena_pages);
+            const CheckedRows checked = check_rows(q, store.kv_heads, positions_object, pages_object,
+                                                   runs_object, scale, window, sink, out_object, lse_object);
+            return [&table, checked, store, arena_pages = arena.size(0)] {
+                const BlockAttention a{checked.rows, store};
+                checked.check_runs(store.block_tokens, 0, store.page_tokens, arena_pages);
+                check_whole(a);
                 table.attend(a);
             };
         });

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "headrace/attention_rows.h"
 #include "headrace/bf16.h"
 #include "headrace/level.h"
 
@@ -26,26 +27,9 @@ struct BlockStore {
     }
 };
 
-// Rows [first_row, end_row) read `length` tokens, whole blocks, from position `start` on, in consecutive
-// entries of `pages`; none if length is 0.
-struct BlockRun {
-    int64_t first_row, end_row, first_page, start, length;
-};
-
-struct BlockAttention {
+// Runs are of whole blocks, or empty where a row reads nothing.
+struct BlockAttention : AttentionRows {
     BlockStore store;
-    const float* q;  // [T, N, H], rows q_stride apart
-    int64_t q_stride;
-    int64_t rows, heads;
-    const int64_t* positions;  // [T]
-    const int64_t* pages;
-    const BlockRun* runs;  // runs of the same rows follow each other, by position
-    int64_t num_runs;
-    float scale;
-    int64_t window;  // 0: none
-    int64_t sink;    // first positions that are seen beside a window
-    float* out;      // [T, N, H]
-    float* lse;      // [T, N]
 };
 
 struct BlockAttentionTable {

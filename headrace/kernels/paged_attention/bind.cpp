@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "headrace/array.h"
+#include "headrace/attention_check.h"
 #include "headrace/calls.h"
 #include "headrace/check.h"
 #include "paged_attention/kernel.h"
@@ -54,28 +55,6 @@ int64_t check_heads(const Array& x, int64_t heads, int64_t head_size) {
     return x.stride(0);
 }
 
-void check_i64(const Array& x, int64_t count) {
-    HR_CHECK(x.dtype() == DType::i64 && x.contiguous() && x.size() == count,
-             "%s must be int64, with %lld values", x.name(), static_cast<Int>(count));
-}
-
-void check_runs(const PagedAttention& a, int64_t num_pages, int64_t arena_pages) {
-    for (int64_t i = 0; i < num_pages; ++i)
-        HR_CHECK(a.pages[i] >= 0 && a.pages[i] < arena_pages, "page %lld of %lld",
-                 static_cast<Int>(a.pages[i]), static_cast<Int>(arena_pages));
-    for (int64_t i = 0; i < a.num_runs; ++i) {
-        const Run& run = a.runs[i];
-        const int64_t pages = (run.length + a.store.page_tokens - 1) / a.store.page_tokens;
-        HR_CHECK(0 <= run.first_row && run.first_row < run.end_row && run.end_row <= a.rows &&
-                     run.length > 0 && run.start % 16 == 0 && run.first_page >= 0 &&
-                     run.first_page + pages <= num_pages,
-                 "run %lld does not fit", static_cast<Int>(i));
-        if (i > 0 && a.runs[i - 1].first_row == run.first_row)
-            HR_CHECK(a.runs[i - 1].start + a.runs[i - 1].length <= run.start,
-                     "run %lld overlaps the one before it", static_cast<Int>(i));
-    }
-}
-
 }  // namespace
 
 void bind_paged_attention(nb::module_& m, Level level) {
@@ -86,39 +65,15 @@ void bind_paged_attention(nb::module_& m, Level level) {
                  int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
                  nb::handle out_object, nb::handle lse_object) {
-            const Array q(q_object, "q"), arena(arena_object, "arena"),
-                positions(positions_object, "positions"), pages(pages_object, "pages"),
-                runs(runs_object, "runs"), out(out_object, "out"), lse(lse_object, "lse");
+            const Array q(q_object, "q"), arena(arena_object, "arena");
             HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
-            const int64_t rows = q.size(0), heads = q.size(1), head_size = q.size(2);
             const PageStore store =
-                check_store(arena, k_at, v_at, page_tokens, kv_heads, head_size, item_bytes);
-            HR_CHECK(heads % kv_heads == 0, "%lld query heads for %lld kv heads", static_cast<Int>(heads),
-                     static_cast<Int>(kv_heads));
-            check_i64(positions, rows);
-            check_i64(pages, pages.size());
-            HR_CHECK(runs.dims() == 2 && runs.size(1) == 5, "runs must be [W, 5]");
-            check_i64(runs, runs.size());
-            HR_CHECK(out.dtype() == DType::f32 && out.contiguous() && out.size() == q.size() &&
-                         lse.dtype() == DType::f32 && lse.contiguous() && lse.size() == rows * heads,
-                     "out or lse do not fit q");
-            const PagedAttention a{store,
-                                   q.data<const float>(),
-                                   check_heads(q, heads, head_size),
-                                   rows,
-                                   heads,
-                                   positions.data<const int64_t>(),
-                                   pages.data<const int64_t>(),
-                                   runs.data<const Run>(),
-                                   runs.size(0),
-                                   scale,
-                                   window,
-                                   sink,
-                                   out.data<float>(),
-                                   lse.data<float>()};
-            return [&table, a, num_pages = pages.size(), arena_pages = arena.size(0)] {
-                check_runs(a, num_pages, arena_pages);
-                table.attend(a);
+                check_store(arena, k_at, v_at, page_tokens, kv_heads, q.size(2), item_bytes);
+            const CheckedRows checked = check_rows(q, kv_heads, positions_object, pages_object, runs_object,
+                                                   scale, window, sink, out_object, lse_object);
+            return [&table, checked, store, arena_pages = arena.size(0)] {
+                checked.check_runs(16, 1, store.page_tokens, arena_pages);
+                table.attend({checked.rows, store});
             };
         },
         "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a, "positions"_a,

@@ -1,15 +1,14 @@
 // Blocks of sixteen stored tokens: where they lie, fetching them ahead, and widening them to float.
 #pragma once
 
-#include "headrace/simd_math.h"
+#include "headrace/attention_tiles.h"
 #include "paged_attention/kernel.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
 constexpr int64_t kBlockTokens = 16;
-constexpr int64_t kChunkTokens = 256;     // whose scores are held at once
-constexpr int64_t kSegmentTokens = 1024;  // that one thread walks in order; each gives a state of its own
+constexpr int64_t kChunkTokens = 256;  // whose scores are held at once
 constexpr int64_t kChunkBlocks = kChunkTokens / kBlockTokens;
 constexpr int64_t kSegmentBlocks = kSegmentTokens / kBlockTokens;
 constexpr int64_t kLine = 64;  // bytes

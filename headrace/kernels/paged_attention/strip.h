@@ -5,7 +5,6 @@
 // whatever the strip and however many blocks go together: all levels and all strips give the same bits.
 #pragma once
 
-#include "headrace/attention_state.h"
 #include "paged_attention/block.h"
 
 namespace headrace::HR_LEVEL {

@@ -1,46 +1,27 @@
-// A tile: rows of one span that share a kv head and walk its pages together. Compiled once per level.
+// How a tile walks its pages, chunk by chunk: see attention_tiles.h. Compiled once per level.
 //
-// Chunks and segments end at absolute positions. In a chunk: scores, then the maximum, exponentials and
-// values. A segment's state is added to that of those before it, in order, whichever thread computed it.
-// So what a row computes depends on its own position and on which pages exist, not on the rows beside it,
-// on how its prompt was cut or on threads: a block that a row may not see changes nothing, to the bit.
+// Chunks end at absolute positions, as segments do. In a chunk: scores, then the maximum, exponentials and
+// values. A block that a row may not see changes nothing, to the bit.
 #pragma once
 
-#include "headrace/attention_state.h"
-#include "headrace/pool.h"
 #include "paged_attention/strip.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kTileRows = 64;
 constexpr int64_t kWideBlocks = 2;  // widened at once, for many rows
 
-// Row r is query r / per_head of the span, head r % per_head of those that share the kv head.
-struct Tile {
-    const Run* runs;
-    int64_t num_runs;
-    int64_t kv_head, first, count;
-    int64_t from, to;  // positions
-    float* parts;  // [count][part_floats], where the state of one segment goes; null: the results are final
-};
-
 // Memory of a tile at work.
-struct Space {
-    float* q;       // [kTileRows][H], scaled
+struct Space : TileSpace {
     float* scores;  // [kTileRows][kChunkTokens]
-    float* out;     // [kTileRows][H], of the segment
-    float* whole;   // [kTileRows][H], of the segments before it
     float* wide;    // [kWideBlocks][16 H], widened keys or values
     Gathered rows[kTileRows];
-    float whole_most[kTileRows], whole_sum[kTileRows];
-    int64_t positions[kTileRows];
     Strip strips[kTileRows / kStripRows + 2];
     int64_t num_strips;
 };
 
 inline int64_t space_floats(int64_t head_size) {
-    return kTileRows * (3 * head_size + kChunkTokens) + kWideBlocks * kBlockTokens * head_size;
+    return tile_floats(head_size) + kTileRows * kChunkTokens + kWideBlocks * kBlockTokens * head_size;
 }
 
 template <class T>
@@ -146,17 +127,8 @@ void walk_segment(const PagedAttention& a, const Tile& tile, Space& space, const
         walk_chunk<T>(a, space, {blocks + first, end - first, a.store.page_tokens}, blocks + count - 1,
                       tile.count);
     }
-    for (int64_t r = 0; r < tile.count; ++r) {
-        const Gathered& row = space.rows[r];
-        if (tile.parts) {
-            float* part = tile.parts + r * part_floats(H);
-            for (int64_t h = 0; h < H; h += kLanes) store(part + h, load(space.out + r * H + h));
-            part[H] = row.most, part[H + 1] = sum(row.sum);
-        } else {
-            add_state(row.most, sum(row.sum), space.out + r * H, H, space.whole_most[r], space.whole_sum[r],
-                      space.whole + r * H);
-        }
-    }
+    for (int64_t r = 0; r < tile.count; ++r)
+        end_segment(tile, space, r, space.rows[r].most, sum(space.rows[r].sum), H);
 }
 
 // Positions that rows of the tile may see, within the tile's own.
@@ -165,9 +137,9 @@ struct Seen {
 };
 
 inline Seen seen_by(const PagedAttention& a, const Tile& tile) {
-    const int64_t per_head = a.heads / a.store.kv_heads, row = tile.runs->first_row;
+    const int64_t row = tile.runs->first_row, heads = per_head(a);
     int64_t low = INT64_MAX, high = -1;
-    for (int64_t r = tile.first / per_head; r <= (tile.first + tile.count - 1) / per_head; ++r) {
+    for (int64_t r = tile.first / heads; r <= (tile.first + tile.count - 1) / heads; ++r) {
         const int64_t position = a.positions[row + r];
         if (position < low) low = position;
         if (position > high) high = position;

@@ -10,13 +10,12 @@ Trades  Between beams, which keep few, and sampling, which keeps all; no rollout
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.search.answer import Answer, Branch, Extract, Scorer, scores_of
-from headrace.search.choose import best, needed
+from headrace.search.choose import best, needed, votes
 from headrace.search.strategies import Grows
 from headrace.slots import Card
 
@@ -70,14 +69,10 @@ def _chosen(pairs: Sequence[tuple[Branch, float]], extract: Extract | None, sess
     branches, scores = [branch for branch, _ in pairs], [value for _, value in pairs]
     if extract is None:
         return best(branches, scores, session.cost)
-    votes: dict[str, float] = defaultdict(float)
-    for branch, value in pairs:
-        said = extract(branch.text)
-        if said is not None:
-            votes[said] += value
-    if not votes:
+    found = votes(branches, scores, extract)
+    if not found:
         return best(branches, scores, session.cost)
-    winner = max(votes, key=lambda said: votes[said])
+    winner = max(found, key=lambda said: found[said])
     agreeing = [value if extract(branch.text) == winner else -1.0 for branch, value in pairs]
-    found = best(branches, agreeing, session.cost)
-    return Answer(found.text, votes[winner] / (sum(votes.values()) or 1.0), tuple(branches), session.cost)
+    given = best(branches, agreeing, session.cost)
+    return Answer(given.text, found[winner] / (sum(found.values()) or 1.0), tuple(branches), session.cost)

@@ -7,12 +7,12 @@ Trades  Needs no scorer, but something to compare answers by; with a scorer, vot
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.errors import ConfigError
 from headrace.search.answer import Answer, Extract, Scorer, scores_of
+from headrace.search.choose import votes
 from headrace.search.strategies import Grows
 from headrace.slots import Card
 
@@ -34,14 +34,9 @@ class SelfConsistency:
             raise ConfigError("self_consistency needs to know what an answer says: give extract")
         branches = session.grow([session.root] * self.n, whole=True)
         weights = [1.0] * len(branches) if score is None else scores_of(score, branches, session.cost)
-        votes: dict[str, float] = defaultdict(float)
-        first: dict[str, str] = {}
-        for branch, weight in zip(branches, weights, strict=True):
-            said = extract(branch.text)
-            if said is not None:
-                votes[said] += weight
-                first.setdefault(said, branch.text)
-        if not votes:
+        found = votes(branches, weights, extract)
+        if not found:
             raise ConfigError("self_consistency: extract found nothing in any answer: is it right for them?")
-        winner = max(votes, key=lambda said: votes[said])
-        return Answer(first[winner], votes[winner] / sum(votes.values()), tuple(branches), session.cost)
+        winner = max(found, key=lambda said: found[said])
+        first = next(branch.text for branch in branches if extract(branch.text) == winner)
+        return Answer(first, found[winner] / sum(found.values()), tuple(branches), session.cost)

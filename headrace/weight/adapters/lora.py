@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import torch
 
@@ -72,9 +72,8 @@ class Lora:
         targets = files.config.get("target_modules")
         for target in targets if isinstance(targets, list) else []:
             if not any(f".{module}".endswith(f".{target}") for module in pairs):
-                _refuse(
-                    files,
-                    f"target_modules names {str(target)[:80]!r}, of which {files.file.name} has no tensor",
+                files.refuse(
+                    f"target_modules names {str(target)[:80]!r}, of which {files.file.name} has no tensor"
                 )
         if not pairs:
             raise ModelError(f"{files.file} has no tensors: download it again")
@@ -122,28 +121,22 @@ def _read_config(files: AdapterFiles) -> tuple[int, float]:
     config = files.config
     for key, value in config.items():
         if key in _REFUSED and value:
-            _refuse(files, f"{key} is not supported: {_REFUSED[key]}")
-        if key not in _READ and key not in _HARMLESS and key not in _REFUSED and value:
-            _refuse(files, f"unknown key {key[:80]!r}, which may change what the adapter does")
+            files.refuse(f"{key} is not supported: {_REFUSED[key]}")
+    files.refuse_unknown(_READ | _HARMLESS | _REFUSED.keys())
     if config.get("bias", "none") != "none":
-        _refuse(files, "bias is not supported: biases are not adapted")
+        files.refuse("bias is not supported: biases are not adapted")
     start = config.get("init_lora_weights")
     if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
-        _refuse(
-            files,
+        files.refuse(
             f"init_lora_weights={str(start)[:40]!r} changes the base model: have PEFT convert it to plain LoRA when it "
-            "saves (path_initial_model_for_weight_conversion)",
+            "saves (path_initial_model_for_weight_conversion)"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        _refuse(files, f"r={str(rank)[:40]} must be a rank between 1 and {MAX_RANK}")
+        files.refuse(f"r={str(rank)[:40]} must be a rank between 1 and {MAX_RANK}")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= MAX_SCALE:
-        _refuse(files, f"lora_alpha={str(alpha)[:40]} must be a number of at most {MAX_SCALE:g}")
+        files.refuse(f"lora_alpha={str(alpha)[:40]} must be a number of at most {MAX_SCALE:g}")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
-
-
-def _refuse(files: AdapterFiles, why: str) -> NoReturn:
-    raise ModelError(f"{files.config_file}: {why}")
 
 
 def _pairs(files: AdapterFiles) -> dict[str, dict[str, str]]:
@@ -164,17 +157,9 @@ def _check_pair(
     files: AdapterFiles, module: str, pair: Mapping[str, str], sites: Mapping[str, Site], rank: int
 ) -> None:
     one = next(iter(pair.values()))
-    if module not in sites:
-        raise ModelError(
-            f"{files.file}: {one} adapts {module}, which is none of this model's linear layers in attention and MLP"
-        )
+    files.check_module(one, module, sites)
     if len(pair) < 2:
         raise ModelError(f"{files.file}: {one} has no matrix lora_{'B' if 'A' in pair else 'A'} beside it")
     site = sites[module]
     for side, shape in (("A", (rank, site.inputs)), ("B", (site.outputs, rank))):
-        entry = files.entries[pair[side]]
-        if entry.shape != shape:
-            raise ModelError(
-                f"{files.file}: {entry.name} has shape {list(entry.shape)}, but this model and r={rank} ask for "
-                f"{list(shape)}: is the adapter from the same model?"
-            )
+        files.check_shape(pair[side], shape, f"this model and r={rank}")

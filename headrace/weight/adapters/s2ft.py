@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,18 +48,16 @@ class S2ft:
         self, files: AdapterFiles, sites: Mapping[str, Site], dtype: torch.dtype, device: torch.device
     ) -> OpenS2ft:
         """See the contract."""
-        for key, value in files.config.items():
-            if key not in _KEYS | _HARMLESS and value:
-                _refuse(files, f"unknown key {key[:80]!r}, which may change what the adapter does")
+        files.refuse_unknown(_KEYS | _HARMLESS)
         slices = files.config.get("slices")
         if not isinstance(slices, dict):
-            _refuse(files, "slices must give each module's chosen inputs or outputs: [[first, stop], ...]")
+            files.refuse("slices must give each module's chosen inputs or outputs: [[first, stop], ...]")
         chosen = {files.standard(name.removeprefix(_PREFIX)): runs for name, runs in slices.items()}
         parts = [_part(files, name, chosen, sites) for name in files.entries]
         without = sorted(chosen.keys() - {part.module for part in parts})
         if without or len(chosen) < max(len(slices), 1):
             why = f"{without[0][:80]}, which has no tensor" if without else "no module, or one of them twice"
-            _refuse(files, f"slices names {why}")
+            files.refuse(f"slices names {why}")
         return OpenS2ft(files, _by_product(files, parts), dtype, device)
 
 
@@ -118,20 +116,13 @@ def _part(files: AdapterFiles, name: str, chosen: Mapping[str, Tensor], sites: M
     if match is None:
         raise ModelError(f"{files.file}: {name} is not the difference of a linear layer's weights")
     module, of_inputs = files.standard(match[1]), match[2] == "in"
-    if module not in sites:
-        raise ModelError(
-            f"{files.file}: {name} adapts {module}, which is none of this model's linear layers in attention and MLP"
-        )
+    files.check_module(name, module, sites)
     if module not in chosen:
-        _refuse(files, f"slices says nothing of {module}")
+        files.refuse(f"slices says nothing of {module}")
     site = sites[module]
     indices_R = _indices(files, module, chosen[module], site.inputs if of_inputs else site.outputs)
     shape = (site.outputs, len(indices_R)) if of_inputs else (len(indices_R), site.inputs)
-    if files.entries[name].shape != shape:
-        raise ModelError(
-            f"{files.file}: {name} has shape {list(files.entries[name].shape)}, but this model and its slices ask for "
-            f"{list(shape)}: is the adapter from the same model?"
-        )
+    files.check_shape(name, shape, "this model and its slices")
     return _Part(module, name, site, of_inputs, indices_R)
 
 
@@ -155,12 +146,8 @@ def _indices(files: AdapterFiles, module: str, runs: Any, limit: int) -> Tensor:
     for run in runs if isinstance(runs, list) else []:
         whole = isinstance(run, list) and [type(edge) for edge in run] == [int, int]
         if not whole or not end <= run[0] < run[1] <= limit:
-            _refuse(files, f"slices of {module}: {str(run)[:40]} is not [first, stop] in {end} to {limit}")
+            files.refuse(f"slices of {module}: {str(run)[:40]} is not [first, stop] in {end} to {limit}")
         end = run[1]
     if end == 0:
-        _refuse(files, f"slices of {module}: {str(runs)[:40]} is no list of [first, stop]")
+        files.refuse(f"slices of {module}: {str(runs)[:40]} is no list of [first, stop]")
     return torch.cat([torch.arange(first, stop) for first, stop in runs])
-
-
-def _refuse(files: AdapterFiles, why: str) -> NoReturn:
-    raise ModelError(f"{files.config_file}: {why}")
