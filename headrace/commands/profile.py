@@ -67,5 +67,6 @@ def _batch(ids: list[int], device: Any) -> Any:
         slots=(),
         sealed=(),
         reads=(),
+        folds=(),
         rows_R=empty,
     )

@@ -1,15 +1,16 @@
 """KVCache: keys and values from write to read. Layout, codec, keeper and prefix tree meet only here.
 
-Inside a layer:  write -> seal -> attend (per segment) -> merge.    After a step, per sequence:  advance = keep -> free.
+Inside a layer:  write -> seal -> fold -> attend (per segment) -> merge.  After a step, per sequence:  keep -> free.
 
 To seal is to store a block that has become whole, with a codec that takes whole blocks; see kv/groups.py. It may hold
 drafted tokens: if they are refused, the block is sealed again when the right ones are there. Its tokens in the rest are
-let go of once they are final.
+let go of once they are final. To fold is to merge what leaves a window into a record; see kv/summary.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, merge
-from headrace.kv import paged
+from headrace.kv import paged, summary
 from headrace.kv.codecs import Codec, LiveCodec
 from headrace.kv.groups import GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
@@ -26,7 +27,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
-from headrace.types import Batch, Reads, Run, Sequence, Span, StepPlan
+from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
 
 
 class KVCache:
@@ -67,10 +68,18 @@ class KVCache:
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._device = device
-        self._live = [
-            _rest(codec, group, tokens, dtype) if group.holds == "rest" else codec.start(group, tokens, dtype)
-            for group, tokens in zip(groups, sizes.tokens, strict=True)
-        ]
+        self._live = {
+            i: _rest(codec, group, tokens, dtype)
+            if group.holds == "rest"
+            else codec.start(group, tokens, dtype)
+            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
+            if group.holds != "summary"
+        }
+        self._summaries = {
+            i: summary.start_summary(group, group.block // tokens, dtype)
+            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
+            if group.holds == "summary"
+        }
         self._layers = _parts(architecture, groups)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
@@ -86,6 +95,11 @@ class KVCache:
             self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
+            if part.records is not None:
+                tokens = part.group if part.blocks is None else part.blocks
+                for fold in batch.folds[part.records]:
+                    read = partial(self._live[tokens].read, arena)
+                    self._summaries[part.records].merge(arena, layer, fold, read)
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -116,24 +130,28 @@ class KVCache:
 
     def place(self, spans: tuple[Span, ...]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads = [], [], []
+        slots, sealed, reads, folded = [], [], [], []
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
             ranges = [
                 (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
             ]
-            slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
+            written = [] if group.holds == "summary" else ranges
+            slots.append(self._tensor([slot for part in written for slot in self._slots(index, *part)]))
             sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
             sealed.append(self._tensor(sources))
             reads.append(self._reads(spans, index))
-        return Placed(tuple(slots), tuple(sealed), tuple(reads))
+            folded.append(tuple(fold for part in ranges for fold in self._folds(index, *part)))
+        return Placed(tuple(slots), tuple(sealed), tuple(reads), tuple(folded))
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
         take more for a while."""
         tables = self.tables
         pairs = zip(tables.groups, tables.sizes.tokens, strict=True)
-        return sum(tables.sizes.page_bytes / tokens for group, tokens in pairs if group.holds != "rest")
+        return sum(
+            tables.sizes.page_bytes / tokens for group, tokens in pairs if group.holds in ("all", "blocks")
+        )
 
     def check(self) -> None:
         """Every invariant of pages, tables and prefix tree; tests call it after each step."""
@@ -153,6 +171,9 @@ class KVCache:
         if part.blocks is not None:
             blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
             state = merge([blocks, state])
+        if part.records is not None and batch.reads[part.records].runs:
+            reads = batch.reads[part.records]
+            state = merge([self._summaries[part.records].attend(arena, layer, queries, reads), state])
         return state.out_TNH
 
     def _tensor(self, values: list[int]) -> Tensor:
@@ -166,6 +187,16 @@ class KVCache:
         """Of positions [start, stop), whole pages."""
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
+
+    def _folds(self, index: int, seq: int, start: int, stop: int) -> list[Fold]:
+        """Of a group of records: those that positions [start, stop) complete."""
+        groups, sizes = self.tables.groups, self.tables.sizes.tokens
+        if groups[index].holds != "summary":
+            return []
+        tokens = index - (2 if groups[index - 1].holds == "rest" else 1)
+        window, records = ((self.tables.live_pages(seq, i), sizes[i]) for i in (tokens, index))
+        found = summary.folds(groups[index], window, records, start, stop)
+        return [Fold(end, *map(self._tensor, pages)) for end, *pages in found]
 
     def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
         """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
@@ -198,19 +229,25 @@ class Placed(NamedTuple):
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
+    folds: tuple[tuple[Fold, ...], ...]
 
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
     """The groups that have block tables: within the keeper's limits, and with a codec that takes whole blocks split in
-    two, the blocks first."""
-    groups = tuple(keeper.limit(group) for group in groups)
-    if codec.block_tokens is None:
-        return groups
-    return tuple(part for group in groups for part in group.split(codec.block_tokens))
+    two, the blocks first; then the records of those that have a summary."""
+    found: list[GroupSpec] = []
+    for group in map(keeper.limit, groups):
+        found += [group] if codec.block_tokens is None else group.split(codec.block_tokens)
+        if group.summary is not None:
+            summary.check_window(group, codec.block_tokens)
+            found.append(group.records())
+    return tuple(found)
 
 
 def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
     """Bytes of a page that holds this many tokens of a group of stored_groups."""
+    if group.holds == "summary":
+        return summary.page_bytes(group, group.block // tokens, dtype)
     if group.holds == "rest":
         return paged.page_bytes(group, tokens, codec.rest or dtype)
     return codec.page_bytes(group, tokens, dtype)
@@ -221,12 +258,14 @@ def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> Li
 
 
 def _resumed(group: GroupSpec) -> int | None:
-    """How far back a sequence reads that resumes after whole blocks: of the rest, nothing."""
+    """How far back a sequence reads that resumes after whole blocks: of the rest, nothing; of records, the last."""
+    if group.holds == "summary":
+        return 1
     return 0 if group.holds == "rest" else group.window
 
 
 def _sink(group: GroupSpec) -> int:
-    return 0 if group.holds == "rest" else group.sink
+    return group.sink if group.holds in ("all", "blocks") else 0
 
 
 def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
@@ -240,7 +279,8 @@ def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
     """[first, end) of each stretch of the span's positions that see the same blocks."""
     first, stop = span.start, span.start + len(span)
     while first < stop:
-        end = stop if spec.holds == "all" else min(stop, (first // spec.block + 1) * spec.block)
+        alike = spec.alike(first)
+        end = stop if alike is None else min(stop, alike)
         yield first, end
         first = end
 
@@ -278,7 +318,7 @@ def reusable(seq: Sequence) -> list[int]:
 
 
 class _Part:
-    """The heads of one layer that one group stores; or two, if one has whole blocks."""
+    """The heads of one layer that one group stores; or two, if one has whole blocks; and perhaps records."""
 
     def __init__(
         self,
@@ -287,11 +327,12 @@ class _Part:
         within: GroupSpec,
         group: int,
         blocks: int | None,
+        records: int | None,
         kv_heads: tuple[int, ...],
     ) -> None:
         """within: the group that is number `group`; what it keeps, its layers see."""
         spec = architecture.blocks[layer].attention
-        self.group, self.blocks = group, blocks
+        self.group, self.blocks, self.records = group, blocks, records
         self.scale = spec.scale
         self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
         self.sink = within.sink if spec.window is None else 0
@@ -304,12 +345,13 @@ class _Part:
 def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping[int, list[_Part]]:
     parts: dict[int, list[_Part]] = {}
     for index, group in enumerate(groups):
-        if group.holds == "blocks":  # it goes with the next one
+        if group.holds in ("blocks", "summary"):  # it goes with the one beside it
             continue
         blocks = index - 1 if group.holds == "rest" else None
+        records = None if group.summary is None else index + 1
         for member in group.members:
             parts.setdefault(member.layer, []).append(
-                _Part(architecture, member.layer, group, index, blocks, member.kv_heads)
+                _Part(architecture, member.layer, group, index, blocks, records, member.kv_heads)
             )
     for layer, block in enumerate(architecture.blocks):
         heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))

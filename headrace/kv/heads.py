@@ -9,6 +9,7 @@ Paper   https://arxiv.org/abs/2407.15891 (RazorAttention); https://arxiv.org/abs
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
+from headrace.kv.groups import GroupSpec, Member
 from headrace.types import Batch
 
 MAX_BYTES = 16 << 20
@@ -78,3 +80,40 @@ def read_profile(path: str, architecture: Architecture) -> list[list[float]]:
     if found.family != architecture.family or [len(layer) for layer in found.scores] != heads:
         raise ConfigError(f"{path} is the profile of another model; {advice}")
     return found.scores
+
+
+def split_heads(
+    architecture: Architecture, scores: list[list[float]], share: float, near: GroupSpec
+) -> tuple[GroupSpec, ...]:
+    """Groups for the heads that keep everything, for layers with windows of their own, and, like `near`, for the rest.
+
+    share: of the kv heads of layers that see everything; those that score highest, lower layers and heads first.
+    """
+    far = [
+        (layer, head)
+        for layer, block in enumerate(architecture.blocks)
+        if block.attention.window is None
+        for head in range(block.attention.kv_heads)
+    ]
+    far.sort(key=lambda place: (-scores[place[0]][place[1]], place))
+    chosen = set(far[: round(share * len(far))])
+    parts: dict[GroupSpec, list[Member]] = {}
+    for layer, block in enumerate(architecture.blocks):
+        attention = block.attention
+        for head in range(attention.kv_heads):
+            everything = attention.window is not None or (layer, head) in chosen
+            spec = replace(near, window=attention.window, sink=0, summary=None) if everything else near
+            members = parts.setdefault(spec, [])
+            if members and members[-1].layer == layer:
+                members[-1] = replace(members[-1], kv_heads=(*members[-1].kv_heads, head))
+            else:
+                members.append(Member(layer, (head,), attention.head_size))
+    ordered = sorted(
+        parts.items(), key=lambda item: (item[0].window is not None, item[0].window or 0, item[0].sink)
+    )
+    return tuple(replace(spec, name=_name(spec), members=tuple(members)) for spec, members in ordered)
+
+
+def _name(spec: GroupSpec) -> str:
+    sink = f"+{spec.sink}" if spec.sink else ""
+    return "full" if spec.window is None else f"window{spec.window}{sink}{'+summary' if spec.summary else ''}"

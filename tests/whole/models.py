@@ -4,12 +4,15 @@ float32 with packed weights, whose kernels promise the same bits whatever runs b
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 
 import torch
 
 from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import random
+from headrace.kv.heads import write_profile
 from headrace.layer.positions import SLOT
 from headrace.weight.assemble import make
 
@@ -43,10 +46,27 @@ KEEPERS = {
     "sinks_windows": "streaming:sink=5,window=12",
     "kivi_sinks": "streaming:sink=3,window=20",
 }
+SUMMARIES: dict[str, tuple[tuple[int | None, ...], str, str]] = {
+    "razor": ((None, None), "plain", "razor:share=0.5,sink=8,window=16,block=8"),
+    "razor_small": ((9, None), "plain", "razor:share=0,sink=0,window=4,block=4"),
+    "razor_kivi": ((None, None), "kivi:group=16,residual=16", "razor:share=0.25,sink=16,window=32,block=16"),
+}
+"""Windows, KV codec and layout of models in float64 where what leaves a window is summarised."""
+
+
+@functools.cache
+def profile() -> Path:
+    """Of the heads of models with two layers of two kv heads."""
+    path = Path(tempfile.mkdtemp(prefix="headrace-test-")) / "heads.json"
+    write_profile(path, decoder("full").architecture, [[0.1, 0.9], [0.8, 0.2]])
+    return path
 
 
 def stack(name: str) -> dict[str, str]:
     """What this model's engines have in common."""
+    if name in SUMMARIES:
+        _, codec, layout = SUMMARIES[name]
+        return {"kv-codec": codec, "kv-layout": f"{layout},profile={profile()}"}
     if name in BLOCKS:
         return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything")}
     return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2]} if name in NATIVE else {}
@@ -54,6 +74,8 @@ def stack(name: str) -> dict[str, str]:
 
 def page_tokens(name: str) -> tuple[int, ...]:
     """Page sizes that its kernels take."""
+    if name in SUMMARIES:
+        return (1, 2, 4)
     if name in BLOCKS:
         return (1, 2, 4, 8, 16)
     return (16,) if name in NATIVE else (1, 1, 2, 3, 4, 8)
@@ -63,7 +85,9 @@ def page_tokens(name: str) -> tuple[int, ...]:
 def decoder(name: str) -> Decoder:
     """The model called `name`; end token 0."""
     native = name in NATIVE
-    windows = NATIVE[name][0] if native else (BLOCKS.get(name) or (WINDOWS.get(name),))[0]
+    windows = (
+        NATIVE[name][0] if native else (BLOCKS.get(name) or SUMMARIES.get(name) or (WINDOWS.get(name),))[0]
+    )
     assert windows is not None, f"no model called {name}"
     blocks = tuple(
         Block(

@@ -39,7 +39,11 @@ OPTIONS = {
 }
 """Specs beside the bare names of the index."""
 PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
-OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
+OPTIONS["kv-layout"] = [
+    f"duo:profile={PROFILE},share=0.5,sink=2,window=8",
+    f"razor:profile={PROFILE},share=0.5,sink=4,window=8,block=4",
+    f"razor:profile={PROFILE},share=0,sink=0,window=32,block=16",
+]
 OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "processors")
 """Slots whose members may change tokens."""

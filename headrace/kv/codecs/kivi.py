@@ -22,8 +22,7 @@ from torch import Tensor
 from headrace.kernels import block_attention
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.block_attention import BlockStore
-from headrace.kv.groups import GroupSpec
-from headrace.kv.paged import ALIGN
+from headrace.kv.groups import ALIGN, GroupSpec
 from headrace.slots import Card
 from headrace.types import Reads
 
