@@ -27,6 +27,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
+from headrace.kv.unrotated import Unrotated, rotaries
 from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
 
 
@@ -80,6 +81,7 @@ class KVCache:
             for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
             if group.holds == "summary"
         }
+        self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
         self._layers = _parts(architecture, groups)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
@@ -92,14 +94,15 @@ class KVCache:
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
             slots_T = batch.slots[part.group]
-            self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
+            keys = k_TGH[:, heads]
+            if self._unrotated is not None:
+                keys = self._unrotated.back(layer, keys, batch.positions_T)
+            self._live[part.group].write(arena, layer, keys, v_TGH[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
             if part.records is not None:
-                tokens = part.group if part.blocks is None else part.blocks
                 for fold in batch.folds[part.records]:
-                    read = partial(self._live[tokens].read, arena)
-                    self._summaries[part.records].merge(arena, layer, fold, read)
+                    self._summaries[part.records].merge(arena, layer, fold, self._reader(part, fold))
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -164,10 +167,24 @@ class KVCache:
         k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
         self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
 
+    def _reader(self, part: _Part, fold: Fold) -> summary.ReadTokens:
+        """Reads from the window of a fold."""
+        arena, group = self.tables.pool.arena_PX, part.group if part.blocks is None else part.blocks
+        if self._unrotated is None:
+            return partial(self._live[group].read, arena)
+        window = self.tables.groups[group].window
+        assert window is not None
+        return partial(self._unrotated.read, self._live[group], arena, fold.end - window)
+
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         arena = self.tables.pool.arena_PX
         queries = Queries(q_TNH, batch.positions_T, part.scale, part.window, part.sink)
-        state = self._live[part.group].attend(arena, layer, queries, batch.reads[part.group])
+        live, reads = self._live[part.group], batch.reads[part.group]
+        if self._unrotated is None:
+            state = live.attend(arena, layer, queries, reads)
+        else:
+            size = self.tables.sizes.tokens[part.group]
+            state = self._unrotated.attend(live, arena, size, layer, queries, reads)
         if part.blocks is not None:
             blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
             state = merge([blocks, state])

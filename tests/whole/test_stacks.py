@@ -27,7 +27,12 @@ from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, scripted
 
 OPTIONS = {
     "policy": ["sarathi:tokens=3,idle=7", "sarathi:tokens=16,idle=16"],
-    "kv-codec": ["kivi:group=16,residual=16", "kivi:bits=2,group=16,residual=32"],
+    "kv-codec": [
+        "kivi:group=16,residual=16",
+        "kivi:bits=2,group=16,residual=32",
+        models.with_file("kvquant"),
+        models.with_file("kvquant:bits=2"),
+    ],
     "drafter": ["copyspec:gamma=1", "copyspec:gamma=2,length=3", ""],
     "draft-budget": ["fixed:tokens=3", "auto:retry=2"],
     "processors": [

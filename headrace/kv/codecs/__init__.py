@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headrace.kernels.attention import Queries, State
 
 
-class LiveCodec(Protocol):
+class Store(Protocol):
     """A codec at work on one cache group. Holds no keys or values itself: they live in `arena_PX`.
 
     arena_PX: uint8 [pages, bytes per page], owned by the pool. A *slot* is page * page_tokens + offset.
@@ -28,6 +28,10 @@ class LiveCodec(Protocol):
     def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [length, G, H] of the first `length` tokens in these pages, in order, in the model's dtype.
         Slots that were never written may hold anything: the caller passes the number that were."""
+
+
+class LiveCodec(Store, Protocol):
+    """One that attends to what it stores."""
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what one without
@@ -43,6 +47,9 @@ class Codec(Protocol):
     other, in pages of whole blocks; those of an unfinished block the cache keeps apart, rounded to `rest` only."""
     rest: torch.dtype | None
     """What the tokens of an unfinished block are kept in; None is the model's own dtype."""
+    rotated: bool
+    """Whether keys are stored as queries meet them. Else they are turned back before they are written, and read and
+    rotated by kv/unrotated.py, which then attends: such a codec is a Store, and takes tokens as they come."""
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of a page that holds `tokens` tokens of every member of the group. Pure; a multiple of 64."""
@@ -59,6 +66,7 @@ SLOT = Slot(
         "bf16": "headrace.kv.codecs.plain:Bf16",
         "int8": "headrace.kv.codecs.int8:Int8",
         "kivi": "headrace.kv.codecs.kivi:Kivi",
+        "kvquant": "headrace.kv.codecs.kvquant:Kvquant",
     },
     default="plain",
 )

@@ -33,6 +33,7 @@ class Kivi:
 
     card: ClassVar[Card] = Card(slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2402.02750")
     rest: ClassVar[torch.dtype] = torch.bfloat16
+    rotated: ClassVar[bool] = True
     bits: int = 4
     """Per number: 4 or 2."""
     group: int = 64

@@ -16,6 +16,7 @@ from headrace.architecture import Architecture
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.forward.memory import pages_for
 from headrace.kernels.attention import Queries
 from headrace.kv.groups import GroupSpec, Member
 from headrace.kv.layouts import SLOT
@@ -85,15 +86,32 @@ def test_tokens_do_not_depend_on_the_schedule() -> None:
     happened: Counter[str] = Counter()
 
     @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(schedules(tuple(models.SUMMARIES)))
+    @given(schedules(("razor", "razor_small", "razor_kivi")))
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
-        counters = run_schedule(schedule).counters
-        happened["recomputes"] += counters.recomputes
-        happened["swaps"] += counters.swaps
-        happened["prefix hits"] += counters.cached_tokens > 0
+        happened["prefix hits"] += run_schedule(schedule).counters.cached_tokens > 0
 
     check()
-    assert min(happened.values()) >= 3, f"the schedules put too little pressure on the engine: {happened}"
+    assert happened["prefix hits"] >= 3
+
+
+@pytest.mark.parametrize(
+    "pressed", [{}, {"preempt": "swap", "swap_bytes": 1 << 20}], ids=["recompute", "swap"]
+)
+def test_nor_on_who_has_to_give_way(pressed: dict[str, object]) -> None:
+    found = []
+    roomy = engine(4, prefix_cache=False)
+    tables = roomy.kv.tables
+    pages = pages_for(tables.groups, tables.sizes, 71, roomy.policy.longest_span)
+    tight = engine(4, context=71, kv_bytes=pages * tables.sizes.page_bytes, **pressed)
+    for made in (roomy, tight):
+        for i, length in enumerate((31, 7, 30)):
+            prompt = tuple((7 * i + 5 * k) % models.VOCAB for k in range(length))
+            params = SamplingParams(temperature=0.7, seed=i, n=3, max_tokens=40, ignore_eos=True)
+            made.add(Request(id=str(i), prompt=prompt, params=params, arrival=float(i)))
+        found.append(collect(made))
+        nothing_left(made)
+    assert tight.counters.recomputes + tight.counters.swaps > 2
+    assert found[0] == found[1]
 
 
 def test_drafts_that_are_refused_leave_no_trace() -> None:
@@ -221,6 +239,6 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
-@given(schedules(tuple(models.SUMMARIES)))
+@given(schedules(("razor", "razor_small", "razor_kivi")))
 def test_at_length(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
     run_schedule(schedule)
