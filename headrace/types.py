@@ -228,10 +228,14 @@ class Fold(NamedTuple):
     """The position after the block that has become whole."""
     window_B: Tensor
     """int64: the pages of the window's positions before that; the first that leave come first."""
+    sink_B: Tensor
+    """int64: those of the sink."""
     before_B: Tensor
     """int64: those of the record so far; none if nothing has left before."""
     after_B: Tensor
     """int64: those of the record that it becomes."""
+    queries_B: Tensor
+    """int64: those of the queries of the block that has become whole; none if they are not stored."""
 
 
 @dataclass(frozen=True, slots=True)

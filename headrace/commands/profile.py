@@ -83,9 +83,9 @@ def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bo
     probe = Probe(engine.architecture, period)
     with torch.inference_mode():
         engine.decoder.forward(_batch(ids, engine.device), probe)
-    write_profile(out, engine.architecture, probe.scores)
+    write_profile(out, engine.architecture, probe.scores, probe.spread())
     if as_json:
-        write_json({"file": str(out), "tokens": period, "scores": probe.scores})
+        write_json({"file": str(out), "tokens": period, "scores": probe.scores, "spread": probe.spread()})
         return
     rows = [[str(i), *(f"{score:.3f}" for score in layer)] for i, layer in enumerate(probe.scores)]
     heads = [f"head {g}" for g in range(max(map(len, probe.scores)))]

@@ -74,12 +74,17 @@ class KVCache:
             if group.holds == "rest"
             else codec.start(group, tokens, dtype)
             for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
-            if group.holds != "summary"
+            if group.holds not in ("summary", "queries")
         }
         self._summaries = {
             i: summary.start_summary(group, group.block // tokens, dtype)
             for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
             if group.holds == "summary"
+        }
+        self._asked = {
+            i: summary.AskedQueries(group, tokens, dtype)
+            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
+            if group.holds == "queries"
         }
         self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
         self._layers = _parts(architecture, groups)
@@ -101,8 +106,13 @@ class KVCache:
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
             if part.records is not None:
+                asked = None if part.asked is None else self._asked[part.asked]
+                if asked is not None and part.asked is not None:
+                    asked.write(arena, layer, q_TNH[:, part.heads], batch.slots[part.asked])
                 for fold in batch.folds[part.records]:
-                    self._summaries[part.records].merge(arena, layer, fold, self._reader(part, fold))
+                    read = partial(self._read, part.group if part.blocks is None else part.blocks)
+                    queries = asked.read(arena, layer, fold, part.scale) if asked else None
+                    self._summaries[part.records].merge(arena, layer, fold, read, queries)
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -144,7 +154,7 @@ class KVCache:
             sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
             sealed.append(self._tensor(sources))
             reads.append(self._reads(spans, index))
-            folded.append(tuple(fold for part in ranges for fold in self._folds(index, *part)))
+            folded.append(tuple(summary.folds(self.tables, index, ranges, self._device)))
         return Placed(tuple(slots), tuple(sealed), tuple(reads), tuple(folded))
 
     def bytes_per_token(self) -> float:
@@ -167,14 +177,14 @@ class KVCache:
         k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
         self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
 
-    def _reader(self, part: _Part, fold: Fold) -> summary.ReadTokens:
-        """Reads from the window of a fold."""
-        arena, group = self.tables.pool.arena_PX, part.group if part.blocks is None else part.blocks
+    def _read(
+        self, group: int, layer: int, pages_B: Tensor, length: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values of the tokens from position `start` on."""
+        store, arena = self._live[group], self.tables.pool.arena_PX
         if self._unrotated is None:
-            return partial(self._live[group].read, arena)
-        window = self.tables.groups[group].window
-        assert window is not None
-        return partial(self._unrotated.read, self._live[group], arena, fold.end - window)
+            return store.read(arena, layer, pages_B, length)
+        return self._unrotated.read(store, arena, start, layer, pages_B, length)
 
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         arena = self.tables.pool.arena_PX
@@ -204,16 +214,6 @@ class KVCache:
         """Of positions [start, stop), whole pages."""
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
-
-    def _folds(self, index: int, seq: int, start: int, stop: int) -> list[Fold]:
-        """Of a group of records: those that positions [start, stop) complete."""
-        groups, sizes = self.tables.groups, self.tables.sizes.tokens
-        if groups[index].holds != "summary":
-            return []
-        tokens = index - (2 if groups[index - 1].holds == "rest" else 1)
-        window, records = ((self.tables.live_pages(seq, i), sizes[i]) for i in (tokens, index))
-        found = summary.folds(groups[index], window, records, start, stop)
-        return [Fold(end, *map(self._tensor, pages)) for end, *pages in found]
 
     def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
         """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
@@ -258,6 +258,7 @@ def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -
         if group.summary is not None:
             summary.check_window(group, codec.block_tokens)
             found.append(group.records())
+            found += [group.asked()] if group.summary.asks else []
     return tuple(found)
 
 
@@ -265,6 +266,8 @@ def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtyp
     """Bytes of a page that holds this many tokens of a group of stored_groups."""
     if group.holds == "summary":
         return summary.page_bytes(group, group.block // tokens, dtype)
+    if group.holds == "queries":
+        return summary.AskedQueries(group, tokens, dtype).page_bytes
     if group.holds == "rest":
         return paged.page_bytes(group, tokens, codec.rest or dtype)
     return codec.page_bytes(group, tokens, dtype)
@@ -278,7 +281,7 @@ def _resumed(group: GroupSpec) -> int | None:
     """How far back a sequence reads that resumes after whole blocks: of the rest, nothing; of records, the last."""
     if group.holds == "summary":
         return 1
-    return 0 if group.holds == "rest" else group.window
+    return 0 if group.passing else group.window
 
 
 def _sink(group: GroupSpec) -> int:
@@ -345,11 +348,12 @@ class _Part:
         group: int,
         blocks: int | None,
         records: int | None,
+        asked: int | None,
         kv_heads: tuple[int, ...],
     ) -> None:
         """within: the group that is number `group`; what it keeps, its layers see."""
         spec = architecture.blocks[layer].attention
-        self.group, self.blocks, self.records = group, blocks, records
+        self.group, self.blocks, self.records, self.asked = group, blocks, records, asked
         self.scale = spec.scale
         self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
         self.sink = within.sink if spec.window is None else 0
@@ -362,13 +366,14 @@ class _Part:
 def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping[int, list[_Part]]:
     parts: dict[int, list[_Part]] = {}
     for index, group in enumerate(groups):
-        if group.holds in ("blocks", "summary"):  # it goes with the one beside it
+        if group.holds in ("blocks", "summary", "queries"):  # it goes with the one beside it
             continue
         blocks = index - 1 if group.holds == "rest" else None
         records = None if group.summary is None else index + 1
+        asked = index + 2 if group.summary is not None and group.summary.asks else None
         for member in group.members:
             parts.setdefault(member.layer, []).append(
-                _Part(architecture, member.layer, group, index, blocks, records, member.kv_heads)
+                _Part(architecture, member.layer, group, index, blocks, records, asked, member.kv_heads)
             )
     for layer, block in enumerate(architecture.blocks):
         heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))

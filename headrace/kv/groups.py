@@ -17,7 +17,8 @@ A group whose tokens are summarised as they leave its window has a third part:
     summary  [ record 0 ][ record 1 ]                    record i: all that has left the window when block i is whole
 
 Its window moves by whole blocks of the summary, so that each token is read as it is, or is part of the record of the
-block before the query's own, and never both: again a matter of the position alone. See kv/summary.py.
+block before the query's own, and never both: again a matter of the position alone. See kv/summary.py. Where a summary
+goes by what queries attend to, those of the unfinished block are stored beside it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Member:
     kv_heads: tuple[int, ...]
     """Which kv heads of the layer, ascending."""
     head_size: int
+    queries: int = 1
+    """Query heads of each kv head."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class GroupSpec:
     """A query at p reads (p - window, p]; None reads everything."""
     sink: int = 0
     """And, beside a window, [0, sink)."""
-    holds: Literal["all", "blocks", "rest", "summary"] = "all"
-    """Every token; or only whole blocks; or only those of the block that is not whole yet; or records of what left."""
+    holds: Literal["all", "blocks", "rest", "summary", "queries"] = "all"
+    """Every token; or only whole blocks; or only those of the block that is not whole yet; or records of what left; or
+    the queries of the block that is not whole yet."""
     block: int = 1
     """Tokens of a block."""
     summary: Summary | None = None
@@ -75,6 +79,16 @@ class GroupSpec:
         """Of a group with a summary: the group of its records."""
         assert self.summary is not None
         return replace(self, holds="summary", block=self.summary.block)
+
+    def asked(self) -> GroupSpec:
+        """Of a group with a summary: the group of its queries."""
+        assert self.summary is not None
+        return replace(self, holds="queries", block=self.summary.block)
+
+    @property
+    def passing(self) -> bool:
+        """Whether only the block that is not whole yet is here."""
+        return self.holds in ("rest", "queries")
 
     def stored(self, computed: int) -> int:
         """Where what is stored ends when the positions before `computed` are: at most there."""
@@ -97,6 +111,8 @@ class GroupSpec:
         start = first // self.block * self.block
         if self.holds == "summary":
             return ((start - self.block, start),) if self.left(first) else ()
+        if self.holds == "queries":
+            return ()
         seen = self._seen(self._first(first), end)
         low, high = (0, start) if self.holds == "blocks" else (start if self.holds == "rest" else 0, end)
         return _clip(seen, low, high)
@@ -104,7 +120,7 @@ class GroupSpec:
     def kept(self, computed: int) -> tuple[Interval, ...]:
         """What may be read again, or is still to be stored in a block. One token more than the next query reads: a fork
         of the sequence runs its newest prompt token again."""
-        if self.holds == "rest":
+        if self.passing:
             return ((max(0, computed - 1) // self.block * self.block, computed),)
         if self.holds == "summary":
             return ((max(0, (computed - 1) // self.block - 1) * self.block, computed),)
@@ -127,12 +143,12 @@ class GroupSpec:
         """Most positions that stay behind a query, beside the sink; None for all."""
         if self.holds == "summary":
             return 2 * self.block
-        return self.block if self.holds == "rest" else self.window
+        return self.block if self.passing else self.window
 
     @property
     def parts(self) -> int | None:
         """Tokens of which a page has to hold a whole part, or None: reading starts and ends there."""
-        if self.holds == "rest":
+        if self.passing:
             return self.block
         return None if self.summary is None else self.summary.block
 

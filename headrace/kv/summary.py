@@ -14,33 +14,39 @@ Two kinds of technique use it: a layout whose groups come with a summary, and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from headrace.errors import ConfigError
+from headrace.kernels.attention import Queries
 from headrace.kv.groups import ALIGN, GroupSpec, Member
 from headrace.types import Fold, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headrace.kernels.attention import Queries, State
+    from headrace.kernels.attention import State
+    from headrace.kv.tables import BlockTables
 
 WORD = 8
 """A layer's part of a page starts at a multiple of so many bytes."""
-ReadTokens = Callable[[int, "Tensor", int], tuple["Tensor", "Tensor"]]
-"""(layer, pages, length) -> keys and values of the first tokens in these pages, as LiveCodec.read gives them."""
+ReadTokens = Callable[[int, "Tensor", int, int], tuple["Tensor", "Tensor"]]
+"""(layer, pages, length, position of the first) -> keys and values of the first tokens in these pages, as Store.read
+gives them."""
 
 
 class LiveSummary(Protocol):
     """A summary at work on one cache group. Holds nothing itself: records lie in `arena_PX`."""
 
-    def merge(self, arena_PX: Tensor, layer: int, fold: Fold, read: ReadTokens) -> None:
+    def merge(
+        self, arena_PX: Tensor, layer: int, fold: Fold, read: ReadTokens, queries: Queries | None
+    ) -> None:
         """Makes the record of fold.end, in the pages fold.after_B. Mutates nothing else.
 
-        The same bits whatever else is in the batch: only from the record before, and the window's keys and values.
+        From the record before, the keys and values of sink and window, and the queries of the block that has become
+        whole, if the summary asks for them.
         """
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
@@ -54,6 +60,10 @@ class Summary(Protocol):
     @property
     def block(self) -> int:
         """Tokens that leave at once: a power of two, up to 512. Window and sink are multiples."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it goes by what queries attend to: they are stored until their block is whole."""
 
     def record_bytes(self, member: Member, dtype: torch.dtype) -> int:
         """Of one layer's part of a record, for a model of this dtype. Pure."""
@@ -87,6 +97,35 @@ class Records:
         padded_X = record_X.new_zeros(self.pages * (place.stop - place.start))
         padded_X[: len(record_X)] = record_X
         arena_PX[pages_B, place] = padded_X.view(self.pages, -1)
+
+
+class AskedQueries:
+    """Where queries lie in a page: [layer][token][query head][H], in the model's dtype."""
+
+    def __init__(self, group: GroupSpec, page_tokens: int, dtype: torch.dtype) -> None:
+        self._page_tokens, self._dtype = page_tokens, dtype
+        self._places: dict[int, tuple[slice, tuple[int, int]]] = {}
+        at = 0
+        for member in group.members:
+            shape = (len(member.kv_heads) * member.queries, member.head_size)
+            size = page_tokens * shape[0] * shape[1] * dtype.itemsize
+            self._places[member.layer] = (slice(at, at + size), shape)
+            at += -(-size // WORD) * WORD
+        self.page_bytes = -(-at // ALIGN) * ALIGN
+
+    def write(self, arena_PX: Tensor, layer: int, q_TNH: Tensor, slots_T: Tensor) -> None:
+        """One query per row, at its slot."""
+        self._view(arena_PX, layer)[slots_T // self._page_tokens, slots_T % self._page_tokens] = q_TNH
+
+    def read(self, arena_PX: Tensor, layer: int, fold: Fold, scale: float) -> Queries:
+        """Those of the block that has become whole."""
+        q_TNH = self._view(arena_PX, layer)[fold.queries_B].flatten(0, 1)
+        positions_T = torch.arange(fold.end - len(q_TNH), fold.end, device=q_TNH.device)
+        return Queries(q_TNH, positions_T, scale, None)
+
+    def _view(self, arena_PX: Tensor, layer: int) -> Tensor:
+        place, shape = self._places[layer]
+        return arena_PX[:, place].view(self._dtype).unflatten(1, (self._page_tokens, *shape))
 
 
 def page_bytes(group: GroupSpec, pages: int, dtype: torch.dtype) -> int:
@@ -123,21 +162,34 @@ def check_window(group: GroupSpec, codec_block: int | None) -> None:
 
 
 def folds(
-    group: GroupSpec, window: tuple[list[int], int], records: tuple[list[int], int], start: int, stop: int
-) -> list[tuple[int, list[int], list[int], list[int]]]:
-    """Of the boundaries in (start, stop] at which something leaves: (end, pages of the window before it, pages of the
-    record before, of the one after).
+    tables: BlockTables, index: int, ranges: Sequence[tuple[int, int, int]], device: torch.device
+) -> Iterator[Fold]:
+    """Of the group number `index`, if it holds records: those that are made when positions are written, sequence by
+    sequence: (sequence, first position, position after the last), in whole blocks."""
+    if tables.groups[index].holds != "summary":
+        return
+    for seq, start, stop in ranges:
+        for end in range(start + tables.groups[index].block, stop + 1, tables.groups[index].block):
+            if tables.groups[index].left(end):
+                pages = _pages(tables, index, seq, end)
+                yield Fold(end, *(torch.tensor(part, dtype=torch.int64, device=device) for part in pages))
 
-    window, records: block table, and tokens per page, of the tokens' group and of the records'.
-    """
-    assert group.window is not None
-    (tokens, size), (table, share) = window, records
-    found = []
-    for end in range(start // group.block * group.block + group.block, stop + 1, group.block):
-        if not group.left(end):
-            continue
-        before = table[(end - 2 * group.block) // share : (end - group.block) // share]
-        after = table[(end - group.block) // share : end // share]
-        held = tokens[(end - group.window) // size : end // size]
-        found.append((end, held, before if group.left(end - group.block) else [], after))
-    return found
+
+def _pages(tables: BlockTables, index: int, seq: int, end: int) -> tuple[list[int], ...]:
+    """What a Fold lists."""
+    groups, block = tables.groups, tables.groups[index].block
+    group = groups[index]
+    assert group.window is not None and group.summary is not None
+
+    def pages(number: int, first: int, last: int) -> list[int]:
+        size = tables.sizes.tokens[number]
+        return tables.live_pages(seq, number)[first // size : last // size]
+
+    tokens = index - (2 if groups[index - 1].holds == "rest" else 1)
+    return (
+        pages(tokens, end - group.window, end),
+        pages(tokens, 0, group.sink),
+        pages(index, end - 2 * block, end - block) if group.left(end - block) else [],
+        pages(index, end - block, end),
+        pages(index + 1, end - block, end) if group.summary.asks else [],
+    )

@@ -269,7 +269,7 @@ class BlockTables:
     def _slice(self, pages: list[int], group: int, start: int) -> tuple[int, ...] | None:
         """The granule's pages if all are here and none is already some other node's. Of records, those of its last."""
         size, spec, stop = self.sizes.tokens[group], self.groups[group], start + self.sizes.granule
-        if spec.holds == "rest":  # nobody who comes later reads it
+        if spec.passing:  # nobody who comes later reads it
             return None
         part = tuple(pages[(stop - spec.block if spec.holds == "summary" else start) // size : stop // size])
         return None if any(page == FREED or self.pool.is_cached(page) for page in part) else part

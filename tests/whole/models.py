@@ -46,6 +46,9 @@ KEEPERS = {
     "sinks": "streaming:sink=3,window=8",
     "sinks_windows": "streaming:sink=5,window=12",
     "kivi_sinks": "streaming:sink=3,window=20",
+    "d2o": "d2o:heavy=6,window=8,sink=4,block=4",
+    "d2o_kivi": "d2o:heavy=9,window=32,sink=0,block=16",
+    "d2o_kvquant": "d2o:heavy=20,window=16,sink=8,block=8",
 }
 ARTIFACTS: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "razor": ((None, None), "plain", "razor:share=0.5,sink=8,window=24,block=8"),
@@ -53,8 +56,11 @@ ARTIFACTS: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "razor_kivi": ((None, None), "kivi:group=16,residual=16", "razor:share=0.25,sink=16,window=32,block=16"),
     "kvquant": ((None, 9), "kvquant:bits=3", "windows"),
     "razor_kvquant": ((None, None), "kvquant", "razor:share=0.5,sink=0,window=16,block=8"),
+    "d2o": ((None, None), "plain", "windows"),
+    "d2o_kivi": ((9, None), "kivi:group=16,residual=16", "windows"),
+    "d2o_kvquant": ((None, None), "kvquant", "single"),
 }
-"""Windows, KV codec and layout of models in float64 with members that need a file made for the model."""
+"""Windows, KV codec and layout of models in float64 with members that need a file made for the model, or summaries."""
 
 
 @functools.cache
@@ -98,7 +104,8 @@ def stack(name: str) -> dict[str, str]:
     """What this model's engines have in common."""
     if name in ARTIFACTS:
         _, codec, layout = ARTIFACTS[name]
-        return {"kv-codec": with_file(codec), "kv-layout": with_file(layout)}
+        keeper = KEEPERS.get(name, "everything")
+        return {"kv-codec": with_file(codec), "kv-layout": with_file(layout), "kv-keeper": keeper}
     if name in BLOCKS:
         return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything")}
     return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2]} if name in NATIVE else {}

@@ -49,7 +49,12 @@ OPTIONS["kv-layout"] = [
     f"razor:profile={PROFILE},share=0.5,sink=4,window=8,block=4",
     f"razor:profile={PROFILE},share=0,sink=0,window=32,block=16",
 ]
-OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
+OPTIONS["kv-keeper"] = [
+    "streaming:sink=3,window=10",
+    "streaming:sink=0,window=30",
+    "d2o:heavy=4,window=8,sink=4,block=4",
+    "d2o:heavy=12,window=32,sink=0,block=16",
+]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "processors")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")

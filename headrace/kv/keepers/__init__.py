@@ -32,6 +32,7 @@ SLOT = Slot(
     index={
         "everything": "headrace.kv.keepers.everything:Everything",
         "streaming": "headrace.kv.keepers.streaming:Streaming",
+        "d2o": "headrace.kv.keepers.d2o:D2O",
     },
     default="everything",
 )

@@ -71,6 +71,7 @@ class Mean:
     """The sums of keys and of values that left; see headrace.kv.summary."""
 
     block: int
+    asks: ClassVar[bool] = False
 
     def record_bytes(self, member: Member, dtype: torch.dtype) -> int:
         return 2 * len(member.kv_heads) * member.head_size * _wide(dtype).itemsize
@@ -86,8 +87,11 @@ class _Live:
         self._group, self._records, self._wide = group, records, wide
         self._shapes = {member.layer: (2, len(member.kv_heads), member.head_size) for member in group.members}
 
-    def merge(self, arena_PX: Tensor, layer: int, fold: Fold, read: ReadTokens) -> None:
-        k_LGH, v_LGH = read(layer, fold.window_B, self._group.block)
+    def merge(
+        self, arena_PX: Tensor, layer: int, fold: Fold, read: ReadTokens, queries: Queries | None
+    ) -> None:
+        assert self._group.window is not None
+        k_LGH, v_LGH = read(layer, fold.window_B, self._group.block, fold.end - self._group.window)
         sums_KGH = torch.stack((k_LGH.to(self._wide).sum(0), v_LGH.to(self._wide).sum(0)))
         if len(fold.before_B):
             sums_KGH += self._sums(arena_PX, layer, fold.before_B)[0]

@@ -23,7 +23,12 @@ class Single:
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         members = tuple(
-            Member(layer, tuple(range(block.attention.kv_heads)), block.attention.head_size)
+            Member(
+                layer,
+                tuple(range(block.attention.kv_heads)),
+                block.attention.head_size,
+                block.attention.heads // block.attention.kv_heads,
+            )
             for layer, block in enumerate(architecture.blocks)
         )
         return (GroupSpec("all", members),)

@@ -29,7 +29,12 @@ class Windows:
             window = attention.window
             if window is not None and window >= architecture.context:
                 window = None  # it never slides
-            member = Member(layer, tuple(range(attention.kv_heads)), attention.head_size)
+            member = Member(
+                layer,
+                tuple(range(attention.kv_heads)),
+                attention.head_size,
+                attention.heads // attention.kv_heads,
+            )
             layers.setdefault(window, []).append(member)
         by_reach = sorted(layers.items(), key=lambda item: (item[0] is not None, item[0] or 0))
         return tuple(

@@ -146,9 +146,9 @@ def test_rows_get_the_same_bits_whatever_is_beside_them() -> None:
     generator = torch.Generator().manual_seed(0)
     arena = torch.zeros(3, 4096, dtype=torch.uint8)
     k, v = (torch.randn(64, 2, 64, generator=generator) for _ in range(2))
-    pages = torch.tensor([1, 2])
-    live.merge(arena, 0, Fold(128, pages[:0], pages[:0], pages[:1]), lambda *_: (k, v))
-    live.merge(arena, 0, Fold(192, pages[:0], pages[:1], pages[1:]), lambda *_: (v, k))
+    pages, none = torch.tensor([1, 2]), torch.tensor([], dtype=torch.int64)
+    live.merge(arena, 0, Fold(128, none, none, none, pages[:1], none), lambda *_: (k, v), None)
+    live.merge(arena, 0, Fold(192, none, none, pages[:1], pages[1:], none), lambda *_: (v, k), None)
     q = torch.randn(9, 8, 64, generator=generator)
     positions = torch.arange(192, 201)
     together = live.attend(
