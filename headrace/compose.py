@@ -17,7 +17,7 @@ runs above an engine."""
 KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
-FORWARD_SLOTS = ("positions", "weights", "kv-codec")
+FORWARD_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members act inside a forward pass."""
 
 

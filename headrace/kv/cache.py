@@ -69,23 +69,18 @@ class KVCache:
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._device = device
-        self._live = {
-            i: _rest(codec, group, tokens, dtype)
-            if group.holds == "rest"
-            else codec.start(group, tokens, dtype)
-            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
-            if group.holds not in ("summary", "queries")
-        }
-        self._summaries = {
-            i: summary.start_summary(group, group.block // tokens, dtype)
-            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
-            if group.holds == "summary"
-        }
-        self._asked = {
-            i: summary.AskedQueries(group, tokens, dtype)
-            for i, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True))
-            if group.holds == "queries"
-        }
+        self._live: dict[int, LiveCodec] = {}
+        self._summaries: dict[int, summary.LiveSummary] = {}
+        self._asked: dict[int, summary.AskedQueries] = {}
+        for index, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True)):
+            if group.holds == "summary":
+                self._summaries[index] = summary.start_summary(group, group.block // tokens, dtype)
+            elif group.holds == "queries":
+                self._asked[index] = summary.AskedQueries(group, tokens, dtype)
+            elif group.holds == "rest":
+                self._live[index] = paged.Paged(group, tokens, dtype, codec.rest or dtype)
+            else:
+                self._live[index] = codec.start(group, tokens, dtype)
         self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
         self._layers = _parts(architecture, groups)
 
@@ -105,14 +100,10 @@ class KVCache:
             self._live[part.group].write(arena, layer, keys, v_TGH[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
+            if part.asked is not None:
+                self._asked[part.asked].write(arena, layer, q_TNH[:, part.heads], batch.slots[part.asked])
             if part.records is not None:
-                asked = None if part.asked is None else self._asked[part.asked]
-                if asked is not None and part.asked is not None:
-                    asked.write(arena, layer, q_TNH[:, part.heads], batch.slots[part.asked])
-                for fold in batch.folds[part.records]:
-                    read = partial(self._read, part.group if part.blocks is None else part.blocks)
-                    queries = asked.read(arena, layer, fold, part.scale) if asked else None
-                    self._summaries[part.records].merge(arena, layer, fold, read, queries)
+                self._fold(part, layer, batch.folds[part.records])
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -176,6 +167,16 @@ class KVCache:
         arena, slots_T = self.tables.pool.arena_PX, batch.slots[part.blocks]
         k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
         self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
+
+    def _fold(self, part: _Part, layer: int, folds: tuple[Fold, ...]) -> None:
+        """Makes the records of blocks that have become whole."""
+        assert part.records is not None
+        arena, read = self.tables.pool.arena_PX, partial(self._read, part.stored)
+        for fold in folds:
+            queries = None
+            if part.asked is not None:
+                queries = self._asked[part.asked].read(arena, layer, fold, part.scale)
+            self._summaries[part.records].merge(arena, layer, fold, read, queries)
 
     def _read(
         self, group: int, layer: int, pages_B: Tensor, length: int, start: int
@@ -273,10 +274,6 @@ def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtyp
     return codec.page_bytes(group, tokens, dtype)
 
 
-def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:
-    return paged.Paged(group, tokens, dtype, codec.rest or dtype)
-
-
 def _resumed(group: GroupSpec) -> int | None:
     """How far back a sequence reads that resumes after whole blocks: of the rest, nothing; of records, the last."""
     if group.holds == "summary":
@@ -354,6 +351,7 @@ class _Part:
         """within: the group that is number `group`; what it keeps, its layers see."""
         spec = architecture.blocks[layer].attention
         self.group, self.blocks, self.records, self.asked = group, blocks, records, asked
+        self.stored = group if blocks is None else blocks
         self.scale = spec.scale
         self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
         self.sink = within.sink if spec.window is None else 0

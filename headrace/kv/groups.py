@@ -184,7 +184,7 @@ def size_pages(
     page_bytes(group, tokens): what the codec needs for that many tokens of that group; of records, what each page of
     one needs if its block's tokens are divided among pages by so many.
     """
-    units = [{"blocks": group.block, "summary": 1}.get(group.holds, base) for group in groups]
+    units = [{"blocks": group.block, "summary": 1, "queries": 1}.get(group.holds, base) for group in groups]
     for group, unit in zip(groups, units, strict=True):
         _check_parts(group, unit)
     size = max(page_bytes(group, unit) for group, unit in zip(groups, units, strict=True))

@@ -64,7 +64,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = {name for name in slot.index if name == "draft_model"}
+    needing = {"draft_model", "kvquant", "razor"}  # and duo, which is refused without its file
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 

@@ -71,7 +71,8 @@ class D2O:
     def limit(self, group: GroupSpec) -> GroupSpec:
         if group.window is not None:
             return group
-        of_layers = tuple((member.layer, self._budget(member.layer)) for member in group.members)
+        layers = [member.layer for member in group.members]
+        of_layers = tuple(zip(layers, self._budgets(layers), strict=True))
         return replace(
             group,
             window=self.window,
@@ -79,15 +80,15 @@ class D2O:
             summary=Survivors(self.block, self.window, of_layers, self.ema),
         )
 
-    def _budget(self, layer: int) -> int:
+    def _budgets(self, layers: list[int]) -> list[int]:
         if not self.profile:
-            return self.heavy
+            return [self.heavy for _ in layers]
         shares = budgets(read_spread(self.profile))
-        if layer >= len(shares):
+        if max(layers) >= len(shares):
             raise ConfigError(
                 f"{self.profile} is the profile of another model; make one: headrace profile --out FILE"
             )
-        return max(1, round(self.heavy * shares[layer]))
+        return [max(1, round(self.heavy * shares[layer])) for layer in layers]
 
 
 def budgets(spread: list[float]) -> list[float]:

@@ -28,6 +28,7 @@ class Duo:
         slot="kv-layout",
         exact="lossy",
         paper="https://arxiv.org/abs/2410.10819",
+        recordable=True,
         artifact="a profile of the model's heads: headrace profile --model DIR --out FILE",
     )
     profile: str

@@ -19,7 +19,9 @@ from headrace.slots import Card
 class Single:
     """All layers in one group without a window."""
 
-    card: ClassVar[Card] = Card(slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2309.06180")
+    card: ClassVar[Card] = Card(
+        slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2309.06180", recordable=True
+    )
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         members = tuple(

@@ -20,7 +20,9 @@ from headrace.slots import Card
 class Windows:
     """Groups layers by attention window; full attention first."""
 
-    card: ClassVar[Card] = Card(slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2503.18292")
+    card: ClassVar[Card] = Card(
+        slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2503.18292", recordable=True
+    )
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         layers: dict[int | None, list[Member]] = {}

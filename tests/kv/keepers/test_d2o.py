@@ -149,13 +149,13 @@ def test_where_all_survive_it_is_exact() -> None:
 def test_tokens_do_not_depend_on_the_schedule() -> None:
     happened: Counter[str] = Counter()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(schedules(("d2o", "d2o_kivi", "d2o_kvquant")))
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
         happened["prefix hits"] += run_schedule(schedule).counters.cached_tokens > 0
 
     check()
-    assert happened["prefix hits"] >= 3
+    assert happened["prefix hits"] >= 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from headrace import cli
+from headrace import cli, kernels
 from headrace.architecture import Architecture
 from headrace.config import EngineConfig
 from headrace.engine import Engine
@@ -85,13 +85,13 @@ def test_tokens_do_not_depend_on_the_schedule() -> None:
     """Chunks, prefix hits, pauses, swaps, samples, forks: what a head reads is a matter of the position."""
     happened: Counter[str] = Counter()
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(schedules(("razor", "razor_small", "razor_kivi")))
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
         happened["prefix hits"] += run_schedule(schedule).counters.cached_tokens > 0
 
     check()
-    assert happened["prefix hits"] >= 3
+    assert happened["prefix hits"] >= 2
 
 
 @pytest.mark.parametrize(
@@ -242,3 +242,26 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
 @given(schedules(("razor", "razor_small", "razor_kivi")))
 def test_at_length(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
     run_schedule(schedule)
+
+
+@pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="PyTorch rounds a row by what is beside it")
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_native_kernels_give_the_same_tokens_on_any_schedule(share: float) -> None:
+    """In float32, with weights and keys rounded; nothing is played back, as a record is made now and then."""
+    found = []
+    layout = f"razor:profile={models.profile()},share={share},sink=16,window=32,block=16"
+    for policy, one_by_one in (("orca", True), ("sarathi:tokens=7,idle=11", False)):
+        stack = {**models.stack("int8_windows"), "kv-layout": layout, "policy": policy}
+        made = Engine(EngineConfig(stack=stack, threads=1), decoder=models.decoder("int4"), poison=True)
+        assert made.runner.recordings is None
+        tokens = {}
+        for i, length in enumerate((70, 33, 70)):
+            params = SamplingParams(temperature=0.8, seed=i, max_tokens=25, ignore_eos=True)
+            made.add(
+                Request(id=str(i), prompt=tuple(k * k % models.VOCAB for k in range(length)), params=params)
+            )
+            if one_by_one:
+                tokens.update(collect(made))
+        found.append(tokens or collect(made))
+        nothing_left(made)
+    assert found[0] == found[1]
