@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.batch <= MOST_ROWS:
-        parser.error(f"--batch {given.batch}: steps of up to {MOST_ROWS} rows are played as one call: give more")
+        parser.error(
+            f"--batch {given.batch}: steps of up to {MOST_ROWS} rows are played as one call: give more"
+        )
     rows = []
     for codec in CODECS:
         stack = {"weights": given.weights, "kv-codec": codec, "policy": "sarathi:tokens=512,idle=512"}
@@ -150,8 +152,8 @@ def report(given: Any, rows: list[str], engine: Engine) -> str:
             "|---|---|---|---|---|---|---|",
             *rows,
             "",
-            f"The prefix's multiply-adds alone take {least:.0f} ms at this machine's {rates.float32 / 1e9:.0f} GOP/s of "
-            "float32.",
+            f"The prefix's multiply-adds alone take {least:.0f} ms at this machine's {rates.float32 / 1e9:.0f} GOP/s "
+            "of float32.",
             "",
         ]
     )
