@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 WORD = 8
 """A layer's part of a page starts at a multiple of so many bytes."""
 ReadTokens = Callable[[int, "Tensor", int, int], tuple["Tensor", "Tensor"]]
-"""(layer, pages, length, position of the first) -> keys and values of the first tokens in these pages, as Store.read
-gives them."""
+"""(layer, pages, length, position of the first) -> keys and values of the first tokens in these pages, as
+LiveCodec.read gives them."""
 
 
 class LiveSummary(Protocol):

@@ -9,6 +9,7 @@ Paper   https://arxiv.org/abs/2401.18079 (KVQuant, section 3.2)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,16 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import reference
-from headrace.kv.codecs import Store
 from headrace.layer.positions import LivePositions
 from headrace.types import Reads, Run
+
+
+class Store(Protocol):
+    """As much of a live codec (headrace.kv.codecs) as one of keys before rotation has."""
+
+    def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None: ...
+
+    def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]: ...
 
 
 def rotaries(

@@ -79,7 +79,7 @@ class _Place(NamedTuple):
 
 
 class _Live:
-    """See Store. Arithmetic is float32."""
+    """See headrace.kv.unrotated.Store. Arithmetic is float32."""
 
     def __init__(self, places: Mapping[int, _Place], page_tokens: int, bits: int, dtype: torch.dtype) -> None:
         self._places, self._page_tokens, self._bits, self._dtype = places, page_tokens, bits, dtype
