@@ -29,7 +29,7 @@ class LiveCodec(Protocol):
         """Keys and values [length, G, H] of the first `length` tokens in these pages, all of which were written."""
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
-        """Attention of a batch's rows over their runs, as in kernels.paged_attention. N are this group's query heads."""
+        """Attention of a batch's rows over their runs, as in kernels.paged_attention. N: this group's query heads."""
 
 
 class Codec(Protocol):
