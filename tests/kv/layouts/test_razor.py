@@ -267,14 +267,16 @@ def test_native_kernels_give_the_same_tokens_on_any_schedule(share: float) -> No
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("length", [31, 32, 33])
+@pytest.mark.parametrize("length", [35, 36, 37])
 def test_a_prefix_hit_and_a_second_sample_find_the_record(length: int) -> None:
-    """Wherever a block of 4 or a granule ends; the second sample runs the newest token again."""
+    """Wherever a block of 4 or a granule of 12 ends; the second sample runs the newest token again."""
+    layout = f"razor:profile={models.profile()},share=0.25,sink={SINK},window={WINDOW},block={BLOCK}"
     prompt = tuple(k * k % models.VOCAB for k in range(length))
     params = SamplingParams(temperature=0.8, seed=1, n=2, max_tokens=9, ignore_eos=True)
     found = []
     for cached in (False, True):
-        made = engine(2, prefix_cache=cached)
+        made = engine(2, layout, prefix_cache=cached)
+        assert made.kv.tables.sizes.granule == 12
         for name in ("a", "b"):
             made.add(Request(id=name, prompt=prompt, params=params))
             found.append({index: tokens for (_, index), tokens in collect(made).items()})
