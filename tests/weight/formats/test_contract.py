@@ -20,6 +20,9 @@ SPECS = (
     "int8:group=64",
     "int4_dual:group=32",
     "int4_dual:group=0",
+    "tmac:bits=1",
+    "tmac:bits=3,group=32",
+    "tmac:bits=4,group=0",
 )
 SIZES = ((192, 256), (130, 70), (3, 8), (1, 1))
 CPU = torch.device("cpu")
