@@ -3,7 +3,7 @@
     x_TI = before(x)                                       # a norm, a gate, or nothing
     for each row t, group g of inputs, and four neighbours j of them:
         sum_tje = +-x_0 +-x_1 +-x_2 +-x_3 for the 16 choices e of signs      # (first + second) + (third + fourth)
-        scale_tg = max of them over the group / 127;   entry_tje = round(sum_tje / scale_tg)
+        scale_tg = max of them over the group / 63;    entry_tje = round(sum_tje / scale_tg)
     for each output o:
         for each group, in order:
             n = sum over planes b:  2^b * sum over quads j:  entry_tj[bits of plane b]     # (2 code - 2^bits + 1) * a
@@ -70,7 +70,7 @@ def tabulate(x_TI: Tensor, group: int, before: Before = None) -> Tables:
     entries = torch.empty(count, -(-width // CHUNK) * CHUNK // 4, 16, dtype=torch.uint8)
     scales, sums = torch.empty(count, groups), torch.empty(count, groups, dtype=torch.int32)
     native(x_TI, group, entries, scales, sums, *native_before(before))
-    return Tables(entries.short() - 128, scales, sums)
+    return Tables(entries.short() - 64, scales, sums)
 
 
 def pack(codes_OI: Tensor, scales_OG: Tensor, *, group: int, bits: int) -> LutWeight:

@@ -3,8 +3,8 @@
 // One rule keeps rows bit-identical whatever runs beside them: an output is the sum over groups, in order, of
 // fma(float(integer sum), scale, sum so far). Integer sums are exact, so how they are cut does not matter.
 //
-// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows, each
-// with one instruction that weighs and one that adds; half as many again where a plane has no partner.
+// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows, and for
+// two of them three instructions that add them up; four where a plane has no partner.
 #include "lut_linear/pack.h"
 #include "lut_linear/planes.h"
 #include "lut_linear/tables.h"
@@ -28,37 +28,6 @@ struct LutRecord {
     const uint8_t* end(const IntShape& shape) const { return planes + inputs / kChunk * shape.chunk_bytes(); }
 };
 
-// A code q stands for scale * (q - 2^(b-1)), and at one bit for scale * (q - 1/2). Looked up are the planes'
-// 2^i (entry + 128), which add up to the sum of (2 q - 2^b + 1) * a and 128 (2^b - 1) for each quad: twice
-// the product, but for what the sums start from.
-template <int kBits>
-inline int32_t start(int32_t row_sum, int64_t quads) {
-    return -(kBits > 1 ? row_sum : 0) - kTableZero * ((1 << kBits) - 1) * static_cast<int32_t>(quads);
-}
-
-template <int kBits>
-void add_group(const LutLinear& a, const LutRecord& record, int64_t g, int64_t input, int32_t* sums,
-               float* totals) {
-    const int64_t rows = a.rows.rows, groups = a.shape.groups(), stride = a.shape.padded() * 4;
-    for (int64_t row = 0; row < rows; ++row) {
-        const I32x16 from = all_lanes(start<kBits>(a.rows.sums[row * groups + g], record.inputs / 4));
-        for (int64_t i = 0; i < kBlock; i += kLanes) store_i32(sums + row * kBlock + i, from);
-    }
-    for (int64_t i = 0; i < record.inputs; i += kRun) {
-        const int64_t run = record.inputs - i < kRun ? record.inputs - i : kRun;
-        add_run<kBits>(record.planes + i / kChunk * a.shape.chunk_bytes(), run / 8,
-                       {a.rows.tables + (input + i) * 4, stride, sums}, rows);
-    }
-    for (int64_t row = 0; row < rows; ++row) {
-        const F32x16 half = broadcast(0.5f * a.rows.scales[row * groups + g]);
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
-            float* total = totals + row * kBlock + i;
-            const F32x16 scale = load_f16(record.scales + i) * half;
-            store(total, fma(to_float(load_i32(sums + row * kBlock + i)), scale, load(total)));
-        }
-    }
-}
-
 template <int kBits>
 void multiply_block(const LutLinear& a, int64_t block) {
     const IntShape& shape = a.shape;
@@ -67,12 +36,20 @@ void multiply_block(const LutLinear& a, int64_t block) {
     int32_t* sums = reinterpret_cast<int32_t*>(totals + count);
     memset(totals, 0, static_cast<size_t>(count * 4));
     const uint8_t* at = a.packed + block * shape.block_bytes();
-    for (int64_t g = 0, input = 0; g < shape.groups(); ++g) {
+    const uint8_t* tables = a.rows.tables;
+    for (int64_t g = 0; g < shape.groups(); ++g) {
         const LutRecord record(shape, at, g);
         prefetch(at + kLutAhead);
         prefetch(at + kLutAhead + 64);
-        add_group<kBits>(a, record, g, input, sums, totals);
-        input += record.inputs;
+        for (int64_t i = 0; i < record.inputs; i += kRun) {
+            const bool ends = record.inputs - i <= kRun;
+            const int64_t inputs = ends ? record.inputs - i : kRun;
+            add_run<kBits>({record.planes + i / kChunk * shape.chunk_bytes(), inputs / 8, i == 0, ends,
+                            record.scales, record.inputs / 4, tables, shape.padded() * 4, a.rows.scales + g,
+                            a.rows.sums + g, shape.groups(), sums, totals},
+                           a.rows.rows);
+            tables += inputs * 4;
+        }
         at = record.end(shape);
     }
     for (int64_t row = 0; row < a.rows.rows; ++row)
@@ -95,12 +72,19 @@ void with_lut_bits(int bits, const Function& function) {
     }
 }
 
-LutRows rows_in_scratch(const IntShape& shape, int64_t rows) {
-    const int64_t tables = rows * shape.padded() * 4, numbers = rows * shape.groups() * 4;
-    auto* memory = static_cast<uint8_t*>(scratch(Scratch::call, tables + 2 * numbers));
-    return {memory, reinterpret_cast<float*>(memory + tables),
-            reinterpret_cast<int32_t*>(memory + tables + numbers), rows};
-}
+// Tables, what they are made of, and a scale and a sum for each group.
+struct LutScratch {
+    LutRows rows;
+    float* x;
+
+    LutScratch(const IntShape& shape, int64_t count) {
+        const int64_t tables = count * shape.padded() * 4, numbers = count * shape.groups();
+        auto* memory = static_cast<uint8_t*>(scratch(Scratch::call, 2 * tables + 8 * numbers));
+        x = reinterpret_cast<float*>(memory + tables);
+        float* scales = x + count * shape.padded();
+        rows = {memory, scales, reinterpret_cast<int32_t*>(scales + numbers), count};
+    }
+};
 
 void multiply_rows(const LutLinear& a) {
     with_lut_bits(a.shape.bits, [&]<int kBits>() {
@@ -119,10 +103,15 @@ void multiply(const IntShape& shape, const RowSource& source, int64_t rows, cons
         ProductEnd part = end;
         part.out += first * end.outputs;
         if (end.add) part.add += first * end.outputs;
-        const LutLinear product{shape, rows_in_scratch(shape, count), packed, part};
-        tabulate(shape, some, product.rows);
-        multiply_rows(product);
+        const LutScratch room(shape, count);
+        tabulate(shape, some, room.rows, room.x);
+        multiply_rows({shape, room.rows, packed, part});
     }
+}
+
+void tabulate_alone(const IntShape& shape, const RowSource& source, const LutRows& rows) {
+    void* x = scratch(Scratch::call, rows.rows * shape.padded() * 4);
+    tabulate(shape, source, rows, static_cast<float*>(x));
 }
 
 // One output's weights in float32: a row of an embedding.
@@ -153,6 +142,6 @@ void read_outputs(const IntShape& shape, const uint8_t* packed, const int64_t* o
 
 }  // namespace
 
-constinit const LutLinearTable lut_linear = {tabulate, multiply, pack, round, read_outputs};
+constinit const LutLinearTable lut_linear = {tabulate_alone, multiply, pack, round, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

@@ -23,12 +23,14 @@
 
 namespace headrace {
 
-constexpr int64_t kRun = 128;    // inputs whose sums fit in 16 bits: 32 quads * 3 * 255 < 2^15
 constexpr int kMostLutBits = 4;
-constexpr int64_t kMostLutWidth = 1 << 20;  // a row's sums of 15 * 255 per quad fit in 32 bits
+constexpr int kMostEntry = 63;   // of a table
+constexpr int kTableZero = 64;   // what is stored is entry + 64: two of them add up to a byte
+constexpr int64_t kRun = 128;    // inputs whose sums fit in 16 bits
+static_assert(2 * (kTableZero + kMostEntry) < 256);
+static_assert(kRun / 8 * 3 * 2 * (kTableZero + kMostEntry) < 1 << 15);
+constexpr int64_t kMostLutWidth = 1 << 20;  // a row's sums of 15 bytes per quad fit in 32 bits
 static_assert(kMostLutWidth / 4 * 15 * 255 < int64_t{1} << 31);
-constexpr int kTableZero = 128;  // a table holds unsigned bytes: entry + 128, entry in [-127, 127]
-static_assert(kRun / 4 * 3 * 255 < 1 << 15);
 
 // Rows of activations as tables.
 struct LutRows {

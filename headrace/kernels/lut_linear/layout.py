@@ -26,7 +26,7 @@ class Tables(NamedTuple):
     is set."""
 
     entries_TJE: Tensor
-    """int16 in [-127, 127], in units of their group's scale; quads that pad the width are 0."""
+    """int16 in [-63, 63], in units of their group's scale; quads that pad the width are 0."""
     scales_TG: Tensor
     """float32."""
     sums_TG: Tensor

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.int_linear.layout import CHUNK, pad
-from headrace.kernels.int_linear.reference import LEAST, NOT_FINITE, TOO_LARGE
+from headrace.kernels.int_linear.reference import NOT_FINITE, TOO_LARGE
 from headrace.kernels.int_linear.reference import round_to_nearest as round_to_codes
 from headrace.kernels.lut_linear.layout import LutWeight, Tables
 
+MOST_ENTRY = 63.0
+LEAST = MOST_ENTRY / torch.finfo(torch.float32).max
 LANES = 16
 """Sums of floats go lane by lane, and then over the lanes in halves."""
 NEARLY = 2.0**-6
@@ -63,7 +65,7 @@ def _ternary(parts_OGI: Tensor, codes_OGI: Tensor, scales_OG: Tensor) -> tuple[T
 
 
 def tabulate(x_TI: Tensor, group: int) -> Tables:
-    """Where 127 over the largest sum of a group overflows, its entries are 0."""
+    """Where 63 over the largest sum of a group overflows, its entries are 0."""
     x_TJ4 = pad(x_TI, CHUNK).unflatten(1, (-1, 4))
     sign_E4 = 2.0 * (torch.arange(16)[:, None] >> torch.arange(4) & 1) - 1
     sums_TJE = _four(x_TJ4[:, :, None] * sign_E4)
@@ -71,9 +73,9 @@ def tabulate(x_TI: Tensor, group: int) -> Tables:
     parts, scales, sums = [], [], []
     for sums_TQE in sums_TJE.split(quads, 1):
         most_T11 = sums_TQE.amax((1, 2), keepdim=True)
-        factor_T11 = torch.where(most_T11 > LEAST, torch.full_like(most_T11, 127.0) / most_T11, 0.0)
-        parts.append((sums_TQE * factor_T11).round().clamp(-127, 127))
-        scales.append(most_T11[:, 0, 0] / 127.0)
+        factor_T11 = torch.where(most_T11 > LEAST, torch.full_like(most_T11, MOST_ENTRY) / most_T11, 0.0)
+        parts.append((sums_TQE * factor_T11).round().clamp(-MOST_ENTRY, MOST_ENTRY))
+        scales.append(most_T11[:, 0, 0] / MOST_ENTRY)
         sums.append(parts[-1][..., 15].sum(-1))
     return Tables(
         torch.cat(parts, 1).to(torch.int16), torch.stack(scales, -1), torch.stack(sums, -1).to(torch.int32)

@@ -21,6 +21,10 @@ inline Bytes load_table(const uint8_t* p) {
 inline Bytes look_up(Bytes table, Bytes index) {
     return {_mm512_shuffle_epi8(table.v, index.v)};
 }
+// Sums below 256.
+inline Bytes operator+(Bytes a, Bytes b) {
+    return {_mm512_add_epi8(a.v, b.v)};
+}
 inline I16x32 no_words() {
     return {_mm512_set1_epi32(0)};
 }
@@ -59,6 +63,9 @@ inline Bytes load_table(const uint8_t* p) {
 }
 inline Bytes look_up(Bytes table, Bytes index) {
     return {_mm256_shuffle_epi8(table.lo, index.lo), _mm256_shuffle_epi8(table.hi, index.hi)};
+}
+inline Bytes operator+(Bytes a, Bytes b) {
+    return {_mm256_add_epi8(a.lo, b.lo), _mm256_add_epi8(a.hi, b.hi)};
 }
 inline I16x32 no_words() {
     return {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -99,6 +106,10 @@ inline Bytes load_table(const uint8_t* p) {
 inline Bytes look_up(Bytes table, Bytes index) {
     for (uint8_t& byte : index.byte) byte = table.byte[byte];
     return index;
+}
+inline Bytes operator+(Bytes a, Bytes b) {
+    for (int i = 0; i < 64; ++i) a.byte[i] = static_cast<uint8_t>(a.byte[i] + b.byte[i]);
+    return a;
 }
 inline I16x32 no_words() {
     return {};
