@@ -41,7 +41,11 @@ Turn = Callable[[], float]
 
 def matrices(shape: str) -> list[tuple[int, int]]:
     """Outputs and inputs of the products of the first layer."""
-    found = [size for name, size in places(shapes.architecture(shape))[1].items() if ".0." in name and len(size) == 2]
+    found = [
+        size
+        for name, size in places(shapes.architecture(shape))[1].items()
+        if ".0." in name and len(size) == 2
+    ]
     assert found, f"no layer in {shape}"
     return [(size[0], size[1]) for size in found]
 
@@ -69,7 +73,13 @@ def ours(spec: str, sizes: list[tuple[int, int]], rows: int) -> tuple[Turn, int]
 @contextmanager
 def peer(program: Path, name: str, sizes: list[tuple[int, int]], rows: int, threads: int) -> Iterator[Turn]:
     """A turn of llama.cpp's."""
-    words = [str(program), name, str(threads), str(rows), *(f"{outputs}x{inputs}" for outputs, inputs in sizes)]
+    words = [
+        str(program),
+        name,
+        str(threads),
+        str(rows),
+        *(f"{outputs}x{inputs}" for outputs, inputs in sizes),
+    ]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         ask, answer = process.stdin, process.stdout
@@ -138,7 +148,8 @@ def _lines(rows: int, times: dict[str, list[float]], bits: dict[str, float], wei
     one = times["tmac:bits=1"]
     for what, of in (("median", lambda s: Spread.of(s).median), ("least", min)):
         growth = [of(times[f"tmac:bits={b}"]) / of(one) / b for b in (2, 3, 4)]
-        lines.append(f"\nTime of 2, 3, 4 bits over that of so many times 1 bit ({what}): {growth[0]:.2f}, {growth[1]:.2f}, {growth[2]:.2f}.  ")
+        shares = ", ".join(f"{ratio:.2f}" for ratio in growth)
+        lines.append(f"\nTime of 2, 3, 4 bits over that of so many times 1 bit ({what}): {shares}.  ")
     return lines
 
 

@@ -29,7 +29,9 @@ def ternary(outputs: int, inputs: int, group: int) -> Tensor:
     """Every other group is a number, its negative and 0; one in three a little off; the rest is anything."""
     random = torch.Generator().manual_seed(outputs + inputs)
     weight_OI = torch.randn(outputs, inputs, generator=random)
-    scale_OI = torch.rand(outputs, -(-inputs // group), generator=random).repeat_interleave(group, 1)[:, :inputs]
+    scale_OI = torch.rand(outputs, -(-inputs // group), generator=random).repeat_interleave(group, 1)[
+        :, :inputs
+    ]
     signs_OI = torch.randint(-1, 2, (outputs, inputs), generator=random)
     off_OI = signs_OI * scale_OI * (1 - 0.03 * torch.rand(outputs, inputs, generator=random))
     kind_OI = torch.arange(inputs).div(group, rounding_mode="floor").expand(outputs, -1) % 6

@@ -1,6 +1,7 @@
 // Floats rounded to codes, a group at a time. Compiled once per level.
 //
-// The arithmetic is that of __init__.py; every step is one operation in float32, so all levels and PyTorch agree.
+// The arithmetic is that of __init__.py; every step is one operation in float32, so all levels and PyTorch
+// agree.
 #pragma once
 
 #include "headrace/simd_math.h"

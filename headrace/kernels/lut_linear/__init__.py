@@ -18,7 +18,7 @@ are beside it, on every native level and with any number of threads.
 Several rows share what is unpacked of the weights: up to four at a time, and 128 whose tables are in memory together.
 
 Paper   https://arxiv.org/abs/2407.00088 (T-MAC); https://arxiv.org/abs/2408.06003 (LUT Tensor Core: codes symmetric
-        about 0, tables of 8-bit entries)
+        about 0, tables of few bits)
 """
 
 from __future__ import annotations

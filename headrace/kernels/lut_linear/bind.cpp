@@ -83,9 +83,8 @@ void bind_lut_linear(nb::module_& m, Level level) {
                          scales.contiguous() && scales.size() == heads && sums.dtype() == DType::i32 &&
                          sums.contiguous() && sums.size() == heads,
                      "tables, scales or sums do not fit x");
-            table.tabulate(
-                shape, source,
-                {tables.data<uint8_t>(), scales.data<float>(), sums.data<int32_t>(), rows});
+            table.tabulate(shape, source,
+                           {tables.data<uint8_t>(), scales.data<float>(), sums.data<int32_t>(), rows});
         },
         "x"_a, "group"_a, "tables"_a, "scales"_a, "sums"_a, "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     m.def(

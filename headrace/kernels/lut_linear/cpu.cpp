@@ -3,8 +3,8 @@
 // One rule keeps rows bit-identical whatever runs beside them: an output is the sum over groups, in order, of
 // fma(float(integer sum), scale, sum so far). Integer sums are exact, so how they are cut does not matter.
 //
-// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows, and for
-// two of them three instructions that add them up; four where a plane has no partner.
+// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows, and
+// for two of them three instructions that add them up; four where a plane has no partner.
 #include "lut_linear/pack.h"
 #include "lut_linear/planes.h"
 #include "lut_linear/tables.h"

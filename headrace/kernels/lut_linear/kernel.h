@@ -4,7 +4,8 @@
 // back:
 //
 //   block   64 outputs               blocks of outputs, the last one padded
-//     record   one group of inputs   `group` inputs, a multiple of 32, or all of them; the last may be shorter
+//     record   one group of inputs   `group` inputs, a multiple of 32, or all of them; the last may be
+//     shorter
 //       scales   64 x f16
 //       run      128 inputs          or what is left of the group, padded to a multiple of 32
 //         pair     two bit planes    bits 0 and 1; bits 2 and 3
@@ -24,9 +25,9 @@
 namespace headrace {
 
 constexpr int kMostLutBits = 4;
-constexpr int kMostEntry = 63;   // of a table
-constexpr int kTableZero = 64;   // what is stored is entry + 64: two of them add up to a byte
-constexpr int64_t kRun = 128;    // inputs whose sums fit in 16 bits
+constexpr int kMostEntry = 63;  // of a table
+constexpr int kTableZero = 64;  // what is stored is entry + 64: two of them add up to a byte
+constexpr int64_t kRun = 128;   // inputs whose sums fit in 16 bits
 static_assert(2 * (kTableZero + kMostEntry) < 256);
 static_assert(kRun / 8 * 3 * 2 * (kTableZero + kMostEntry) < 1 << 15);
 constexpr int64_t kMostLutWidth = 1 << 20;  // a row's sums of 15 bytes per quad fit in 32 bits

@@ -67,9 +67,7 @@ struct OutputPlace {
     uint8_t* record(int64_t group) const {
         return block + group * (shape.head_bytes() + shape.group_chunks(0) * shape.chunk_bytes());
     }
-    void put_scale(int64_t group, f16 scale) const {
-        memcpy(record(group) + 2 * lane, &scale, sizeof scale);
-    }
+    void put_scale(int64_t group, f16 scale) const { memcpy(record(group) + 2 * lane, &scale, sizeof scale); }
     void put_codes(const uint8_t* codes) const {
         for (int64_t g = 0; g < shape.groups(); ++g) {
             uint8_t* to = record(g) + shape.head_bytes();

@@ -1,7 +1,8 @@
 // Bit planes added up by looking them up. Compiled once per level.
 //
-// Two planes at a time lie byte beside byte, so that one instruction weighs them, adds them and widens the sum
-// to 16 bits. Those of a plane that is left over are of two outputs, whose sums are told apart at the end.
+// Two planes at a time lie byte beside byte, so that one instruction weighs them, adds them and widens the
+// sum to 16 bits. Those of a plane that is left over are of two outputs, whose sums are told apart at the
+// end.
 #pragma once
 
 #include "headrace/lookup.h"
@@ -17,21 +18,21 @@ constexpr int64_t kLutAhead = 4096;  // bytes from what is looked up to what is 
 struct Run {
     const uint8_t* planes;
     int64_t octets;
-    bool starts, ends;         // of the group
-    const uint16_t* scales;    // [64]
-    int64_t quads;             // of the group
-    const uint8_t* tables;     // of the first row
-    int64_t stride;            // from a row's tables to the next one's
-    const float* row_scales;   // of the first row, [rows, groups]
-    const int32_t* row_sums;   // the same
+    bool starts, ends;        // of the group
+    const uint16_t* scales;   // [64]
+    int64_t quads;            // of the group
+    const uint8_t* tables;    // of the first row
+    int64_t stride;           // from a row's tables to the next one's
+    const float* row_scales;  // of the first row, [rows, groups]
+    const int32_t* row_sums;  // the same
     int64_t groups;
-    int32_t* sums;             // [row][64], of a group that is not finished
-    float* totals;             // [row][64], of whole groups
+    int32_t* sums;  // [row][64], of a group that is not finished
+    float* totals;  // [row][64], of whole groups
 };
 
 // A code q stands for scale * (q - 2^(b-1)), and at one bit for scale * (q - 1/2). What is looked up in the
-// planes, times 2^plane, adds up to the sum of (2 q - 2^b + 1) * a, that is twice the product and the row's sum, and
-// of kTableZero (2^b - 1) for each quad.
+// planes, times 2^plane, adds up to the sum of (2 q - 2^b + 1) * a, that is twice the product and the row's
+// sum, and of kTableZero (2^b - 1) for each quad.
 template <int kBits>
 inline int32_t start(int32_t row_sum, int64_t quads) {
     return -(kBits > 1 ? row_sum : 0) - kTableZero * ((1 << kBits) - 1) * static_cast<int32_t>(quads);

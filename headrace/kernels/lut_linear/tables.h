@@ -66,8 +66,8 @@ void tabulate(const IntShape& shape, const RowSource& source, const LutRows& row
     const int64_t inputs = shape.group_chunks(0) * kChunk;
     for_each_row(rows.rows * groups, 16 * inputs, [&](int64_t i) {
         const int64_t g = i % groups, first = i / groups * padded + g * inputs;
-        rows.scales[i] =
-            tabulate_group(x + first, shape.group_chunks(g) * kChunk / 4, rows.tables + first * 4, rows.sums[i]);
+        rows.scales[i] = tabulate_group(x + first, shape.group_chunks(g) * kChunk / 4,
+                                        rows.tables + first * 4, rows.sums[i]);
     });
 }
 

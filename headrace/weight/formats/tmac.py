@@ -2,14 +2,14 @@
 
 Paper   https://arxiv.org/abs/2407.00088 (T-MAC), https://arxiv.org/abs/2408.06003 (LUT Tensor Core)
 Idea    Four bits of a plane name one of the 16 sums that four activations and their negatives have. These sums are
-        tabulated once per token, in 8 bits; a plane is then read, looked up and added, whatever bit it stands for.
-Trades  Time is linear in bits, down to one. Tables round the activations: with a scale for each group of inputs instead
-        of one per token. No calibration, so few bits lose much.
+        tabulated once per token, in 7 bits; a plane is then read, looked up and added, whatever bit it stands for.
+Trades  Time is linear in bits, down to one. Tables round the activations: to fewer steps than `int4` does, but with a
+        scale for each group of inputs. No calibration, so few bits lose much.
 Deviates  The codes are those of `int4`, `int3` and `int2`, with a zero among them, where the paper takes numbers that
-        are symmetric about 0: a table's last entry, summed up, makes up for it at no cost. Groups of a ternary model's
-        weights get the scale that keeps them; one bit is a sign and the mean magnitude. Two planes lie byte beside byte,
-        so that they are weighed and widened by one instruction instead of plane by plane. Sums are exact ("fast
-        aggregation" by averages is left out). The tile sizes are fixed, not searched for.
+        are symmetric about 0: a table's last entry, summed up, makes up for it. Groups of a ternary model's weights
+        get the scale that keeps them; one bit is a sign and the mean magnitude. Two planes lie byte beside byte, so
+        that one instruction weighs and widens them. Entries have 7 bits instead of 8: two of them are added before
+        that. Sums are exact; the paper's averages, which are not, are left out. Tile sizes are fixed, not searched for.
 """
 
 from __future__ import annotations
