@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from headrace import box
 from headrace.engine import Engine
 from headrace.params import SamplingParams
+from headrace.speculate.second import Drawn
 from headrace.text.tokenizer import Tokenizer, check_same_vocabulary
 from headrace.types import Request
 
@@ -24,17 +28,47 @@ class SecondModel:
 
     def greedy(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """What it would continue these tokens with, at most `count`: fewer where its context ends."""
+        found = self._continue(tokens, count, SamplingParams(temperature=0))
+        strange = next((i for i, token in enumerate(found) if token >= self._vocab), len(found))
+        return tuple(found[:strange])
+
+    def drawn(self, tokens: Sequence[int], count: int, params: SamplingParams, seed: int) -> Drawn:
+        """See Auxiliary."""
+        own = SamplingParams(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=seed,
+        )
+        laws: list[Tensor] = []
+        self._engine.sampler.tap = lambda logits_V: laws.append(self._law(logits_V))
+        try:
+            found = self._continue(tokens, count, own)
+        finally:
+            self._engine.sampler.tap = None
+        strange = next((i for i, token in enumerate(found) if token >= self._vocab), len(found))
+        return Drawn(tuple(found[:strange]), tuple(laws[:strange]))
+
+    def _law(self, logits_V: Tensor) -> Tensor:
+        """[V] as those who ask count it. A token that they do not know ends a draft, so that those they do know come
+        with the probability that they have among each other."""
+        law_V = logits_V.new_full((self._vocab,), -torch.inf, dtype=torch.float64)
+        known = min(self._vocab, len(logits_V))
+        law_V[:known] = logits_V[:known]
+        return law_V.softmax(-1)
+
+    def _continue(self, tokens: Sequence[int], count: int, params: SamplingParams) -> list[int]:
         engine = self._engine
         count = min(count, engine.context - len(tokens))
         if count < 1:
-            return ()
-        params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+            return []
+        params = dataclasses.replace(params, max_tokens=count, ignore_eos=True)
         engine.add(Request(id="draft", prompt=tuple(tokens), params=params))
         found: list[int] = []
         while engine.busy:
             found += (token for delta in engine.step() for token in delta.tokens)
-        strange = next((i for i, token in enumerate(found) if token >= self._vocab), len(found))
-        return tuple(found[:strange])
+        return found
 
 
 def open_beside(first: Engine, model: str) -> SecondModel:

@@ -15,8 +15,8 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PoolingKind = Literal["mean", "last"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Uniform = Callable[[str], float]
+"""Purpose -> a number in [0, 1) of one place of a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,14 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
 
+class Guesses(NamedTuple):
+    """What was guessed to come at one place of a sequence."""
+
+    tokens: tuple[int, ...] = ()
+    law_V: Tensor | None = None
+    """What they were drawn from, float64 probabilities; None if they were not drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Tokens [start, stop) of one sequence, to run in this step. There is no phase.
@@ -152,12 +162,18 @@ class Span:
     stop: int
     draft: tuple[int, ...] = ()
     """Guessed tokens at positions stop, stop+1, ...; a chain."""
+    laws: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    """What each guess was drawn from, float64 probabilities [V]; empty if they were not drawn."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.start < self.stop, f"empty span {self}"
 
     def __len__(self) -> int:
         return self.stop - self.start + len(self.draft)
+
+    def guesses(self, ahead: int) -> Guesses:
+        """What was guessed to come at position stop + ahead."""
+        return Guesses(self.draft[ahead : ahead + 1], self.laws[ahead] if ahead < len(self.laws) else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,15 @@ from headrace.compose import Stack
 from headrace.kv.tables import BlockTables
 from headrace.schedule.queues import Queues
 from headrace.speculate.budgets import Checked, LiveBudget
-from headrace.speculate.drafters import Drafter, Open
+from headrace.speculate.drafters import Draft, Drafter
+from headrace.speculate.second import Open
 from headrace.types import Sequence, Span, StepPlan, StepResult
 
 MOST = 16
 """Drafted tokens of one step, all sequences together: as many rows as a CPU multiplies in little more time than it
 takes to read the weights."""
 
-Guess = Callable[[int, int, int], tuple[int, ...]]
+Guess = Callable[[int, int, int], Draft]
 """(sequence id, room, rows of the step so far) -> what comes next, as far as somebody has an idea, within the room."""
 
 
@@ -43,7 +44,8 @@ class Speculator:
     ) -> None:
         """forced: tokens of a sequence that are sure to come."""
         drafter: Drafter | None = stack.one("drafter")
-        self._drafter = drafter.start(open_model) if drafter is not None else None
+        laws: bool = stack.one("verifier").laws
+        self._drafter = drafter.start(open_model, laws) if drafter is not None else None
         self._budget: LiveBudget = stack.one("draft-budget").start()
         self._forced, self._clock = forced, clock
         self._tables, self._queues = tables, queues
@@ -77,13 +79,14 @@ class Speculator:
             self._drafter.forget(seq)
             self._budget.forget(seq)
 
-    def _guess(self, seq: int, room: int, rows: int) -> tuple[int, ...]:
+    def _guess(self, seq: int, room: int, rows: int) -> Draft:
         forced = self._forced(seq)
         if forced or self._drafter is None:
-            return forced[:room]
+            return Draft(forced[:room])
         room = min(room, self._budget.room(seq, rows, self._sampled))
-        found = self._drafter.propose(seq, self._queues[seq].tokens, room)[:room] if room > 0 else ()
-        if found:
+        found = self._drafter.propose(self._queues[seq], room) if room > 0 else Draft()
+        assert len(found.tokens) <= max(0, room), "more guesses than there is room for"
+        if found.tokens:
             self._guessed.add(seq)
         return found
 
@@ -114,11 +117,12 @@ def extend(
     return replace(plan, spans=tuple(spans)) if left < MOST else plan
 
 
-def _drafted(span: Span, draft: tuple[int, ...], tables: BlockTables, spare: int) -> Span:
+def _drafted(span: Span, draft: Draft, tables: BlockTables, spare: int) -> Span:
     """With as much of the draft as there are pages for; `spare` pages stay for the next step."""
-    while draft and tables.missing(span.seq, span.stop + len(draft)) > max(0, tables.available - spare):
-        draft = draft[:-1]
-    if not draft:
+    count = len(draft.tokens)
+    while count and tables.missing(span.seq, span.stop + count) > max(0, tables.available - spare):
+        count -= 1
+    if not count:
         return span
-    tables.reserve(span.seq, span.stop, span.stop + len(draft))
-    return replace(span, draft=draft)
+    tables.reserve(span.seq, span.stop, span.stop + count)
+    return replace(span, draft=draft.tokens[:count], laws=draft.laws[:count])

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from headrace.slots import Card
-from headrace.speculate.drafters import Open
+from headrace.speculate.drafters import Draft
+from headrace.speculate.second import Open
+from headrace.types import Sequence as Seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class CopySpec:
         if not 1 <= self.gamma <= 64 or not 1 <= self.length <= 64:
             raise ValueError(f"gamma={self.gamma} and length={self.length} must be between 1 and 64")
 
-    def start(self, open_model: Open) -> _Copies:
+    def start(self, open_model: Open, laws: bool) -> _Copies:
         return _Copies(self.gamma, self.length)
 
 
@@ -51,8 +53,12 @@ class _Copies:
         self._gamma, self._length = gamma, length
         self._seen: dict[int, _Seen] = {}
 
-    def propose(self, seq: int, tokens: Sequence[int], room: int) -> tuple[int, ...]:
+    def propose(self, seq: Seq, room: int) -> Draft:
         """See the contract."""
+        return Draft(self.copied(seq.id, seq.tokens, room))
+
+    def copied(self, seq: int, tokens: Sequence[int], room: int) -> tuple[int, ...]:
+        """At most `room` tokens that followed the newest ones when they were last seen."""
         seen = self._seen.setdefault(seq, _Seen())
         for end in range(max(seen.stop, self._gamma), len(tokens)):
             seen.after[self._run(tokens, end)] = end
