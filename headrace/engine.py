@@ -294,6 +294,7 @@ class Engine:
         seq.num_scored += len(accepted.prompt_logprobs)
         seq.hidden_sum = accepted.hidden_sum or seq.hidden_sum
         embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
+        self.kv.settle(span, accepted.tokens)
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)

@@ -156,17 +156,19 @@ class Sampler:
     ) -> tuple[tuple[int, ...], tuple[Logprob, ...]]:
         tokens: list[int] = []
         logprobs: list[Logprob] = []
-        for row in range(len(logits_RV)):
-            guesses = span.guesses(row)
-            token = self._choose(seq, logits_RV[row], greedy_R[row], span.stop + row, guesses)
+        guess: int | None = -1
+        while guess is not None:
+            row, below = 1 + guess, span.below(guess)
+            law_V = span.laws[below[0]] if below and span.laws else None
+            guesses = Guesses(tuple(span.draft[child] for child in below), law_V)
+            token = self._choose(seq, logits_RV[row], greedy_R[row], span.stop + len(tokens), guesses)
             params = seq.request.params
             if params.logprobs is not None:
                 logprobs += raw_logprobs(
                     logits_RV[row : row + 1], [token], params.logprobs, params.logprob_token_ids
                 )
             tokens.append(token)
-            if token not in guesses.tokens:
-                break
+            guess = next((child for child in below if span.draft[child] == token), None)
         return tuple(tokens), tuple(logprobs)
 
     def _choose(self, seq: Seq, raw_V: Tensor, greedy: int, position: int, guesses: Guesses) -> int:

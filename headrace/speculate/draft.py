@@ -13,19 +13,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from headrace.compose import Stack
+from headrace.kv.branches import ends
 from headrace.kv.tables import BlockTables
 from headrace.schedule.queues import Queues
 from headrace.speculate.budgets import Checked, LiveBudget
 from headrace.speculate.drafters import Draft, Drafter
 from headrace.speculate.second import Open
+from headrace.speculate.tree import depth_first, first, pruned
 from headrace.types import Sequence, Span, StepPlan, StepResult
 
 MOST = 16
 """Drafted tokens of one step, all sequences together: as many rows as a CPU multiplies in little more time than it
 takes to read the weights."""
 
-Guess = Callable[[int, int, int], Draft]
-"""(sequence id, room, rows of the step so far) -> what comes next, as far as somebody has an idea, within the room."""
+Guess = Callable[[int, int, int, int], Draft]
+"""(sequence id, room, depth, rows of the step so far) -> what comes next, as far as somebody has an idea: at most
+`room` tokens, `depth` after each other."""
 
 
 class Speculator:
@@ -67,7 +70,7 @@ class Speculator:
             return
         pairs = zip(plan.spans, result.accepted, strict=True)
         checked = [
-            Checked(span.seq, len(span.draft), max(0, min(len(span.draft), len(accepted.tokens) - 1)))
+            Checked(span.seq, span.end - span.stop, max(0, min(len(span.draft), len(accepted.tokens) - 1)))
             for span, accepted in pairs
             if span.seq in self._guessed and span.draft
         ]
@@ -79,12 +82,12 @@ class Speculator:
             self._drafter.forget(seq)
             self._budget.forget(seq)
 
-    def _guess(self, seq: int, room: int, rows: int) -> Draft:
+    def _guess(self, seq: int, room: int, depth: int, rows: int) -> Draft:
         forced = self._forced(seq)
         if forced or self._drafter is None:
-            return Draft(forced[:room])
+            return Draft(forced)
         room = min(room, self._budget.room(seq, rows, self._sampled))
-        found = self._drafter.propose(self._queues[seq], room) if room > 0 else Draft()
+        found = self._drafter.propose(self._queues[seq], room, depth) if room > 0 else Draft()
         assert len(found.tokens) <= max(0, room), "more guesses than there is room for"
         if found.tokens:
             self._guessed.add(seq)
@@ -107,11 +110,12 @@ def extend(
     for span in plan.spans:
         seq = sequences[span.seq]
         if span.stop == len(seq) and not span.draft and left > 0:
-            room = min(left, context - span.stop, (longest_span or context) - len(span))
+            room, depth = min(left, (longest_span or context) - len(span)), context - span.stop
             if seq.request.params.max_tokens is not None:
-                room = min(room, seq.request.params.max_tokens - seq.num_generated - 1)
-            if room > 0:
-                span = _drafted(span, guess(span.seq, room, rows), tables, spare=len(plan.spans))
+                depth = min(depth, seq.request.params.max_tokens - seq.num_generated - 1)
+            if min(room, depth) > 0:
+                draft = pruned(guess(span.seq, room, depth, rows), room, depth)
+                span = _drafted(span, draft, tables, spare=len(plan.spans))
                 left, rows = left - len(span.draft), rows + len(span.draft)
         spans.append(span)
     return replace(plan, spans=tuple(spans)) if left < MOST else plan
@@ -119,10 +123,17 @@ def extend(
 
 def _drafted(span: Span, draft: Draft, tables: BlockTables, spare: int) -> Span:
     """With as much of the draft as there are pages for; `spare` pages stay for the next step."""
-    count = len(draft.tokens)
-    while count and tables.missing(span.seq, span.stop + count) > max(0, tables.available - spare):
-        count -= 1
-    if not count:
-        return span
-    tables.reserve(span.seq, span.stop, span.stop + count)
-    return replace(span, draft=draft.tokens[:count], laws=draft.laws[:count])
+    left = max(0, tables.available - spare)
+    for count in range(len(draft.tokens), 0, -1):
+        part = depth_first(first(draft, range(count)))
+        wanted = replace(span, draft=part.tokens, parents=part.parents, laws=part.laws)
+        own, *others = ends(wanted)
+        missing = tables.missing(span.seq, own)
+        if others:
+            missing += tables.missing_branches(span.stop, others)
+        if missing <= left:
+            tables.reserve(span.seq, span.stop, own)
+            if others:
+                tables.branch(span.seq, span.stop, others)
+            return wanted
+    return span

@@ -107,7 +107,7 @@ def walk(sampler: Sampler, seed: int) -> tuple[int, ...]:
         while len(text) < 2 + LENGTH - 1:
             laws.append(GUESSED[text[-2], text[-1]])
             text.append(draw.choose(laws[-1].log(), draw.uniform(seed, len(text), "guess")))
-        span = Span(1, len(seq) - 1, len(seq), tuple(text[len(seq) :]), tuple(laws))
+        span = Span(1, len(seq) - 1, len(seq), tuple(text[len(seq) :]), laws=tuple(laws))
         rows = torch.stack([TABLE[text[i - 1], text[i]].log() for i in range(len(seq) - 1, len(text))])
         sampler.start(seq)
         seq.tokens += sampler([span], {1: seq}, rows, {}).accepted[0].tokens

@@ -19,6 +19,9 @@ class Draft(NamedTuple):
     """Guesses of what follows a sequence; empty for no idea."""
 
     tokens: tuple[int, ...] = ()
+    """What matters most first: the last ones may be left out."""
+    parents: tuple[int, ...] | None = None
+    """As in Span: a tree; None is a chain."""
     laws: tuple[Tensor, ...] = ()
     """One per token, float64 [V]: what it was drawn from, with nothing but the drafter's own draws. Empty if the
     tokens were chosen in any other way."""
@@ -27,8 +30,9 @@ class Draft(NamedTuple):
 class LiveDrafter(Protocol):
     """A drafter at work for one engine. What it remembers of a sequence, it can make again from the tokens."""
 
-    def propose(self, seq: Sequence, room: int) -> Draft:
-        """At most `room` (1 or more) tokens that may follow all that the sequence has. Only looks at the sequence.
+    def propose(self, seq: Sequence, room: int, depth: int) -> Draft:
+        """What may follow all that the sequence has: at most `room` tokens, `depth` after each other, both 1 or more.
+        Only looks at the sequence.
 
         A sequence's tokens only ever grow while it lives. One that was never seen may be of any length: a fork is.
         """

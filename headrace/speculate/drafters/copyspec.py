@@ -53,9 +53,9 @@ class _Copies:
         self._gamma, self._length = gamma, length
         self._seen: dict[int, _Seen] = {}
 
-    def propose(self, seq: Seq, room: int) -> Draft:
+    def propose(self, seq: Seq, room: int, depth: int) -> Draft:
         """See the contract."""
-        return Draft(self.copied(seq.id, seq.tokens, room))
+        return Draft(self.copied(seq.id, seq.tokens, min(room, depth)))
 
     def copied(self, seq: int, tokens: Sequence[int], room: int) -> tuple[int, ...]:
         """At most `room` tokens that followed the newest ones when they were last seen."""

@@ -46,13 +46,13 @@ class _Live:
     def __init__(self, model: Auxiliary, length: int, laws: bool) -> None:
         self._model, self._length, self._laws = model, length, laws
 
-    def propose(self, seq: Sequence, room: int) -> Draft:
+    def propose(self, seq: Sequence, room: int, depth: int) -> Draft:
         """See the contract."""
-        count, params = min(self._length, room), seq.request.params
+        count, params = min(self._length, room, depth), seq.request.params
         if not self._laws or params.temperature == 0:
             return Draft(self._model.greedy(seq.tokens, count))
         drawn = self._model.drawn(seq.tokens, count, params, draw.draft_seed(seq.seed))
-        return Draft(drawn.tokens, drawn.laws)
+        return Draft(drawn.tokens, laws=drawn.laws)
 
     def forget(self, seq: int) -> None:
         """Its pages grow old in the small model's prefix cache."""
