@@ -258,7 +258,7 @@ class Engine:
             self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
-            self.speculator.observe(plan, result)
+            self.speculator.observe(plan, result, logits)
             return self.commit(plan, result)
         except BaseException:
             self._start_over()

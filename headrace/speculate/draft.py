@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from headrace.compose import Stack
 from headrace.kv.branches import ends
 from headrace.kv.tables import BlockTables
@@ -64,10 +66,17 @@ class Speculator:
             self._sampled = sum(span.stop == len(sequences[span.seq]) for span in plan.spans)
         return extend(plan, self._guess, self._tables, sequences, self._context, self._longest_span)
 
-    def observe(self, plan: StepPlan, result: StepResult) -> None:
-        """The step of a plan that was extended is done."""
+    def observe(self, plan: StepPlan, result: StepResult, logits_RV: Tensor) -> None:
+        """The step of a plan that was extended is done, not yet committed. logits_RV: as the sampler got them."""
         if self._drafter is None:
             return
+        row = 0
+        for span in plan.spans:
+            seq = self._queues[span.seq]
+            if span.stop == len(seq) and seq.request.pooling is None:
+                rows = slice(row, row + 1 + len(span.draft))
+                row = rows.stop
+                self._drafter.learn(seq, (seq.tokens[-1], *span.draft), logits_RV[rows])
         pairs = zip(plan.spans, result.accepted, strict=True)
         checked = [
             Checked(span.seq, span.end - span.stop, max(0, min(len(span.draft), len(accepted.tokens) - 1)))

@@ -37,6 +37,10 @@ class LiveDrafter(Protocol):
         A sequence's tokens only ever grow while it lives. One that was never seen may be of any length: a fork is.
         """
 
+    def learn(self, seq: Sequence, tokens: tuple[int, ...], logits_RV: Tensor) -> None:
+        """What the model thinks follows these tokens of the sequence: its last one, then the guesses of a draft, right
+        or wrong. logits_RV: before any processor; overwritten by the next step."""
+
     def forget(self, seq: int) -> None:
         """The sequence has ended, or none was ever proposed for it."""
 
@@ -56,6 +60,7 @@ SLOT = Slot(
     asks="who guesses tokens, to be checked many at once",
     index={
         "copyspec": "headrace.speculate.drafters.copyspec:CopySpec",
+        "recycle": "headrace.speculate.drafters.recycle:Recycle",
         "draft_model": "headrace.speculate.drafters.draft_model:DraftModel",
     },
     default="",

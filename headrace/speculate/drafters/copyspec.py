@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import Tensor
+
 from headrace.slots import Card
 from headrace.speculate.drafters import Draft
 from headrace.speculate.second import Open
@@ -67,6 +69,9 @@ class _Copies:
             return ()
         first = seen.after.get(self._run(tokens, len(tokens)))
         return () if first is None else _copy(tokens, first, min(self._length, room))
+
+    def learn(self, seq: Seq, tokens: tuple[int, ...], logits_RV: Tensor) -> None:
+        """Nothing to learn."""
 
     def forget(self, seq: int) -> None:
         """See the contract."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from headrace.sample import draw
 from headrace.slots import Card
 from headrace.speculate.drafters import Draft
@@ -53,6 +55,9 @@ class _Live:
             return Draft(self._model.greedy(seq.tokens, count))
         drawn = self._model.drawn(seq.tokens, count, params, draw.draft_seed(seq.seed))
         return Draft(drawn.tokens, laws=drawn.laws)
+
+    def learn(self, seq: Sequence, tokens: tuple[int, ...], logits_RV: Tensor) -> None:
+        """Nothing to learn."""
 
     def forget(self, seq: int) -> None:
         """Its pages grow old in the small model's prefix cache."""
