@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,14 +12,15 @@ import torch
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.forward.runner import Logits
 from headrace.llm import LLM
 from headrace.params import SamplingParams
 from headrace.slots import slots
 from headrace.speculate.drafters import Draft
 from headrace.speculate.drafters.recycle import TABLES, LiveRecycle, shape
-from headrace.types import Request, Sequence
+from headrace.types import Batch, Request, Sequence
 from tests.whole import models
-from tests.whole.drive import Outputs, collect, nothing_left
+from tests.whole.drive import Outputs, nothing_left
 
 VOCAB = 12
 
@@ -88,7 +91,9 @@ def test_tenants_learn_nothing_from_each_other() -> None:
     assert not live.propose(sequence(5, "one"), 4, 4).tokens, "and there are not more tables than that"
 
 
-def run(drafter: str, params: SamplingParams) -> tuple[Outputs, Engine]:
+def run(
+    drafter: str, params: SamplingParams, prepare: Callable[[Engine], None] = lambda made: None
+) -> tuple[Outputs, Engine]:
     stack = {"policy": "sarathi:tokens=6"}
     if drafter:
         stack |= {"drafter": drafter, "draft-budget": "fixed:tokens=9"}
@@ -97,7 +102,12 @@ def run(drafter: str, params: SamplingParams) -> tuple[Outputs, Engine]:
     for i, length in enumerate((19, 3, 11)):
         prompt = tuple((7 * i + 5 * k) % models.VOCAB for k in range(length))
         made.add(Request(id=str(i), prompt=prompt, params=params, arrival=float(i)))
-    found = collect(made)
+    prepare(made)
+    found: Outputs = {}
+    while made.busy:
+        with contextlib.suppress(MemoryError):
+            for delta in made.step():
+                found.setdefault((delta.request, delta.index), []).extend(delta.tokens)
     nothing_left(made)
     return found, made
 
@@ -109,6 +119,25 @@ def test_the_same_tokens(temperature: float) -> None:
     drafted, other = run("recycle:top=4", params)
     assert drafted == plain and other.counters.drafted_tokens > 0
     assert other.counters.accepted_tokens > 0 and other.counters.steps < one.counters.steps
+
+
+def test_a_step_that_fails_with_a_tree_loses_nothing() -> None:
+    params = SamplingParams(temperature=0.8, seed=5, max_tokens=30, ignore_eos=True)
+    plain, _ = run("", params)
+    failed = list[int]()
+
+    def failing(made: Engine) -> None:
+        forward = made.runner.forward
+
+        def sometimes(batch: Batch) -> Logits:
+            if batch.written and made.counters.steps not in failed and made.counters.steps % 3 == 0:
+                failed.append(made.counters.steps)
+                raise MemoryError
+            return forward(batch)
+
+        made.runner.forward = sometimes  # type: ignore[method-assign]
+
+    assert run("recycle", params, failing)[0] == plain and len(failed) > 3
 
 
 def test_the_box_gains() -> None:
