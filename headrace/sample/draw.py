@@ -37,6 +37,14 @@ def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
     return rest_V / total if total > 0 else p_V  # equal but for rounding: nothing is ever refused
 
 
+def without(law_V: Tensor, token: int) -> Tensor:
+    """The law of a draw among the tokens that are left once this one is taken; all zeros if none is."""
+    rest_V = law_V.clone()
+    rest_V[token] = 0
+    total = float(rest_V.sum())
+    return rest_V / total if total > 0 else rest_V
+
+
 def _bits(seed: int, counter: int, purpose: str) -> int:
     digest = hashlib.blake2b(struct.pack("<qq", seed, counter), digest_size=8, person=purpose.encode()[:16])
     return int.from_bytes(digest.digest(), "little") >> 11

@@ -54,8 +54,8 @@ class Sampler:
         self._eos = tuple(eos)
         self.constraints = constraints
         self._verify = choose
-        self.tap: Callable[[Tensor], None] | None = None
-        """Told the logits that a token is drawn from, after the processors, row by row: [V], not to be kept."""
+        self.tap: Callable[[Seq, Tensor], None] | None = None
+        """Told the logits that a sequence's token is drawn from, after the processors: [V], not to be kept."""
         self._states: dict[int, list[State]] = {}
         self._grammars: dict[int, Constrained] = {}
 
@@ -184,7 +184,7 @@ class Sampler:
             token = int(argmax(logits_V[None])) if changed else greedy
         else:
             if self.tap is not None:
-                self.tap(logits_V)
+                self.tap(seq, logits_V)
             token = self._verify(logits_V, guesses, partial(draw.uniform, seq.seed, position))
         if changed and not float(logits_V[token]) > -math.inf:
             raise ConfigError("nothing can follow: together, what was asked for forbids every token")

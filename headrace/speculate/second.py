@@ -30,6 +30,10 @@ class Auxiliary(Protocol):
         min-p), at most `count` tokens: fewer where its context ends. seed: of the draws, which depend on the position.
         """
 
+    def laws(self, texts: Sequence[Sequence[int]], params: SamplingParams) -> list[Tensor]:
+        """What comes next in each text, drawn as `params` want it (see `drawn`; with temperature 0 as with 1), float64
+        probabilities [V]. Texts of one length; [] where the context ends."""
+
 
 Open = Callable[[str], Auxiliary]
 """A model in the box, or a folder -> the model, loaded beside the engine's own. Raises ConfigError if it does not share

@@ -159,8 +159,11 @@ def logprobs(answers: Answers) -> list[float]:
     return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
 
 
-@pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("model", [*models.WINDOWS, *models.BLOCKS, *models.NATIVE])
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [(model, "greedy") for model in (*models.WINDOWS, *models.BLOCKS, *models.NATIVE)]
+    + [(model, params) for model in ("mixed", "kivi_windows", "int4") for params in ("sampled", "penalised")],
+)
 def test_tokens_do_not_depend_on_trees(model: str, params: str) -> None:
     plain = engine(model)
     truth = run(plain, PARAMS[params])

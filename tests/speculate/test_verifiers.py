@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from headrace.params import SamplingParams
 from headrace.sample import draw
 from headrace.sample.sampler import Sampler
 from headrace.slots import slots
+from headrace.speculate.drafters import Draft
+from headrace.speculate.tree import depth_first
 from headrace.speculate.verifiers import SLOT, Verifier
 from headrace.types import Guesses, Request, Sequence, Span, Uniform
 from tests.speculate.laws import LEAST, law, p_value
@@ -26,7 +29,7 @@ from tests.whole import models
 from tests.whole.drive import collect
 
 VOCAB = 8
-TIMES = 5000
+TIMES = 2000
 LAWS = {
     "alike": (law(VOCAB, 1), (law(VOCAB, 1) + law(VOCAB, 2)) / 2),
     "unlike": (law(VOCAB, 3, sharp=2.5), law(VOCAB, 4, sharp=2.5)),
@@ -35,44 +38,71 @@ LAWS = {
     "certain": (law(VOCAB, 8, forbidden=7), law(VOCAB, 9)),
 }
 """What the model says, and what the drafter says."""
-Guessing = Callable[[Tensor, int], tuple[int, ...]]
+Guessing = Callable[[Tensor, int, int], tuple[int, ...]]
 
 
-def drawn(q_V: Tensor, seed: int) -> tuple[int, ...]:
-    return (draw.choose(q_V.log(), draw.uniform(seed, 0, "guess")),)
+def drawn(q_V: Tensor, seed: int, count: int = 1) -> tuple[int, ...]:
+    """One after the other, without putting back."""
+    found: list[int] = []
+    while len(found) < count and float(q_V.sum()) > 0:
+        found.append(draw.choose(q_V.log(), draw.uniform(seed, 0, f"guess{len(found)}")))
+        q_V = draw.without(q_V, found[-1])
+    return tuple(found)
 
 
-def likeliest(q_V: Tensor, seed: int) -> tuple[int, ...]:
-    return (int(q_V.argmax()),)
+def likeliest(q_V: Tensor, seed: int, count: int = 1) -> tuple[int, ...]:
+    return tuple(q_V.topk(count).indices.tolist())
 
 
-def counts(verifier: Verifier, p_V: Tensor, q_V: Tensor, guess: Guessing) -> tuple[Tensor, int]:
+def counts(
+    verifier: Verifier, p_V: Tensor, q_V: Tensor, guess: Guessing, count: int = 1
+) -> tuple[Tensor, int]:
     """How often each token came, and how often a guess was right."""
     found_V, right = torch.zeros(VOCAB), 0
     for seed in range(TIMES):
-        guesses = Guesses(guess(q_V, seed), q_V)
+        guesses = Guesses(guess(q_V, seed, count), q_V)
         token = verifier.choose(p_V.log(), guesses, partial(draw.uniform, seed, 0))
         found_V[token] += 1
         right += token in guesses.tokens
     return found_V, right
 
 
+def rightness(p_V: Tensor, q_V: Tensor, count: int) -> float:
+    """How often a guess of so many, offered in turn, is accepted: over all of their orders."""
+    if count == 0 or not float(q_V.sum()) > 0:
+        return 0.0
+    share = float(torch.minimum(p_V, q_V).sum())
+    rest_V = draw.residual(p_V, q_V)
+    for guess in range(VOCAB):
+        refused = float((q_V - p_V)[guess].clamp_min(0))
+        if refused > 0:
+            share += refused * rightness(rest_V, draw.without(q_V, guess), count - 1)
+    return share
+
+
 @pytest.mark.parametrize("laws", LAWS)
-@pytest.mark.parametrize("name", SLOT.index)
-def test_tokens_follow_the_models_law(name: str, laws: str) -> None:
+@pytest.mark.parametrize("name,count", [("sample_match", 1), ("rejection", 1), ("rsd", 1), ("rsd", 3)])
+def test_tokens_follow_the_models_law(name: str, count: int, laws: str) -> None:
     verifier: Verifier = SLOT.make(name)
     p_V, q_V = LAWS[laws]
-    found_V, right = counts(verifier, p_V, q_V, drawn)
+    found_V, right = counts(verifier, p_V, q_V, drawn, count)
     assert p_value(found_V, p_V) > LEAST
-    share = float(torch.minimum(p_V, q_V).sum() if verifier.laws else (p_V * q_V).sum())
-    assert right / TIMES == pytest.approx(share, abs=4 * (share * (1 - share) / TIMES) ** 0.5 + 1e-9)
+    share = rightness(p_V, q_V, count) if verifier.laws else float((p_V * q_V).sum())
+    assert right / TIMES == pytest.approx(share, abs=4 * max(0.0, share * (1 - share) / TIMES) ** 0.5 + 1e-9)
+
+
+def test_several_are_more_often_right() -> None:
+    p_V, q_V = LAWS["unlike"]
+    shares = [rightness(p_V, q_V, count) for count in (1, 2, 3, 4)]
+    assert all(more > less + 0.02 for less, more in pairwise(shares))
 
 
 def test_the_test_knows_a_biased_one() -> None:
     """Guesses that were not drawn, weighed as if they had been."""
     p_V, q_V = LAWS["alike"]
-    found_V, _ = counts(SLOT.make("rejection"), p_V, q_V, likeliest)
-    assert p_value(found_V, p_V) < 1e-9
+    for name, count in (("rejection", 1), ("rsd", 1), ("rsd", 2)):
+        found_V, _ = counts(SLOT.make(name), p_V, q_V, likeliest, count)
+        assert p_value(found_V, p_V) < 1e-9
     found_V, _ = counts(SLOT.make("sample_match"), p_V, q_V, likeliest)
     assert p_value(found_V, p_V) > LEAST, "sample matching does not ask where a guess is from"
 
@@ -99,27 +129,42 @@ GUESSED = torch.stack([(law(FEW, 20 + i) + law(FEW, 60 + i)) / 2 for i in range(
 """As the drafter has it."""
 
 
-def walk(sampler: Sampler, seed: int) -> tuple[int, ...]:
-    """Three tokens after (0, 1), where each step guesses as many as are left, less one."""
+def walk(sampler: Sampler, seed: int, wide: int) -> tuple[int, ...]:
+    """Three tokens after (0, 1). Each step guesses a tree of as many levels as are left, less one: `wide` at first,
+    one after each."""
     seq = Sequence(1, Request(id="r", prompt=(0, 1), params=SamplingParams()), 0, seed, [0, 1], 2)
     while seq.num_generated < LENGTH:
-        text, laws = list(seq.tokens), []
-        while len(text) < 2 + LENGTH - 1:
-            laws.append(GUESSED[text[-2], text[-1]])
-            text.append(draw.choose(laws[-1].log(), draw.uniform(seed, len(text), "guess")))
-        span = Span(1, len(seq) - 1, len(seq), tuple(text[len(seq) :]), laws=tuple(laws))
-        rows = torch.stack([TABLE[text[i - 1], text[i]].log() for i in range(len(seq) - 1, len(text))])
+        texts, parents, laws = [tuple(seq.tokens)], list[int](), list[Tensor]()
+        for parent, text in enumerate(texts):  # which grows
+            if len(text) < 2 + LENGTH - 1:
+                law_V = GUESSED[text[-2], text[-1]]
+                for token in drawn(law_V, 10 * seed + len(text), wide if parent == 0 else 1):
+                    texts.append((*text, token))
+                    parents.append(parent - 1)
+                    laws.append(law_V)
+        draft = depth_first(Draft(tuple(text[-1] for text in texts[1:]), tuple(parents), tuple(laws)))
+        texts = [texts[0], *(text for _, text in sorted(zip(order(parents), texts[1:], strict=True)))]
+        span = Span(1, len(seq) - 1, len(seq), draft.tokens, draft.parents, draft.laws)
+        rows = torch.stack([TABLE[text[-2], text[-1]].log() for text in texts])
         sampler.start(seq)
         seq.tokens += sampler([span], {1: seq}, rows, {}).accepted[0].tokens
     return tuple(seq.tokens[2:])
 
 
-@pytest.mark.parametrize("name", SLOT.index)
-def test_whole_texts_follow_the_models_law(name: str) -> None:
+def order(parents: list[int]) -> list[int]:
+    """Where each guess is in depth-first order."""
+    numbered = depth_first(Draft(tuple(range(len(parents))), tuple(parents)))
+    return [numbered.tokens.index(guess) for guess in range(len(parents))]
+
+
+@pytest.mark.parametrize(
+    "name,wide", [("sample_match", 1), ("sample_match", 3), ("rejection", 1), ("rsd", 1), ("rsd", 3)]
+)
+def test_whole_texts_follow_the_models_law(name: str, wide: int) -> None:
     sampler = Sampler((), (), choose=SLOT.make(name).choose)
     found = torch.zeros(FEW, FEW, FEW)
-    for seed in range(4000):
-        found[walk(sampler, seed)] += 1
+    for seed in range(1000):
+        found[walk(sampler, seed, wide)] += 1
     expected = TABLE[0, 1][:, None, None] * TABLE[1][:, :, None] * TABLE
     assert p_value(found.flatten(), expected.flatten()) > LEAST
 
@@ -128,7 +173,7 @@ def test_whole_texts_follow_the_models_law(name: str) -> None:
 
 
 def engine(verifier: str, drafter: str = "draft_model:model=mixed", **options: object) -> Engine:
-    stack = {"drafter": drafter, "verifier": verifier, "draft-budget": "fixed:tokens=3"}
+    stack = {"drafter": drafter, "verifier": verifier, "draft-budget": "fixed:tokens=6"}
     config = EngineConfig(stack=stack, page_tokens=4, threads=1, **options)
     return Engine(config, decoder=models.decoder("full"))
 
@@ -138,20 +183,30 @@ def second_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "_open", lambda self, name: second(name))
 
 
-def test_an_engines_texts_follow_the_models_law(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "verifier,drafter",
+    [
+        ("rsd", "draft_tree:model=full,branching=2.2"),
+        pytest.param("rejection", "draft_model:model=full", marks=pytest.mark.slow),
+    ],
+    ids=["tree", "chain"],
+)
+def test_an_engines_texts_follow_the_models_law(
+    verifier: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second model is the first one, but is not told of the biases."""
     monkeypatch.setattr("headrace.speculate.draft.MOST", 1000)
     common = SamplingParams(temperature=1.5, top_k=3, ignore_eos=True)
     usual = {token for text in exact_laws((5, 9, 11), common, 3) for token in text}
     biased = replace(common, logit_bias={token: -0.3 * (token % 4) for token in usual}, presence_penalty=0.3)
     laws = exact_laws((5, 9, 11), biased, 3)
-    made, found = engine("rejection", "draft_model:model=full"), Counter[tuple[int, ...]]()
-    for seed in range(4):
+    made, found = engine(verifier, drafter, kv_bytes=8 << 20), Counter[tuple[int, ...]]()
+    for seed in range(2):
         params = replace(biased, n=128, max_tokens=3, seed=seed)
         made.add(Request(id="r", prompt=(5, 9, 11), params=params))
         found.update(map(tuple, collect(made).values()))
     counters = made.counters
-    assert 0.3 * counters.drafted_tokens < counters.accepted_tokens < 0.9 * counters.drafted_tokens
+    assert 0.1 * counters.drafted_tokens < counters.accepted_tokens < 0.9 * counters.drafted_tokens
     assert set(found) <= set(laws)
     total = [found[text] for text in laws]
     assert p_value(torch.tensor(total), torch.tensor(list(laws.values()))) > LEAST
@@ -161,7 +216,7 @@ def exact_laws(prompt: tuple[int, ...], params: SamplingParams, length: int) -> 
     """The probability of each text of so many tokens, from the rows of the plain engine."""
     plain = Engine(EngineConfig(threads=1), decoder=models.decoder("full"))
     laws, rows = {(): 1.0}, list[Tensor]()
-    plain.sampler.tap = lambda logits_V: rows.append(logits_V.softmax(-1))
+    plain.sampler.tap = lambda seq, logits_V: rows.append(logits_V.softmax(-1))
     for _ in range(length):
         longer = {}
         for text, share in laws.items():
@@ -190,16 +245,24 @@ class Forced:
 @pytest.mark.parametrize("name", SLOT.index)
 def test_the_likeliest_token_needs_no_law(name: str) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, repetition_penalty=1.2)
-    made, plain = engine(name), Engine(EngineConfig(threads=1), decoder=models.decoder("full"))
+    drafter = "draft_tree:model=mixed" if name == "rsd" else "draft_model:model=mixed"
+    made, plain = engine(name, drafter), Engine(EngineConfig(threads=1), decoder=models.decoder("full"))
     for each in (made, plain):
         each.add(Request(id="r", prompt=(5, 9, 11), params=params))
     assert collect(made) == collect(plain) and made.counters.drafted_tokens > 0
 
 
-@pytest.mark.parametrize("drafter", ["copyspec", ""])
-def test_a_drafter_that_draws_nothing_is_refused(drafter: str) -> None:
-    stack = {"verifier": "rejection"} | ({"drafter": drafter} if drafter else {})
+@pytest.mark.parametrize("verifier", ["rejection", "rsd"])
+@pytest.mark.parametrize("drafter", ["copyspec", "recycle", ""])
+def test_a_drafter_that_draws_nothing_is_refused(drafter: str, verifier: str) -> None:
+    stack = {"verifier": verifier} | ({"drafter": drafter} if drafter else {})
     with pytest.raises(ConfigError, match=r"draws nothing.*sample_match"):
+        Engine(EngineConfig(stack=stack, threads=1), decoder=models.decoder("full"))
+
+
+def test_several_guesses_of_a_place_need_one_who_weighs_several() -> None:
+    stack = {"verifier": "rejection", "drafter": "draft_tree:model=full"}
+    with pytest.raises(ConfigError, match=r"one guess per place.*rsd"):
         Engine(EngineConfig(stack=stack, threads=1), decoder=models.decoder("full"))
 
 

@@ -19,14 +19,16 @@ from tests.whole.test_schedules import run_schedule, schedules
 EXACT = (
     {"drafter": "recycle:top=4", "draft-budget": "fixed:tokens=7"},
     {"drafter": "recycle:top=2,guesses=20", "draft-budget": "fixed:tokens=16"},
-    {"drafter": "draft_model:model=mixed,length=3", "draft-budget": "fixed:tokens=3"},
+    {"drafter": "draft_model:model=mixed,length=2", "draft-budget": "fixed:tokens=2"},
+    {"drafter": "draft_tree:model=mixed,branching=3.1", "draft-budget": "fixed:tokens=5"},
 )
 DRAWN = (
     {
-        "drafter": "draft_model:model=mixed,length=3",
+        "drafter": "draft_model:model=mixed,length=2",
         "verifier": "rejection",
-        "draft-budget": "fixed:tokens=3",
+        "draft-budget": "fixed:tokens=2",
     },
+    {"drafter": "draft_tree:model=mixed,branching=2.2", "verifier": "rsd", "draft-budget": "fixed:tokens=6"},
 )
 """Whose sampled tokens keep their law only: greedy requests alone are compared."""
 Schedule = tuple[str, EngineConfig, list[Ask], list[Fork]]
@@ -54,7 +56,7 @@ FAMILIES = {"windows": models.WINDOWS, "blocks": models.BLOCKS, "native": models
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_who_guesses(family: str, examples: int) -> None:
     happened: Counter[str] = Counter()
     names = tuple(FAMILIES[family])

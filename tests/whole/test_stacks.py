@@ -29,7 +29,13 @@ from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, scripted
 OPTIONS = {
     "policy": ["sarathi:tokens=3,idle=7", "sarathi:tokens=16,idle=16"],
     "kv-codec": ["kivi:group=16,residual=16", "kivi:bits=2,group=16,residual=32"],
-    "drafter": ["copyspec:gamma=1", "copyspec:gamma=2,length=3", "draft_model:model=mixed,length=3", ""],
+    "drafter": [
+        "copyspec:gamma=1",
+        "copyspec:gamma=2,length=3",
+        "draft_model:model=mixed,length=3",
+        "draft_tree:model=mixed,branching=2.1",
+        "",
+    ],
     "draft-budget": ["fixed:tokens=3", "auto:retry=2"],
     "processors": [
         "temperature+top_p",
@@ -51,8 +57,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = {name for name in slot.index if name == "draft_model"}
-    return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
+    return [*OPTIONS.get(slot.name, []), *(n for n in slot.index if n not in ("draft_model", "draft_tree"))]
 
 
 def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:

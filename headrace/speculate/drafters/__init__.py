@@ -62,6 +62,7 @@ SLOT = Slot(
         "copyspec": "headrace.speculate.drafters.copyspec:CopySpec",
         "recycle": "headrace.speculate.drafters.recycle:Recycle",
         "draft_model": "headrace.speculate.drafters.draft_model:DraftModel",
+        "draft_tree": "headrace.speculate.drafters.draft_tree:DraftTree",
     },
     default="",
 )

@@ -41,9 +41,7 @@ _NONE = -1
 class Recycle:
     """Successors of successors."""
 
-    card: ClassVar[Card] = Card(
-        slot="drafter", exact="bits", paper="https://arxiv.org/abs/2408.08696", gives=("draft_tree",)
-    )
+    card: ClassVar[Card] = Card(slot="drafter", exact="bits", paper="https://arxiv.org/abs/2408.08696")
     top: int = 8
     """Successors that are kept of a token."""
     guesses: int = 80

@@ -29,7 +29,8 @@ class Verifier(Protocol):
 
         logits_V: after every processor, float32 or wider; -inf is forbidden. uniform: numbers in [0, 1) of this place,
         one per purpose; "token" is the draw of an engine that guesses nothing. guesses.law_V is None for those that
-        were not drawn (tokens that a grammar forces): they do not depend on any number of this place.
+        were not drawn (tokens that a grammar forces): they do not depend on any number of this place. Several that were
+        drawn are in the order of their draws, without putting back.
         """
 
 
@@ -39,6 +40,7 @@ SLOT = Slot(
     index={
         "sample_match": "headrace.speculate.verifiers.sample_match:SampleMatch",
         "rejection": "headrace.speculate.verifiers.rejection:Rejection",
+        "rsd": "headrace.speculate.verifiers.rsd:Rsd",
     },
     default="sample_match",
 )

@@ -37,6 +37,7 @@ class Rejection:
                 "--verifier sample_match, or --drafter draft_model)",
             ),
         ),
+        breaks=(("drawn_tree", "it weighs one guess per place, and here are several (use --verifier rsd)"),),
     )
     laws: ClassVar[bool] = True
 
