@@ -19,9 +19,9 @@ from headrace.kv.branches import ends
 from headrace.kv.tables import BlockTables
 from headrace.schedule.queues import Queues
 from headrace.speculate.budgets import Checked, LiveBudget
-from headrace.speculate.drafters import Draft, Drafter
+from headrace.speculate.drafters import Drafter
 from headrace.speculate.second import Open
-from headrace.speculate.tree import depth_first, first, pruned
+from headrace.speculate.tree import Draft, depth_first, first, pruned
 from headrace.types import Sequence, Span, StepPlan, StepResult
 
 MOST = 16

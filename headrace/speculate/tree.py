@@ -1,4 +1,4 @@
-"""Draft trees: guesses that follow each other, or stand beside each other where one place has several.
+"""Drafts: guesses that follow each other, or stand beside each other where one place has several.
 
 A draft lists what matters most first, and a guess after the one that it follows: so as much of its beginning as there
 is room for is a tree again.
@@ -6,7 +6,22 @@ is room for is a tree again.
 
 from __future__ import annotations
 
-from headrace.speculate.drafters import Draft
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Draft(NamedTuple):
+    """Guesses of what follows a sequence; empty for no idea."""
+
+    tokens: tuple[int, ...] = ()
+    """What matters most first: the last ones may be left out."""
+    parents: tuple[int, ...] | None = None
+    """As in Span: a tree; None is a chain."""
+    laws: tuple[Tensor, ...] = ()
+    """One per token, float64 [V]: what it was drawn from, with nothing but the drafter's own draws. Empty if the
+    tokens were chosen in any other way."""
 
 
 def pruned(draft: Draft, rows: int, depth: int) -> Draft:

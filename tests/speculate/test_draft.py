@@ -8,7 +8,7 @@ import pytest
 
 from headrace.params import SamplingParams
 from headrace.speculate.draft import MOST, extend
-from headrace.speculate.drafters import Draft
+from headrace.speculate.tree import Draft
 from headrace.types import Request, Sequence, Span, StepPlan
 
 LENGTH = 10

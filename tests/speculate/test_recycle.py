@@ -16,8 +16,8 @@ from headrace.forward.runner import Logits
 from headrace.llm import LLM
 from headrace.params import SamplingParams
 from headrace.slots import slots
-from headrace.speculate.drafters import Draft
 from headrace.speculate.drafters.recycle import TABLES, LiveRecycle, shape
+from headrace.speculate.tree import Draft
 from headrace.types import Batch, Request, Sequence
 from tests.whole import models
 from tests.whole.drive import Outputs, nothing_left

@@ -14,8 +14,7 @@ from headrace.kv.branches import Branch, branches, ends, right_branch
 from headrace.params import SamplingParams
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, View
-from headrace.speculate.drafters import Draft
-from headrace.speculate.tree import depth_first, first, pruned
+from headrace.speculate.tree import Draft, depth_first, first, pruned
 from headrace.types import Delta, Request, Span, StepPlan
 from tests.whole import models
 from tests.whole.drive import nothing_left

@@ -19,8 +19,7 @@ from headrace.params import SamplingParams
 from headrace.sample import draw
 from headrace.sample.sampler import Sampler
 from headrace.slots import slots
-from headrace.speculate.drafters import Draft
-from headrace.speculate.tree import depth_first
+from headrace.speculate.tree import Draft, depth_first
 from headrace.speculate.verifiers import SLOT, Verifier
 from headrace.types import Guesses, Request, Sequence, Span, Uniform
 from tests.speculate.laws import LEAST, law, p_value

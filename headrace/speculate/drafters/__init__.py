@@ -5,26 +5,15 @@ Add one: a file here with a frozen dataclass that has `card` and `start`, and a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.slots import Card, Slot
 from headrace.speculate.second import Open
+from headrace.speculate.tree import Draft
 from headrace.types import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Draft(NamedTuple):
-    """Guesses of what follows a sequence; empty for no idea."""
-
-    tokens: tuple[int, ...] = ()
-    """What matters most first: the last ones may be left out."""
-    parents: tuple[int, ...] | None = None
-    """As in Span: a tree; None is a chain."""
-    laws: tuple[Tensor, ...] = ()
-    """One per token, float64 [V]: what it was drawn from, with nothing but the drafter's own draws. Empty if the
-    tokens were chosen in any other way."""
 
 
 class LiveDrafter(Protocol):

@@ -17,8 +17,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from headrace.slots import Card
-from headrace.speculate.drafters import Draft
 from headrace.speculate.second import Open
+from headrace.speculate.tree import Draft
 from headrace.types import Sequence as Seq
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from headrace.sample import draw
 from headrace.slots import Card
-from headrace.speculate.drafters import Draft
 from headrace.speculate.second import Auxiliary, Open
+from headrace.speculate.tree import Draft
 from headrace.types import Sequence
 
 

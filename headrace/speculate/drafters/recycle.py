@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from headrace.slots import Card
-from headrace.speculate.drafters import Draft
 from headrace.speculate.second import Open
+from headrace.speculate.tree import Draft
 from headrace.types import Sequence
 
 TABLES = 8
