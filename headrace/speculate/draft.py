@@ -1,9 +1,10 @@
 """Drafts: guesses of the next tokens, put at the end of spans in the room that a plan has left.
 
-    plan -> reserve -> extend -> build_batch -> forward -> sample, which keeps a guess as far as it chooses the same
+    plan -> reserve -> extend -> build_batch -> forward -> sample, which keeps guesses as far as they are chosen
 
-A right guess saves its sequence a step; a wrong one costs its rows and nothing else: it takes only pages that nobody
-needs in this step, so it pauses nobody. What a grammar forces goes first: that guess is right.
+They are a chain, or a tree where a place has several (headrace/speculate/tree.py). A right guess saves its sequence a
+step; a wrong one costs its rows and nothing else: it takes only pages that nobody needs in this step, so it pauses
+nobody. What a grammar forces goes first: that guess is right.
 """
 
 from __future__ import annotations
