@@ -112,3 +112,8 @@ def read_codes(stored_OB: Tensor, inputs: int, bits: int) -> Tensor:
         codes_OI |= field.flatten(1)[:, :inputs] << low
         at += size
     return codes_OI
+
+
+def floats(stored_RB: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes of each row as floats: [R, B / itemsize]."""
+    return stored_RB.flatten().clone().view(dtype).view(len(stored_RB), -1)

@@ -35,7 +35,7 @@ from headrace.kernels.int_linear.layout import BLOCK, CHUNK, pad
 from headrace.kernels.int_linear.reference import NOT_FINITE
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
-from headrace.weight.codes import code_bytes, read_codes, write_codes
+from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.memory import huge
 
 
@@ -94,7 +94,7 @@ class Int4Dual:
     def taken_apart(self, stored_RB: Tensor, inputs: int) -> Parts:
         size = code_bytes(inputs, 4)
         heads_RG = stored_RB[:, size:-4]
-        scales_R = stored_RB[:, -4:].clone().view(torch.float32).squeeze(-1)
+        scales_R = floats(stored_RB[:, -4:], torch.float32).squeeze(-1)
         if not torch.isfinite(scales_R).all():
             raise ValueError(NOT_FINITE)
         codes_RI = read_codes(stored_RB[:, :size], inputs, 4)

@@ -24,7 +24,7 @@ from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_by
 from headrace.kernels.int_linear.reference import NOT_FINITE, encode, fit
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
-from headrace.weight.codes import code_bytes, read_codes, write_codes
+from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.memory import huge
 
 
@@ -90,7 +90,7 @@ class IntGrouped:
     def taken_apart(self, stored_RB: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes uint8 [R, I], scales float16 [R, G], zero points uint8 [R, G] or None."""
         size, groups = code_bytes(inputs, self.bits), -(-inputs // self.group_of(inputs))
-        scales_RG = stored_RB[:, size : size + 2 * groups].clone().view(torch.float16)
+        scales_RG = floats(stored_RB[:, size : size + 2 * groups], torch.float16)
         if not torch.isfinite(scales_RG).all():
             raise ValueError(NOT_FINITE)
         zeros_RG = stored_RB[:, size + 2 * groups :].contiguous() if self.asymmetric else None

@@ -50,6 +50,7 @@ def library_files() -> list[Path]:
 
 
 def is_held_out(path: Path) -> bool:
+    """Whether it is a module that nobody was trained on."""
     return path.name in HELD_OUT and path.parent == Path(sysconfig.get_paths()["stdlib"])
 
 

@@ -1,0 +1,148 @@
+"""`headrace quantize`: choose the codes of a model's weights with a recipe, and write them as a folder that runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.commands.flags import AsJson, Quiet
+from headrace.commands.output import note, write_json, write_table
+from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_TEXT = 256 << 20
+"""Largest file of calibration text, bytes."""
+
+
+def quantize(
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; empty, or of the same run, which then goes on.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="How codes are chosen: `headrace techniques recipe` lists all.")
+    ],
+    weights: Annotated[str, typer.Option(help="Format of codes, such as int4:group=128.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A model in the box (tiny, tiny-draft) or a Hugging Face folder."),
+    ] = "tiny",
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Calibration text, UTF-8. Default: sentences, tasks and source code made here."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=100_000, help="Texts to calibrate on.")] = 128,
+    tokens: Annotated[int, typer.Option(min=8, max=1 << 20, help="Tokens of each.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the choice of texts.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: every core.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose the codes of a model's weights, and write a folder that runs."""
+    from headrace import box
+    from headrace.forward.calibration import BlockPass
+    from headrace.forward.load import describe
+    from headrace.forward.memory import set_threads
+    from headrace.meter import ProgressBar
+    from headrace.weight.calibrate import Recipes, Source, quantise
+    from headrace.weight.config import read_json
+    from headrace.weight.formats import SLOT as FORMATS
+    from headrace.weight.recipes import SLOT as RECIPES
+
+    begin = time.monotonic()
+    made, form = RECIPES.make(recipe), FORMATS.make(weights)
+    how = Recipes(made, form, RECIPES.spec_of(made), FORMATS.spec_of(form))
+    found = describe(box.path(model) if model in box.MODELS else Path(model))
+    if found.note is not None:
+        raise ConfigError(
+            f"{found.folder} is quantised already ({found.note.weights}, {found.note.recipe}): quantise the model that "
+            "it was made from"
+        )
+    if out.resolve() == found.folder.resolve():
+        raise ConfigError(f"--out={out} is the model's own folder: name another")
+    set_threads(threads, FORMATS.make("plain"))
+    source = Source(
+        found.folder, read_json(found.folder / "config.json"), found.architecture, found.family.names
+    )
+    ids_ST = _texts(found, made.calibrated, text, samples, tokens, seed)
+    if made.calibrated:
+        note(
+            f"{how.recipe_spec} for {how.weights_spec}, on {ids_ST.shape[0]} texts of {ids_ST.shape[1]} tokens",
+            quiet,
+        )
+    with ProgressBar(None, "quantising") as bar:
+        report = quantise(source, how, ids_ST, out, BlockPass, bar.update)
+    row: dict[str, Any] = {
+        "out": str(out),
+        "weights": how.weights_spec,
+        "recipe": how.recipe_spec,
+        "bytes_before": report.bytes_before,
+        "bytes_after": report.bytes_after,
+        "texts": ids_ST.shape[0],
+        "tokens": ids_ST.shape[1],
+        "pieces": report.pieces,
+        "resumed": report.resumed,
+        "seconds": time.monotonic() - begin,
+    }
+    if as_json:
+        write_json(row)
+        return
+    sizes = [f"{row[key] / 1e6:,.1f} MB" for key in ("bytes_before", "bytes_after")]
+    write_table(
+        ("recipe", "weights", "before", "after", "seconds"),
+        [[how.recipe_spec, how.weights_spec, *sizes, f"{row['seconds']:.1f}"]],
+        numbers=("before", "after", "seconds"),
+    )
+    note(f"written to {out}: run it with --model {out}", quiet)
+
+
+def _texts(found: Any, wanted: bool, text: Path | None, samples: int, tokens: int, seed: int) -> Tensor:
+    """int64 [S, T]; of a recipe that needs none, no rows. Raises ConfigError."""
+    import torch
+
+    from headrace.box.calibration import cut, draw
+    from headrace.text.tokenizer import Tokenizer
+
+    if not wanted:
+        if text is not None:
+            raise ConfigError(f"--text={text}: this recipe calibrates nothing: leave it out")
+        return torch.empty(0, 0, dtype=torch.int64)
+    tokenizer = Tokenizer(found.folder)
+    length = min(tokens, found.architecture.context)
+    first = [] if tokenizer.bos is None else [tokenizer.bos]
+
+    def encode(piece: str) -> list[int]:
+        return tokenizer.encode(piece, add_special=False, parse_special=False)
+
+    rows = (
+        draw(encode, first, samples, length, seed)
+        if text is None
+        else cut(encode(_read(text)), first, samples, length, seed)
+    )
+    if not rows:
+        raise ConfigError(
+            f"--text={text} has fewer than {length} tokens: name a longer one, or lower --tokens"
+        )
+    ids_ST = torch.tensor(rows)
+    if int(ids_ST.max()) >= found.architecture.vocab:
+        raise ConfigError(
+            f"{found.folder}: its tokenizer has tokens beyond the model's {found.architecture.vocab}"
+        )
+    return ids_ST
+
+
+def _read(text: Path) -> str:
+    try:
+        if text.stat().st_size > MAX_TEXT:
+            raise ConfigError(f"--text={text} is larger than {MAX_TEXT} bytes: give a part of it")
+        return text.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read --text={text}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--text={text} is not UTF-8 text") from None
