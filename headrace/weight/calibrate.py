@@ -242,7 +242,7 @@ class _Run:
         """What the block's products read, of every text."""
         seen = Seen()
         for name in piece.matrices():  # also of experts that no row comes to
-            seen.expect(name, piece.tensors[name].shape[1])
+            seen.expect(name, piece.tensors[name])
         run = self.make_pass(self.becomes, layer, piece.tensors)
         assert self.hidden_STD is not None
         for x_TD in self.hidden_STD:

@@ -138,7 +138,7 @@ def hadamard(size: int, seed: int = 0) -> Tensor:
         whole = torch.cat((torch.cat((whole, whole), 1), torch.cat((whole, -whole), 1))) / 2**0.5
     if size > power:
         noise = torch.randn(size // power, size // power, generator=generator, dtype=torch.float64)
-        whole = torch.kron(whole, torch.linalg.qr(noise).Q)
+        whole = torch.kron(whole, torch.linalg.qr(noise).Q.contiguous())
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
     return whole * signs[:, None]
 
@@ -180,8 +180,8 @@ def rotate_values(piece: Piece, turn_HH: Tensor) -> None:
     for leaf in ("weight", "bias"):
         if f"attention.v.{leaf}" in tensors:
             value = tensors[f"attention.v.{leaf}"]
-            heads = value.view(spec.kv_heads, spec.head_size, -1)
-            tensors[f"attention.v.{leaf}"] = (turn_HH.T @ heads).view(value.shape)
+            heads = value.reshape(spec.kv_heads, spec.head_size, -1)
+            tensors[f"attention.v.{leaf}"] = (turn_HH.T @ heads).reshape(value.shape)
     out = tensors["attention.out.weight"]
-    heads = out.view(len(out), spec.heads, spec.head_size)
+    heads = out.reshape(len(out), spec.heads, spec.head_size)
     tensors["attention.out.weight"] = (heads @ turn_HH).flatten(1)

@@ -51,9 +51,10 @@ class Moments:
     """Sum of x x^T."""
 
     @classmethod
-    def of(cls, inputs: int) -> Moments:
+    def of(cls, inputs: int, dtype: torch.dtype) -> Moments:
         """Of no rows yet."""
-        return cls(0, torch.zeros(inputs), torch.zeros(inputs), torch.zeros(inputs, inputs))
+        sums_I = torch.zeros(inputs, dtype=dtype)
+        return cls(0, sums_I, sums_I, torch.zeros(inputs, inputs, dtype=dtype))
 
     def add(self, x_TI: Tensor) -> None:
         if not len(x_TI):
@@ -88,9 +89,9 @@ class Seen:
         """What this matrix multiplied."""
         return self.inputs[product_of(weight)]
 
-    def expect(self, weight: str, inputs: int) -> None:
+    def expect(self, weight: str, matrix_OI: Tensor) -> None:
         """A product that rows may come to, or none."""
-        self.inputs.setdefault(product_of(weight), Moments.of(inputs))
+        self.inputs.setdefault(product_of(weight), Moments.of(matrix_OI.shape[1], matrix_OI.dtype))
 
     def tell(self, what: str, rows: Tensor) -> None:
         """Takes note of a product's rows [T, I], or of "keys" [T, G, H]."""
@@ -99,7 +100,7 @@ class Seen:
             self.keys_GH = most_GH if self.keys_GH is None else torch.maximum(self.keys_GH, most_GH)
             return
         if what not in self.inputs:
-            self.inputs[what] = Moments.of(rows.shape[1])
+            self.inputs[what] = Moments.of(rows.shape[1], rows.dtype)
         self.inputs[what].add(rows)
 
 

@@ -76,7 +76,8 @@ class IntGrouped:
         return code_bytes(inputs, self.bits) + groups * (3 if self.asymmetric else 2)
 
     def grid(self, rows_OI: Tensor) -> IntGrid:
-        return IntGrid(*rows_OI.shape, self.group_of(rows_OI.shape[1]), self.bits, self.asymmetric)
+        outputs, inputs = rows_OI.shape
+        return IntGrid(outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
         codes_RI, scales_RG, zeros_RG = self.taken_apart(stored_RB, inputs)
