@@ -16,6 +16,7 @@ from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
 from headrace.models import SLOT, Family
 from headrace.weight.assemble import make
+from headrace.weight.codes import Coded
 from headrace.weight.config import parse, read_generation, read_json
 from headrace.weight.formats import Format
 from headrace.weight.load import Progress, read_weights
@@ -80,10 +81,16 @@ def stored_form(described: Described) -> Format | None:
     """The format whose codes a folder keeps; None if it keeps floats. Raises ModelError."""
     if described.note is None:
         return None
+    file = described.folder / "config.json"
     try:
-        return make(described.note.weights)
+        form = make(described.note.weights)
     except ConfigError as error:
-        raise ModelError(f"{described.folder / 'config.json'}: quantization_config: {error}") from None
+        raise ModelError(f"{file}: quantization_config: {error}") from None
+    if not isinstance(form, Coded):
+        raise ModelError(
+            f"{file}: quantization_config: weights={described.note.weights} keeps floats: quantise the model again"
+        )
+    return form
 
 
 def settle(config: EngineConfig, described: Described) -> EngineConfig:

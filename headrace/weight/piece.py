@@ -53,8 +53,8 @@ class Moments:
     @classmethod
     def of(cls, inputs: int, dtype: torch.dtype) -> Moments:
         """Of no rows yet."""
-        sums_I = torch.zeros(inputs, dtype=dtype)
-        return cls(0, sums_I, sums_I, torch.zeros(inputs, inputs, dtype=dtype))
+        sum_I, most_I = torch.zeros(2, inputs, dtype=dtype)
+        return cls(0, sum_I, most_I, torch.zeros(inputs, inputs, dtype=dtype))
 
     def add(self, x_TI: Tensor) -> None:
         if not len(x_TI):
