@@ -1,7 +1,7 @@
 """Do recipes lose less than rounding to nearest, at the same bytes? Held-out text, the same pieces for all of them.
 
     python benchmarks/cases/recipes.py [--model tiny] [--weights SPEC ...] [--recipes SPEC ...] [--seeds 0 1 2]
-                                       [--n 100] [--samples 32] [--threads N] [--out FILE]
+                                       [--n 200] [--samples 32] [--threads N] [--out FILE]
 
 Target  bits per byte and KL to the model itself below those of `rtn`, at 3 and at 4 bits
 
@@ -56,27 +56,33 @@ def quantise(folder: Path, given: argparse.Namespace, weights: str, recipe: str,
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def read(llm: LLM, reference: LLM, count: int) -> list[Piece]:
-    """Every piece of the held-out text, at most `count`."""
-    found = []
-    for ids in cut(llm, held_out_text(), count):
-        own_TV = log_probs(llm, ids)
-        kl, _ = compare(log_probs(reference, ids), own_TV)
-        nats = -float(own_TV[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].double().sum())
-        size = len(llm.tokenizer.decode_bytes(ids[1:]))
-        found.append(Piece(nats / math.log(2), size, kl, len(ids) - 1))
-    return found
+class Text:
+    """Held-out pieces, and what the model itself says of them: the same for every folder."""
+
+    def __init__(self, model: str, count: int, threads: int) -> None:
+        with LLM(model, threads=threads) as llm:
+            self.pieces = cut(llm, held_out_text(), count)
+            self.own = [log_probs(llm, ids) for ids in self.pieces]
+
+    def read(self, llm: LLM) -> list[Piece]:
+        found = []
+        for ids, own_TV in zip(self.pieces, self.own, strict=True):
+            law_TV = log_probs(llm, ids)
+            kl, _ = compare(own_TV, law_TV)
+            nats = -float(law_TV[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].double().sum())
+            size = len(llm.tokenizer.decode_bytes(ids[1:]))
+            found.append(Piece(nats / math.log(2), size, kl, len(ids) - 1))
+        return found
 
 
-def measure(given: argparse.Namespace, weights: str, recipe: str, seed: int) -> tuple[list[Piece], int]:
+def measure(
+    given: argparse.Namespace, text: Text, weights: str, recipe: str, seed: int
+) -> tuple[list[Piece], int]:
     """All pieces, and the bytes of the weights in memory."""
     with tempfile.TemporaryDirectory() as room:
         quantise(Path(room) / "model", given, weights, recipe, seed)
-        with (
-            LLM(str(Path(room) / "model"), threads=given.threads) as llm,
-            LLM(given.model, threads=given.threads) as reference,
-        ):
-            return read(llm, reference, given.n), llm.engine.decoder.weight_bytes
+        with LLM(str(Path(room) / "model"), threads=given.threads) as llm:
+            return text.read(llm), llm.engine.decoder.weight_bytes
 
 
 def interval(shares: Sequence[tuple[float, float]]) -> str:
@@ -113,35 +119,33 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["int4", "int3"])
     parser.add_argument("--recipes", nargs="+", default=["awq", "gptq", "qoq"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines = [
         f"# Recipes against rounding to nearest, `{given.model}`\n",
-        f"{datetime.date.today()}, kernels {kernels.isa()}; {given.n} pieces of 256 tokens of held-out text; "
+        f"{datetime.date.today()}, kernels {kernels.isa()}; at most {given.n} pieces of 256 tokens of held-out text; "
         f"calibration on {given.samples} texts of 512 tokens, drawn by the seed. Differences are to `rtn` of the same "
         "format, paired by piece, with their interval of 95 %. Sizes are of the weights in memory.  ",
         f"`python benchmarks/cases/recipes.py {shlex.join(sys.argv[1:])}`",
     ]
+    text = Text(given.model, given.n, given.threads)
     for weights in given.weights:
         lines += [
             f"\n## `{weights}`\n",
             "| recipe | seed | bytes | bits/byte | against `rtn` | KL, nats | against `rtn` |",
             "|---|---|---|---|---|---|---|",
         ]
-        base, size = measure(given, weights, "rtn", 0)
+        base, size = measure(given, text, weights, "rtn", 0)
         lines.append(row("`rtn`", 0, base, base, size))
-        for recipe in given.recipes:
-            for seed in given.seeds:
-                lines.append(row(f"`{recipe}`", seed, *_beside(measure(given, weights, recipe, seed), base)))
+        for seed in given.seeds:
+            for recipe in given.recipes:
+                pieces, size = measure(given, text, weights, recipe, seed)
+                lines.append(row(f"`{recipe}`", seed, pieces, base, size))
                 print(lines[-1], file=sys.stderr, flush=True)
     show("\n".join(lines) + "\n", given.out)
-
-
-def _beside(found: tuple[list[Piece], int], base: list[Piece]) -> tuple[list[Piece], list[Piece], int]:
-    return found[0], base, found[1]
 
 
 if __name__ == "__main__":

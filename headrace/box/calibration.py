@@ -7,6 +7,7 @@ grammar and solved tasks. Where Python was installed without its sources, there 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 
 from headrace.box import library, prose
@@ -21,7 +22,7 @@ _WORDS = 120
 
 def draw(encode: Encode, first: Sequence[int], count: int, length: int, seed: int) -> list[list[int]]:
     """`count` rows of `length` tokens that begin with `first`, of texts drawn by `seed`."""
-    rng, sources = Random(seed), library.training_texts()
+    rng, sources = Random(seed), library.training_files()
     rows = []
     for _ in range(count):
         row = list(first)
@@ -40,11 +41,11 @@ def cut(ids: Sequence[int], first: Sequence[int], count: int, length: int, seed:
     return [[*first, *ids[start : start + room]] for start in chosen]
 
 
-def _code(rng: Random, sources: Sequence[str]) -> str:
-    text = rng.choice(sources)
+def _code(rng: Random, sources: Sequence[Path]) -> str:
+    text = rng.choice(sources).read_text(encoding="utf-8", errors="replace")
     start = rng.randrange(max(1, len(text) - _PART))
     start = text.find("\n", start) + 1  # of a line, or of the text where none follows
-    return text[start : start + _PART]
+    return text[start : start + _PART] or "\n"  # of an empty file
 
 
 def _made(rng: Random) -> str:

@@ -66,6 +66,7 @@ def quantize(
         )
     if out.resolve() == found.folder.resolve():
         raise ConfigError(f"--out={out} is the model's own folder: name another")
+    how.plan(found.architecture)  # what cannot be is said before anything is read
     set_threads(threads, FORMATS.make("plain"))
     source = Source(
         found.folder, read_json(found.folder / "config.json"), found.architecture, found.family.names

@@ -99,6 +99,15 @@ class Recipes:
     recipe_spec: str
     weights_spec: str
 
+    def plan(self, architecture: Architecture) -> Architecture:
+        """What the model becomes. Raises ConfigError for a format without codes, or a model that cannot be."""
+        if not isinstance(self.form, Coded):
+            raise ConfigError(
+                f"--weights {self.weights_spec} keeps floats, which no recipe chooses: name a format of codes, such as "
+                "int4:group=128"
+            )
+        return self.recipe.plan(architecture)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -131,13 +140,9 @@ class _Run:
     ) -> None:
         self.source, self.how, self.ids_ST = source, how, ids_ST
         self.make_pass, self.progress = make_pass, progress
-        if not isinstance(how.form, Coded):
-            raise ConfigError(
-                f"--weights {how.weights_spec} keeps floats, which no recipe chooses: name a format of codes, such as "
-                "int4:group=128"
-            )
+        self.becomes = how.plan(source.architecture)
+        assert isinstance(how.form, Coded), "plan() has refused others"
         self.form: Coded = how.form
-        self.becomes = how.recipe.plan(source.architecture)
         self.layers = len(self.becomes.blocks)
         self.assembly = Assembly(self.becomes, how.form, torch.float32, "cpu")
         self.plan = source.names.plan(self.becomes)
@@ -229,11 +234,9 @@ class _Run:
         for source, parts in self._part(layer, self.plan).items():
             rows = kept[source].split([shape[0] for _, shape in parts])
             for (name, shape), part in zip(parts, rows, strict=True):
-                form = self.assembly.form_of(name) if len(shape) == 2 else None
-                coded = part.dtype is torch.uint8 and isinstance(form, Coded)
-                found[name.removeprefix(_prefix(layer))] = (
-                    form.values(part, shape[1]) if coded and isinstance(form, Coded) else part.float()
-                )
+                form = self.assembly.form_of(name) if part.dtype is torch.uint8 else None
+                values = form.values(part, shape[1]) if isinstance(form, Coded) else part.float()
+                found[name.removeprefix(_prefix(layer))] = values
         return found
 
     # ---- the calibration text ----
