@@ -324,6 +324,7 @@ class _Run:
             "quant_method": METHOD,
             "weights": self.how.weights_spec,
             "recipe": self.how.recipe_spec,
+            "folds": self.how.recipe.folds,
             "version": 1,
         }
         config = {**self.source.config, KEY: note}

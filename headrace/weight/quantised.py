@@ -53,6 +53,8 @@ class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Spec of the format, slot `weights`."""
     recipe: str
     """Spec of the recipe, slot `recipe`."""
+    folds: bool
+    """Whether products read something else than the model's own did, so that no adapter fits them."""
     version: int = 1
 
 

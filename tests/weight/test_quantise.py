@@ -29,7 +29,7 @@ from headrace.weight.calibrate import Recipes, Report, Source, quantise
 from headrace.weight.codes import Coded
 from headrace.weight.config import read_json
 from headrace.weight.recipes import SLOT
-from tests.weight import folders
+from tests.weight import folders, lora_folders
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -290,10 +290,22 @@ def test_another_format_than_the_stored_one_is_refused(made: Path) -> None:
     assert greedy(made, weights="int4:group=32,asymmetric=false") == greedy(made)
 
 
+def test_an_adapter_of_the_model_fits_only_where_products_read_the_same(model: Path, tmp_path: Path) -> None:
+    adapter = lora_folders.write(tmp_path / "lora", load(model, torch.float32).architecture, 2, 0)
+    for recipe in ("gptq", "awq"):
+        run(model, tmp_path / recipe, recipe)
+    Engine(EngineConfig(model=str(tmp_path / "gptq"), adapters={"a": str(adapter)}, threads=1))
+    with pytest.raises(
+        ConfigError, match="quantised with the recipe awq, which changed what its products read"
+    ):
+        Engine(EngineConfig(model=str(tmp_path / "awq"), adapters={"a": str(adapter)}, threads=1))
+
+
 NOTES = {
     "an unknown format": ({"weights": "int44"}, "quantization_config: weights: no technique called 'int44'"),
     "a newer note": ({"version": 2}, "version=2 is not known here"),
     "an unknown key": ({"zeros": 1}, "quantization_config: .*unknown field `zeros`"),
+    "folds that are no answer": ({"folds": "yes"}, "Expected `bool`"),
     "no format": ({"weights": ...}, "quantization_config: .*missing required field `weights`"),
     "another group": ({"weights": "int4:group=64"}, r"codes of this format are U8 \[70, 34\]|U8"),
     "floats": ({"weights": "plain"}, "weights=plain keeps floats"),

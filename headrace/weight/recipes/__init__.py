@@ -1,7 +1,7 @@
 """Slot `recipe`: how the codes of a model's weights are chosen, once and for all, by `headrace quantize`.
 
-Add one: a file here with a frozen dataclass that has `card`, `calibrated`, `plan`, `rewrite` and `choose`, and a line
-in the index. headrace/weight/calibrate.py calls them, piece after piece; what recipes share lies in headrace/weight/.
+Add one: a file here with a frozen dataclass that has `card`, `calibrated`, `folds`, `plan`, `rewrite` and `choose`, and
+a line in the index. headrace/weight/calibrate.py calls them, piece by piece; what they share lies in headrace/weight/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class Recipe(Protocol):
     card: ClassVar[Card]
     calibrated: ClassVar[bool]
     """Whether `choose` reads what blocks saw of calibration text; else none is run."""
+    folds: ClassVar[bool]
+    """Whether products read something else afterwards (scaled, rotated), so that no adapter of the model fits."""
 
     def plan(self, architecture: Architecture) -> Architecture:
         """What the model becomes, mostly itself. Pure. Raises ConfigError for a model that it cannot be used on."""

@@ -40,6 +40,7 @@ class Awq:
 
     card: ClassVar[Card] = Card(slot="recipe", exact="lossy", paper="https://arxiv.org/abs/2306.00978")
     calibrated: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
     grid: int = 20
     """Exponents that are tried, from 0 to below 1; 0 scales nothing."""
     clip: int = 10

@@ -30,6 +30,7 @@ class Gptq:
 
     card: ClassVar[Card] = Card(slot="recipe", exact="lossy", paper="https://arxiv.org/abs/2210.17323")
     calibrated: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
     damp: float = 0.01
     """Share of the moments' mean diagonal that is added to it, above 0, up to 1."""
     sort: bool = False

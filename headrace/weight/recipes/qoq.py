@@ -45,6 +45,7 @@ class Qoq:
 
     card: ClassVar[Card] = Card(slot="recipe", exact="lossy", paper="https://arxiv.org/abs/2405.04532")
     calibrated: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
     rotate: bool = True
     """Turn the residual stream and the values."""
     alpha: float = 0.3

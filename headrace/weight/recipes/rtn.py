@@ -24,6 +24,7 @@ class Rtn:
 
     card: ClassVar[Card] = Card(slot="recipe", exact="lossy", paper="what loading with --weights does")
     calibrated: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
 
     def plan(self, architecture: Architecture) -> Architecture:
         return architecture
