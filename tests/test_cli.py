@@ -142,7 +142,9 @@ def test_bad_input(headrace, model: str, argv: list[str], line: str) -> None:
     assert err.count("\n") == 1 and err.startswith("headrace: error: ") and line in err
 
 
-@pytest.mark.parametrize("wrong", [["--kv-codec", "kivy"], ["--prot", "1"], ["--model", "no/such"]], ids="".join)
+@pytest.mark.parametrize(
+    "wrong", [["--kv-codec", "kivy"], ["--prot", "1"], ["--model", "no/such"]], ids="".join
+)
 def test_a_log_of_json_ends_in_json(headrace, wrong: list[str]) -> None:
     code, out, err = headrace("serve", "--log-json", *wrong)
     assert (code, out, err.count("\n")) == (2, "", 1)
