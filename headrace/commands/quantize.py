@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,8 @@ from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from headrace.weight.calibrate import Recipes, Report, Source
 
 MAX_TEXT = 256 << 20
 """Largest file of calibration text, bytes."""
@@ -45,19 +48,61 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Choose the codes of a model's weights, and write a folder that runs."""
-    from headrace import box
     from headrace.forward.calibration import BlockPass
-    from headrace.forward.load import describe
     from headrace.forward.memory import set_threads
     from headrace.meter import ProgressBar
-    from headrace.weight.calibrate import Recipes, Source, quantise
-    from headrace.weight.config import read_json
+    from headrace.weight.calibrate import Recipes, quantise
     from headrace.weight.formats import SLOT as FORMATS
     from headrace.weight.recipes import SLOT as RECIPES
 
     begin = time.monotonic()
     made, form = RECIPES.make(recipe), FORMATS.make(weights)
     how = Recipes(made, form, RECIPES.spec_of(made), FORMATS.spec_of(form))
+    source = _source(model, out)
+    how.plan(source.architecture)  # what cannot be is said before anything is read
+    set_threads(threads, FORMATS.make("plain"))
+    ids_ST = _texts(source, made.calibrated, text, samples, tokens, seed)
+    if made.calibrated:
+        count, length = ids_ST.shape
+        note(f"{how.recipe_spec} for {how.weights_spec}, on {count} texts of {length} tokens", quiet)
+    with ProgressBar(None, "quantising") as bar:
+        report = quantise(source, how, ids_ST, out, BlockPass, bar.update)
+    _show(how, report, ids_ST, out, time.monotonic() - begin, as_json)
+    if report.resumed:
+        note(f"{report.resumed} of {report.pieces} files were there already, from a run that ended", quiet)
+    note(f"written to {out}: run it with --model {out}", quiet)
+
+
+def _show(how: Recipes, report: Report, ids_ST: Tensor, out: Path, seconds: float, as_json: bool) -> None:
+    if as_json:
+        facts = dataclasses.asdict(report)
+        write_json(
+            {
+                "out": str(out),
+                "weights": how.weights_spec,
+                "recipe": how.recipe_spec,
+                "texts": ids_ST.shape[0],
+                "tokens": ids_ST.shape[1],
+                **facts,
+                "seconds": seconds,
+            }
+        )
+        return
+    sizes = [f"{size / 1e6:,.1f} MB" for size in (report.bytes_before, report.bytes_after)]
+    write_table(
+        ("recipe", "weights", "before", "after", "seconds"),
+        [[how.recipe_spec, how.weights_spec, *sizes, f"{seconds:.1f}"]],
+        numbers=("before", "after", "seconds"),
+    )
+
+
+def _source(model: str, out: Path) -> Source:
+    """The model, if it can be quantised. Raises ConfigError."""
+    from headrace import box
+    from headrace.forward.load import describe
+    from headrace.weight.calibrate import Source
+    from headrace.weight.config import read_json
+
     found = describe(box.path(model) if model in box.MODELS else Path(model))
     if found.note is not None:
         raise ConfigError(
@@ -66,44 +111,11 @@ def quantize(
         )
     if out.resolve() == found.folder.resolve():
         raise ConfigError(f"--out={out} is the model's own folder: name another")
-    how.plan(found.architecture)  # what cannot be is said before anything is read
-    set_threads(threads, FORMATS.make("plain"))
-    source = Source(
-        found.folder, read_json(found.folder / "config.json"), found.architecture, found.family.names
-    )
-    ids_ST = _texts(found, made.calibrated, text, samples, tokens, seed)
-    if made.calibrated:
-        note(
-            f"{how.recipe_spec} for {how.weights_spec}, on {ids_ST.shape[0]} texts of {ids_ST.shape[1]} tokens",
-            quiet,
-        )
-    with ProgressBar(None, "quantising") as bar:
-        report = quantise(source, how, ids_ST, out, BlockPass, bar.update)
-    row: dict[str, Any] = {
-        "out": str(out),
-        "weights": how.weights_spec,
-        "recipe": how.recipe_spec,
-        "bytes_before": report.bytes_before,
-        "bytes_after": report.bytes_after,
-        "texts": ids_ST.shape[0],
-        "tokens": ids_ST.shape[1],
-        "pieces": report.pieces,
-        "resumed": report.resumed,
-        "seconds": time.monotonic() - begin,
-    }
-    if as_json:
-        write_json(row)
-        return
-    sizes = [f"{row[key] / 1e6:,.1f} MB" for key in ("bytes_before", "bytes_after")]
-    write_table(
-        ("recipe", "weights", "before", "after", "seconds"),
-        [[how.recipe_spec, how.weights_spec, *sizes, f"{row['seconds']:.1f}"]],
-        numbers=("before", "after", "seconds"),
-    )
-    note(f"written to {out}: run it with --model {out}", quiet)
+    config = read_json(found.folder / "config.json")
+    return Source(found.folder, config, found.architecture, found.family.names)
 
 
-def _texts(found: Any, wanted: bool, text: Path | None, samples: int, tokens: int, seed: int) -> Tensor:
+def _texts(source: Source, wanted: bool, text: Path | None, samples: int, tokens: int, seed: int) -> Tensor:
     """int64 [S, T]; of a recipe that needs none, no rows. Raises ConfigError."""
     import torch
 
@@ -114,8 +126,8 @@ def _texts(found: Any, wanted: bool, text: Path | None, samples: int, tokens: in
         if text is not None:
             raise ConfigError(f"--text={text}: this recipe calibrates nothing: leave it out")
         return torch.empty(0, 0, dtype=torch.int64)
-    tokenizer = Tokenizer(found.folder)
-    length = min(tokens, found.architecture.context)
+    tokenizer = Tokenizer(source.folder)
+    length = min(tokens, source.architecture.context)
     first = [] if tokenizer.bos is None else [tokenizer.bos]
 
     def encode(piece: str) -> list[int]:
@@ -131,9 +143,9 @@ def _texts(found: Any, wanted: bool, text: Path | None, samples: int, tokens: in
             f"--text={text} has fewer than {length} tokens: name a longer one, or lower --tokens"
         )
     ids_ST = torch.tensor(rows)
-    if int(ids_ST.max()) >= found.architecture.vocab:
+    if int(ids_ST.max()) >= source.architecture.vocab:
         raise ConfigError(
-            f"{found.folder}: its tokenizer has tokens beyond the model's {found.architecture.vocab}"
+            f"{source.folder}: its tokenizer has tokens beyond the model's {source.architecture.vocab}"
         )
     return ids_ST
 

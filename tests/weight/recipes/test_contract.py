@@ -17,13 +17,24 @@ from headrace.weight.recipes import SLOT
 from tests.forward import dense
 from tests.weight.recipes import models
 
-SPECS = (*SLOT.index, "gptq:sort=true", "awq:clip=0", "qoq:rotate=false", "qoq:alpha=0,beta=0,keys=0")
+SCALED = "awq:grid=5,clip=0"
+SPECS = (
+    "rtn",
+    "awq:grid=4,clip=3",
+    SCALED,
+    "gptq",
+    "gptq:sort=true",
+    "qoq",
+    "qoq:rotate=false",
+    "qoq:alpha=0,beta=0,keys=0",
+)
 TEXTS = [[Random(s).randrange(48) for _ in range(24)] for s in range(3)]
 
 each_spec = pytest.mark.parametrize("spec", SPECS)
 
 
-def test_every_family_is_tried() -> None:
+def test_every_recipe_and_every_family_is_tried() -> None:
+    assert {spec.partition(":")[0] for spec in SPECS} == set(SLOT.index)
     assert {kind for kind, _ in models.FAMILIES.values()} == set(FAMILIES.index)
 
 
@@ -37,10 +48,10 @@ def test_without_rounding_the_model_stays_as_it_is(spec: str, name: str) -> None
             recipe.plan(model)
         return
     becomes = recipe.plan(model)
-    form = models.Unrounded(pretend=spec == "awq:clip=0")  # without errors there is nothing to search for
+    form = models.Unrounded(pretend=spec == SCALED)  # without errors there is nothing to search for
     made = models.treat(recipe, model, dict(found), TEXTS, form)
     changed = [n for n, t in found.items() if n.endswith("out.weight") and not torch.allclose(made[n], t)]
-    assert bool(changed) == (spec == "awq:clip=0" or spec.startswith("qoq")), "not what this test is for"
+    assert bool(changed) == (spec == SCALED or spec.startswith("qoq")), "not what this test is for"
     assert recipe.folds or not changed
     want = dense.logits(models.decoder(model, found), TEXTS[0])
     got = dense.logits(models.decoder(becomes, made), TEXTS[0])
