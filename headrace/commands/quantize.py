@@ -16,7 +16,7 @@ from headrace.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headrace.weight.calibrate import Recipes, Report, Source
+    from headrace.weight.calibrate import Report, Source, Target
 
 MAX_TEXT = 256 << 20
 """Largest file of calibration text, bytes."""
@@ -51,13 +51,13 @@ def quantize(
     from headrace.forward.calibration import BlockPass
     from headrace.forward.memory import set_threads
     from headrace.meter import ProgressBar
-    from headrace.weight.calibrate import Recipes, quantise
+    from headrace.weight.calibrate import Target, quantise
     from headrace.weight.formats import SLOT as FORMATS
     from headrace.weight.recipes import SLOT as RECIPES
 
     begin = time.monotonic()
     made, form = RECIPES.make(recipe), FORMATS.make(weights)
-    how = Recipes(made, form, RECIPES.spec_of(made), FORMATS.spec_of(form))
+    how = Target(made, form, RECIPES.spec_of(made), FORMATS.spec_of(form))
     source = _source(model, out)
     how.plan(source.architecture)  # what cannot be is said before anything is read
     set_threads(threads, FORMATS.make("plain"))
@@ -73,7 +73,7 @@ def quantize(
     note(f"written to {out}: run it with --model {out}", quiet)
 
 
-def _show(how: Recipes, report: Report, ids_ST: Tensor, out: Path, seconds: float, as_json: bool) -> None:
+def _show(how: Target, report: Report, ids_ST: Tensor, out: Path, seconds: float, as_json: bool) -> None:
     if as_json:
         facts = dataclasses.asdict(report)
         write_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,7 @@ from headrace.forward.decoder import make_block
 from headrace.kernels.before import Before, apply
 from headrace.types import Batch
 from headrace.weight.assemble import Weights, places
-
-Tell = Callable[[str, Tensor], None]
-"""Told what a stacked product reads, [T, I], and "keys", [T, G, H]; not to be kept."""
+from headrace.weight.piece import Tell
 
 
 class BlockPass:

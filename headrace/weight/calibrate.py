@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from headrace import __version__
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError, ModelError
 from headrace.weight import memory
@@ -31,11 +32,10 @@ from headrace.weight.codes import Coded, store_nearest
 from headrace.weight.formats import Format
 from headrace.weight.load import check_floats
 from headrace.weight.names import Names, Shape
-from headrace.weight.piece import Piece, Seen, product_of
+from headrace.weight.piece import Piece, Seen, Tell, product_of
 from headrace.weight.quantised import KEY, METHOD, Output
 from headrace.weight.recipes import Recipe
 
-Tell = Callable[[str, Tensor], None]
 Progress = Callable[[int, int], None]
 """Called with (texts run through blocks, of so many) as the run goes on."""
 
@@ -91,7 +91,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Recipes:
+class Target:
     """What is made of a model: a recipe for a format, with their specs."""
 
     recipe: Recipe
@@ -121,7 +121,7 @@ class Report:
 
 
 def quantise(
-    source: Source, how: Recipes, ids_ST: Tensor, out: Path, make_pass: MakePass, progress: Progress
+    source: Source, how: Target, ids_ST: Tensor, out: Path, make_pass: MakePass, progress: Progress
 ) -> Report:
     """Writes the quantised folder `out`. ids_ST: the calibration texts, int64; not looked at by recipes without.
 
@@ -136,7 +136,7 @@ class _Run:
     """One run; its state is the hidden states that the next block is given."""
 
     def __init__(
-        self, source: Source, how: Recipes, ids_ST: Tensor, out: Path, make_pass: MakePass, progress: Progress
+        self, source: Source, how: Target, ids_ST: Tensor, out: Path, make_pass: MakePass, progress: Progress
     ) -> None:
         self.source, self.how, self.ids_ST = source, how, ids_ST
         self.make_pass, self.progress = make_pass, progress
@@ -156,8 +156,8 @@ class _Run:
         width, texts = self.becomes.width, self.ids_ST.numel() if self.how.recipe.calibrated else 0
         blocks = [self._floats(layer) for layer in range(self.layers)]
         moments = max(self._moments(layer) for layer in range(self.layers)) if texts else 0
-        # a piece as floats, stacked, as it was rounded and in scratch; moments, once more in float64 twice over
-        needed = max(4 * max(blocks) + 5 * moments, 2 * self._floats(None)) + 4 * texts * width + CHUNK
+        # a block as floats, stacked, rounded and in scratch; its moments, and the largest inverted in float64
+        needed = max(4 * max(blocks) + moments, 2 * self._floats(None)) + 4 * texts * width + CHUNK
         memory.require(
             needed, "cpu", f"quantising {self.source.folder} with {texts} tokens of calibration text"
         )
@@ -258,7 +258,7 @@ class _Run:
         tensors = self._values(layer, kept)
         if layer is None:
             table = tensors["embed.weight"]
-            self.hidden_STD = table[self.ids_ST] * self.becomes.embedding_scale
+            self.hidden_STD = table[self.ids_ST].mul_(self.becomes.embedding_scale)
             return
         assert self.hidden_STD is not None
         run = self.make_pass(self.becomes, layer, tensors)
@@ -291,14 +291,14 @@ class _Run:
         )
 
     def _moments(self, layer: int) -> int:
-        """Bytes of the second moments that a block's products need."""
+        """Bytes of the second moments that a block's products need, and of three copies of the largest in float64."""
         widths = {
             product_of(name): shape[1]
             for parts in self._part(layer, self.plan).values()
             for name, shape in parts
             if len(shape) == 2
         }
-        return sum(4 * width * width for width in widths.values())
+        return sum(4 * width * width for width in widths.values()) + 24 * max(widths.values()) ** 2
 
     def _stored(self) -> int:
         """Bytes that are written, at most."""
@@ -313,6 +313,7 @@ class _Run:
         """All that decides the folder's bytes."""
         data = hashlib.blake2b(self.ids_ST.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
         return {
+            "headrace": __version__,
             "model": self.source.digest(),
             "recipe": repr(self.how.recipe),
             "weights": repr(self.how.form),

@@ -67,9 +67,11 @@ def _slabs(inputs: int, group: int) -> list[tuple[int, int]]:
 
 def _factor(products_II: Tensor, damp: float, order: Tensor) -> Tensor:
     """U, float64: upper, U^T U = (H + damp)^-1, inputs in this order."""
-    wide_II = products_II.double()[order][:, order]
-    diagonal = wide_II.diagonal()
-    mean = float(diagonal.mean())
-    diagonal += damp * mean if mean > 0 else 1.0  # nothing was seen: every error counts the same
-    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(wide_II))
-    return torch.linalg.cholesky(inverse_II, upper=True)
+    found_II = products_II[order][:, order].double()
+    mean = float(found_II.diagonal().mean())
+    found_II.diagonal().add_(
+        damp * mean if mean > 0 else 1.0
+    )  # nothing was seen: every error counts the same
+    found_II = torch.linalg.cholesky(found_II)  # step by step, so that no more than three are there at once
+    found_II = torch.cholesky_inverse(found_II)
+    return torch.linalg.cholesky(found_II, upper=True)

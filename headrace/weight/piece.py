@@ -9,6 +9,7 @@ Shape suffixes beside those of headrace/types.py: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from headrace.architecture import Architecture, Block
 from headrace.weight.assemble import stack_of
+
+Tell = Callable[[str, Tensor], None]
+"""Told what a stacked product reads, [T, I], and "keys", [T, G, H]; not to be kept."""
 
 
 @dataclass

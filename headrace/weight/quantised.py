@@ -85,7 +85,7 @@ class Output:
             raise ConfigError(f"--out={folder}: cannot make the folder: {error.strerror}") from None
         if UNFINISHED in found:
             self._check_claim(claim)
-        elif found:
+        elif set(found) - {f"{UNFINISHED}.part"}:
             raise ConfigError(f"--out={folder}: the folder is not empty ({sorted(found)[0]}): name another")
         else:
             self._put(UNFINISHED, json.dumps(dict(claim), indent=1).encode())

@@ -96,6 +96,9 @@ def test_what_is_far_off_is_held_at_the_ends(spec: str) -> None:
     near_OI = grid.round(0, rows_OI)
     far_OI = grid.round(0, 100 * rows_OI)
     assert torch.equal(form(spec).values(grid.stored(), 64), far_OI)
+    packing = SLOT.make(spec).start(20, 64, torch.float32, CPU)
+    packing.put_stored(0, grid.stored())  # of int4_dual: nothing beyond a signed byte
+    assert torch.equal(packing.finish().rows(torch.arange(20)), far_OI)
     assert (far_OI * near_OI >= 0).all() and far_OI.abs().max() < 2 * rows_OI.abs().max() + 1
 
 

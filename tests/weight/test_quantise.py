@@ -21,15 +21,17 @@ from headrace.engine import Engine
 from headrace.errors import ConfigError, ModelError
 from headrace.forward.calibration import BlockPass
 from headrace.forward.load import describe, load
+from headrace.models import SLOT as FAMILIES
 from headrace.params import SamplingParams
 from headrace.types import Request
 from headrace.weight import memory
 from headrace.weight.assemble import make
-from headrace.weight.calibrate import Recipes, Report, Source, quantise
+from headrace.weight.calibrate import Report, Source, Target, quantise
 from headrace.weight.codes import Coded
 from headrace.weight.config import read_json
 from headrace.weight.recipes import SLOT
 from tests.weight import folders, lora_folders
+from tests.weight.recipes import models
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -60,7 +62,7 @@ def run(
     ids: torch.Tensor = IDS,
     make_pass: Callable[..., Any] = BlockPass,
 ) -> Report:
-    how = Recipes(SLOT.make(recipe), make(weights), recipe, weights)
+    how = Target(SLOT.make(recipe), make(weights), recipe, weights)
     return quantise(source(model), how, ids, out, make_pass, lambda done, total: None)
 
 
@@ -145,20 +147,31 @@ def test_a_tied_head_that_is_rotated_becomes_its_own(tmp_path: Path) -> None:
     assert describe(tmp_path / "awq").architecture.tied_head and greedy(tmp_path / "awq")
 
 
-def test_a_fused_checkpoint_stays_fused(tmp_path: Path) -> None:
-    """Phi 3: query, key and value in one tensor, whose rows of codes follow each other."""
-    from headrace.models.phi3 import Phi3
-    from headrace.weight.config import parse
-    from headrace.weight.synthetic import random_tensors
-
-    config = {**CONFIG, "model_type": "phi3"}
-    architecture = Phi3().architecture(parse(config, Phi3.schema))
-    ours = dict(random_tensors(architecture, 0, torch.float32))
-    plan = Phi3.names.plan(architecture)
-    folder = tmp_path / "phi3"
-    folders.write(folder, config, {s: torch.cat([ours[n] for n, _ in parts]) for s, parts in plan.items()})
-    run(folder, tmp_path / "out", "rtn")
-    assert greedy(tmp_path / "out") == greedy(folder, weights=INT4)
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_a_folder_of_any_family_holds_what_the_recipe_chose(name: str, tmp_path: Path) -> None:
+    """Fused tensors, experts and prefixes included: codes on disk are those of the recipe in memory, block by block."""
+    kind, config = models.FAMILIES[name]
+    architecture, family = models.architecture(name), FAMILIES.load(kind)()  # type: ignore[attr-defined]
+    ours = {n: t.float() for n, t in models.tensors(architecture).items()}
+    plan = family.names.plan(architecture)
+    folder = folders.write(
+        tmp_path / "model",
+        {"model_type": kind, **config},
+        {source: torch.cat([ours[n] for n, _ in parts]) for source, parts in plan.items()},
+    )
+    form = make(INT4)
+    assert isinstance(form, Coded)
+    run(folder, tmp_path / "out", "gptq", f"{INT4},head=plain", IDS % 48)
+    want = models.treat(SLOT.make("gptq"), architecture, ours, (IDS % 48).tolist(), form)
+    loaded = load(tmp_path / "out", torch.float32).decoder
+    for layer, block in enumerate(loaded.blocks):
+        out = f"blocks.{layer}.attention.out.weight"
+        assert torch.equal(block.attention.out.matrix.rows(torch.arange(len(want[out]))), want[out])
+        parts = [want[f"blocks.{layer}.attention.{part}.weight"] for part in "qkv"]
+        qkv = block.attention.qkv.matrix
+        assert torch.equal(qkv.rows(torch.arange(sum(map(len, parts)))), torch.cat(parts))
+    run(folder, tmp_path / "rtn", "rtn")
+    assert greedy(tmp_path / "rtn") == greedy(folder, weights=INT4)
 
 
 # ---- runs that end early ----
@@ -193,7 +206,6 @@ def test_a_killed_process_goes_on_to_the_same_bytes(model: Path, made: Path, tmp
     assert done.returncode == -signal.SIGKILL and sorted(content(out))[-1] == "unfinished.json"
     (out / "model-00003-of-00004.safetensors.part").write_bytes(b"cut short")
     assert run(model, out).resumed == 2
-    (out / "model-00003-of-00004.safetensors.part").unlink(missing_ok=True)
     assert content(out) == content(made)
 
 
@@ -213,7 +225,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(model: Path, made: Pa
     with files_of_at_most(6000), pytest.raises(ConfigError, match="cannot write .* to go on from here"):
         run(model, out)
     run(model, out)
-    assert {k: v for k, v in content(out).items() if not k.endswith(".part")} == content(made)
+    assert content(out) == content(made)
 
 
 # ---- refusals ----

@@ -28,7 +28,7 @@ SPECS = (
     "qoq:rotate=false",
     "qoq:alpha=0,beta=0,keys=0",
 )
-TEXTS = [[Random(s).randrange(48) for _ in range(24)] for s in range(3)]
+TEXTS = [Random(s).choices(range(48), k=24) for s in range(3)]
 
 each_spec = pytest.mark.parametrize("spec", SPECS)
 
