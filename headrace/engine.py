@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, describe, load
+from headrace.forward.load import adapt, describe, load, settle
 from headrace.forward.memory import (
     keep_freed_memory,
     make_cache,
@@ -77,7 +77,9 @@ class Engine:
         device, dtype = torch_device(config.device), torch_dtype(config)
         if decoder is None:
             self.path = box.path(config.model) if config.model in box.MODELS else Path(config.model)
-            architecture = describe(self.path).architecture
+            described = describe(self.path)
+            architecture, config = described.architecture, settle(config, described)
+            self.config = config
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())

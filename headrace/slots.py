@@ -114,6 +114,7 @@ SLOT_PACKAGES = (
     "headrace.layer.positions",
     "headrace.weight.formats",
     "headrace.weight.adapters",
+    "headrace.weight.recipes",
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from headrace.forward.pooling import pooled_rows
 from headrace.kv.cache import KVCache
@@ -53,6 +54,21 @@ def build_batch(
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
         written=placed.written,
+    )
+
+
+def one_text(ids_T: Tensor) -> Batch:
+    """One text, all of it in one span, for a KV store without pages; nothing is sampled."""
+    count = len(ids_T)
+    return Batch(
+        spans=(Span(0, 0, count),),
+        ids_T=ids_T,
+        positions_T=torch.arange(count, device=ids_T.device),
+        starts=(0, count),
+        slots=(),
+        sealed=(),
+        reads=(),
+        rows_R=ids_T.new_empty(0),
     )
 
 
