@@ -115,8 +115,9 @@ class KVCache:
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
-            tables.reserve(span.seq, span.start, ends(span)[0])
-            tables.branch(span.seq, span.stop, ends(span)[1:])
+            own, *others = ends(span)
+            tables.reserve(span.seq, span.start, own)
+            tables.branch(span.seq, span.stop, others)
 
     def place(self, spans: tuple[Span, ...]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""

@@ -36,6 +36,7 @@ OPTIONS = {
         "draft_tree:model=mixed,branching=2.1",
         "",
     ],
+    "verifier": ["sample_match"] * 4,  # the others are refused with most drafters
     "draft-budget": ["fixed:tokens=3", "auto:retry=2"],
     "processors": [
         "temperature+top_p",
