@@ -15,8 +15,8 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -26,6 +26,7 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
 PoolingKind = Literal["mean", "last"]
@@ -285,6 +286,8 @@ class Batch:
     """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
+    selecting: Mapping[int, Selecting] = field(default_factory=dict)
+    """Of each cache group that has a selector: what it is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,18 @@ class Paged:
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         return paged_attention.attend(queries, arena_PX, self._stores[layer], reads)
+
+    def attend_heads(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Sequence[Reads]) -> Tensor:
+        """The same, [T, N, H], where each kv head reads pages of its own."""
+        q_TNH, store = queries.q_TNH, self._stores[layer]
+        out_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
+        each, size = q_TNH.shape[1] // store.kv_heads, store.nbytes // store.kv_heads
+        for g, own in enumerate(reads):
+            heads = slice(g * each, (g + 1) * each)
+            head = replace(store, k_at=store.k_at + g * size, v_at=store.v_at + g * size, kv_heads=1)
+            mine = queries._replace(q_TNH=q_TNH[:, heads])
+            out_TNH[:, heads] = paged_attention.attend(mine, arena_PX, head, own).out_TNH
+        return out_TNH
 
 
 def _stores(group: GroupSpec, page_tokens: int, stored: torch.dtype) -> dict[int, PageStore]:

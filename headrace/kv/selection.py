@@ -1,0 +1,277 @@
+"""Selection: rows of a batch that read a choice of their pages, and what is chosen for them.
+
+    rows      of the batch, those that select, set after set; the others read what Reads says
+    set       rows of one sequence, next to each other, that read the same pages
+    mask_GCB  what a selector answers: for each kv head and set, which pages of the set's table are read
+
+A mask becomes runs of pages per kv head, and attention is called once per kv head: what is not chosen is not touched.
+Whether a position selects is a matter of its sequence and of the position (Selector.answers, .rows, .kept), never of
+how a prompt was cut.
+
+R rows that select, C sets, S tables, B pages of the longest table, W runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.kernels.attention import Queries
+from headrace.kernels.page_dots import PageVectors
+from headrace.kv.groups import GroupSpec
+from headrace.kv.paged import Paged
+from headrace.types import Reads, Run, Sequence, Span
+
+if TYPE_CHECKING:
+    from headrace.kv.selectors import LiveSelector, Selector
+
+
+class RowSet(NamedTuple):
+    """Rows of one sequence that read the same pages."""
+
+    first_row: int
+    """Among the rows that select."""
+    end_row: int
+    table: int
+    stop: int
+    """Position after that of its last row."""
+    pages: int
+    """Of its table that it may read."""
+    kept: int
+    """Of these it reads at least so many."""
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """What a batch asks of one cache group's selector. Tensors are int64."""
+
+    page_tokens: int
+    whole_P: Tensor
+    """Pages that have become whole."""
+    sets: tuple[RowSet, ...] = ()
+    rows_R: Tensor | None = None
+    """The batch's rows that select; None where none does."""
+    tables_SB: Tensor | None = None
+    """Page numbers of each sequence that has such rows, padded with pages of its own."""
+    others_R: Tensor | None = None
+    """The batch's other rows; None if there are none."""
+    others: Reads | None = None
+    """What these read, numbered among themselves."""
+
+    @cached_property
+    def sets_C6(self) -> Tensor:
+        """The sets as a tensor."""
+        assert self.rows_R is not None
+        return torch.tensor(self.sets, dtype=torch.int64, device=self.rows_R.device)
+
+    @cached_property
+    def lookup(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tables, and per row that selects its table and how many pages of it may be read."""
+        assert self.tables_SB is not None
+        lengths_C = self.sets_C6[:, 1] - self.sets_C6[:, 0]
+        tables_R, counts_R = (self.sets_C6[:, i].repeat_interleave(lengths_C) for i in (2, 4))
+        return self.tables_SB, tables_R, counts_R
+
+    @cached_property
+    def readable_CB(self) -> Tensor:
+        """Which pages of its table each set may read."""
+        assert self.tables_SB is not None
+        return torch.arange(self.tables_SB.shape[1], device=self.tables_SB.device) < self.sets_C6[:, 4, None]
+
+    def reads(self, mask_GCB: Tensor) -> list[Reads]:
+        """A mask as runs, one list of them per kv head."""
+        assert self.tables_SB is not None
+        g_W, c_W, b_W = mask_GCB.nonzero().unbind(1)
+        first_W, end_W, table_W, stop_W = (self.sets_C6[:, i][c_W] for i in range(4))
+        start_W = b_W * self.page_tokens
+        length_W = (stop_W - start_W).clamp_max(self.page_tokens)
+        pages_W, at = self.tables_SB[table_W, b_W], 0
+        found: list[Reads] = []
+        for count in torch.bincount(g_W, minlength=len(mask_GCB)).tolist():
+            own, at = slice(at, at + count), at + count
+            index_W = torch.arange(count, device=pages_W.device)
+            runs_W5 = torch.stack((first_W[own], end_W[own], index_W, start_W[own], length_W[own]), 1)
+            found.append(PackedReads(pages_W[own], runs_W5))
+        return found
+
+
+class PackedReads(Reads):
+    """Reads whose runs lie in a tensor, and become tuples only where somebody walks them."""
+
+    def __init__(self, pages_B: Tensor, runs_W5: Tensor) -> None:
+        super().__init__(pages_B, ())
+        self.__dict__["runs_W5"] = runs_W5
+
+    def by_rows(self) -> Iterator[tuple[slice, list[Run]]]:
+        runs = tuple(Run(*run) for run in self.runs_W5.tolist())
+        return Reads(self.pages_B, runs).by_rows()
+
+
+class Cut(NamedTuple):
+    """Positions of a span that read everything, or the same choice."""
+
+    span: Span
+    kept: int
+    """Pages that are read; 0 for all."""
+
+
+def cuts(span: Span, prompt_len: int, selector: Selector, page_tokens: int) -> Iterator[Cut]:
+    """The span, cut where it begins or ceases to select."""
+    low, high = selecting_positions(selector, prompt_len)
+    first, end = span.start, span.start + len(span)
+    dense = first
+    while first < end:
+        stop = min(end, low if first < low else end)
+        kept = 0
+        if low <= first < high:
+            stop = min(end, high, (first // selector.rows + 1) * selector.rows)
+            pages = -(-stop // page_tokens)
+            kept = selector.kept(pages, page_tokens)
+            kept = 0 if kept >= pages else kept
+        if kept:
+            if dense < first:
+                yield Cut(Span(span.seq, dense, first), 0)
+            yield Cut(Span(span.seq, first, stop), kept)
+            dense = stop
+        first = stop
+    if dense < end:
+        yield Cut(Span(span.seq, dense, end), 0)
+
+
+def selecting_positions(selector: Selector, prompt_len: int) -> tuple[int, int]:
+    """[low, high) of the positions that may select."""
+    if selector.answers:
+        return prompt_len, 1 << 62
+    return 0, max(0, prompt_len - selector.spared) // selector.rows * selector.rows
+
+
+def select_rows(
+    spans: tuple[Span, ...],
+    sequences: Mapping[int, Sequence],
+    selector: Selector,
+    page_tokens: int,
+    pages_of: Callable[[int], list[int]],
+    reads_of: Callable[[tuple[Span, ...]], Reads],
+    whole_P: Tensor,
+) -> Selecting:
+    """Which of a batch's rows select, in one cache group. pages_of: a sequence's block table. reads_of: what rows read
+    that do not select."""
+    sets: list[RowSet] = []
+    rows: list[int] = []
+    others: list[int] = []
+    dense: list[Span] = []
+    tables: dict[int, list[int]] = {}
+    row = 0
+    for span in spans:
+        for cut, kept in cuts(span, sequences[span.seq].prompt_len, selector, page_tokens):
+            own = range(row, row + len(cut))
+            row += len(cut)
+            if not kept:
+                others += own
+                dense.append(cut)
+                continue
+            tables.setdefault(span.seq, pages_of(span.seq))
+            pages = -(-cut.stop // page_tokens)
+            sets.append(RowSet(len(rows), len(rows) + len(own), len(tables) - 1, cut.stop, pages, kept))
+            rows += own
+    if not sets:
+        return Selecting(page_tokens, whole_P)
+    most = max(map(len, tables.values()))
+    padded = [(*pages, *pages[:1] * (most - len(pages))) for pages in tables.values()]
+    return Selecting(
+        page_tokens,
+        whole_P,
+        tuple(sets),
+        _tensor(rows, whole_P.device),
+        _tensor(padded, whole_P.device),
+        _tensor(others, whole_P.device) if others else None,
+        reads_of(tuple(dense)) if others else None,
+    )
+
+
+def _tensor(values: object, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def kept_pages(pages: int, page_tokens: int, share: float, least: int, sink: int, recent: int) -> int:
+    """A share of the pages, but no fewer than `least` tokens are, or the first and last ones that are always read."""
+    always = -(-sink // page_tokens) + -(-recent // page_tokens) + 1  # the newest page is not full
+    return min(pages, max(-int(-share * pages // 1), -(-least // page_tokens), always))
+
+
+def stack_vectors(
+    group: GroupSpec, at: int, count: int, size: Callable[[int], int]
+) -> dict[int, PageVectors]:
+    """Layer -> where its vectors are, one layer after the other; size: of a vector, from the head's."""
+    stores = {}
+    for member in group.members:
+        stores[member.layer] = PageVectors(at, len(member.kv_heads), count, size(member.head_size))
+        at += stores[member.layer].nbytes
+    return stores
+
+
+def best_pages(scores_RNB: Tensor, kv_heads: int, selecting: Selecting, sink: int, recent: int) -> Tensor:
+    """The mask of each row's best pages, as many as its set keeps; of sets of one row. The first `sink` and the last
+    `recent` tokens are always among them. Scores of pages that a row may not read are -inf.
+
+    A page's score for a kv head is the best of its query heads', each counted from that head's best page. Among equals
+    the first in the text are taken.
+    """
+    size, (C, _, B) = selecting.page_tokens, scores_RNB.shape
+    stop_C, kept_C = selecting.sets_C6[:, 3], selecting.sets_C6[:, 5]
+    b_B = torch.arange(B, device=scores_RNB.device)
+    first_C = (stop_C - recent).clamp_min(0) // size
+    always_CB = (b_B < -(-sink // size)) | (b_B >= first_C[:, None])
+    scores_RNB = scores_RNB.masked_fill(always_CB[:, None], -torch.inf)  # the newest page has no summary yet
+    relative_RNB = scores_RNB - scores_RNB.amax(-1, keepdim=True)
+    best_GCB = relative_RNB.view(C, kv_heads, -1, B).amax(2).transpose(0, 1)
+    best_GCB = best_GCB.masked_fill(always_CB, torch.inf)
+    best_GCB = best_GCB.masked_fill(~selecting.readable_CB, -torch.inf)
+    most = int(kept_C.max())
+    last_GC1 = best_GCB.topk(most, dim=-1).values.gather(-1, (kept_C - 1).expand(kv_heads, -1)[..., None])
+    above_GCB, equal_GCB = best_GCB > last_GC1, best_GCB == last_GC1
+    room_GC1 = kept_C[:, None] - above_GCB.sum(-1, keepdim=True)
+    return above_GCB | (equal_GCB & (equal_GCB.cumsum(-1) <= room_GC1))
+
+
+class Selection:
+    """One cache group's selector between its codec and the batch."""
+
+    def __init__(self, live: LiveSelector, pages: Paged) -> None:
+        self._live, self._pages = live, pages
+
+    def index(self, arena_PX: Tensor, layer: int, selecting: Selecting) -> None:
+        """Sums up the pages that have become whole."""
+        count = len(selecting.whole_P)
+        if count:
+            length = count * selecting.page_tokens
+            k_LGH, _ = self._pages.read(arena_PX, layer, selecting.whole_P, length)
+            self._live.index(arena_PX, layer, selecting.whole_P, k_LGH.unflatten(0, (count, -1)))
+
+    def attend(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor | None:
+        """Every row's result, [T, N, H]: rows that select over what is chosen for them, the others over everything.
+        None if all of them read everything."""
+        if selecting.rows_R is None:
+            return None
+        chosen = _rows(queries, selecting.rows_R) if selecting.others_R is not None else queries
+        mask_GCB = self._live.select(arena_PX, layer, chosen, selecting)
+        if mask_GCB is None:
+            return None
+        out_RNH = self._pages.attend_heads(arena_PX, layer, chosen, selecting.reads(mask_GCB))
+        if selecting.others_R is None:
+            return out_RNH
+        assert selecting.others is not None
+        out_TNH = torch.empty_like(queries.q_TNH, memory_format=torch.contiguous_format)
+        out_TNH[selecting.rows_R] = out_RNH
+        others = _rows(queries, selecting.others_R)
+        out_TNH[selecting.others_R] = self._pages.attend(arena_PX, layer, others, selecting.others).out_TNH
+        return out_TNH
+
+
+def _rows(queries: Queries, rows_R: Tensor) -> Queries:
+    return queries._replace(q_TNH=queries.q_TNH[rows_R], positions_T=queries.positions_T[rows_R])
