@@ -52,7 +52,8 @@ class KVCache:
         poison: bool = False,
     ) -> None:
         """fingerprint: the prefix cache's key for this stack and model; None switches the cache off.
-        poison: free pages are filled with NaN, so that a stray read shows (tests).
+        poison: free pages are filled with NaN, so that a stray read shows (tests). Raises ConfigError for a selector
+        that has nothing to choose from.
         """
         groups = stored_groups(layout.groups(architecture), keeper, codec)
         sizes = size_pages(
@@ -80,6 +81,8 @@ class KVCache:
         self._layers = _parts(architecture, groups)
         self._selector = selector
         self._selections = _selections(selector, codec, dtype, self._live, groups, sizes.tokens)
+        if selector is not None and selector.card.exact != "bits":
+            _expect_choice(self._selections, self._layers)
         self.tables.prompts_only = bool(self._selections)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
@@ -267,17 +270,27 @@ def _selections(
     groups: tuple[GroupSpec, ...],
     page_tokens: tuple[int, ...],
 ) -> dict[int, Selection]:
-    """The selector at work, on each group that reads everything. Raises ConfigError if there is none."""
+    """The selector at work, on each group that reads everything."""
     found: dict[int, Selection] = {}
     if selector is None:
         return found
     for index, (group, tokens) in enumerate(zip(groups, page_tokens, strict=True)):
-        begun = None if group.window else selector.start(group, codec.page_bytes(group, tokens, dtype))
+        pages = live[index]
+        at = codec.page_bytes(group, tokens, dtype)
+        begun = None if group.window else selector.start(group, at, pages)
         if begun is not None:
-            pages = live[index]
             assert isinstance(pages, paged.Paged), "cards refuse codecs of whole blocks"
             found[index] = Selection(begun, pages)
     return found
+
+
+def _expect_choice(selections: Mapping[int, Selection], layers: Mapping[int, list[_Part]]) -> None:
+    parts = [part for layer in layers.values() for part in layer]
+    if not any(part.group in selections and part.window is None for part in parts):
+        raise ConfigError(
+            "a KV selector has nothing to choose from: every head of this model and layout reads a window; "
+            "use --kv-selector everything"
+        )
 
 
 def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:

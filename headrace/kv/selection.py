@@ -13,6 +13,7 @@ R rows that select, C sets, S tables, B pages of the longest table, W runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from headrace.kv.paged import Paged
 from headrace.types import Reads, Run, Sequence, Span
 
 if TYPE_CHECKING:
+    from headrace.kv.codecs import LiveCodec
     from headrace.kv.selectors import LiveSelector, Selector
 
 
@@ -58,6 +60,8 @@ class Selecting:
     """The batch's rows that select; None where none does."""
     tables_SB: Tensor | None = None
     """Page numbers of each sequence that has such rows, padded with pages of its own."""
+    prompt_ends: tuple[int, ...] = ()
+    """Of each of them, the batch's row after that of the last position of its prompt, or of those before it."""
     others_R: Tensor | None = None
     """The batch's other rows; None if there are none."""
     others: Reads | None = None
@@ -82,6 +86,13 @@ class Selecting:
         """Which pages of its table each set may read."""
         assert self.tables_SB is not None
         return torch.arange(self.tables_SB.shape[1], device=self.tables_SB.device) < self.sets_C6[:, 4, None]
+
+    def of(self, queries: Queries) -> Queries:
+        """Those of the rows that select."""
+        if self.others_R is None:
+            return queries
+        assert self.rows_R is not None
+        return _rows(queries, self.rows_R)
 
     def reads(self, mask_GCB: Tensor) -> list[Reads]:
         """A mask as runs, one list of them per kv head."""
@@ -166,16 +177,21 @@ def select_rows(
     others: list[int] = []
     dense: list[Span] = []
     tables: dict[int, list[int]] = {}
+    ends: list[int] = []
     row = 0
     for span in spans:
-        for cut, kept in cuts(span, sequences[span.seq].prompt_len, selector, page_tokens):
+        prompt_len = sequences[span.seq].prompt_len
+        end = row + min(prompt_len, span.start + len(span)) - span.start
+        for cut, kept in cuts(span, prompt_len, selector, page_tokens):
             own = range(row, row + len(cut))
             row += len(cut)
             if not kept:
                 others += own
                 dense.append(cut)
                 continue
-            tables.setdefault(span.seq, pages_of(span.seq))
+            if span.seq not in tables:
+                tables[span.seq] = pages_of(span.seq)
+                ends.append(end)
             pages = -(-cut.stop // page_tokens)
             sets.append(RowSet(len(rows), len(rows) + len(own), len(tables) - 1, cut.stop, pages, kept))
             rows += own
@@ -189,6 +205,7 @@ def select_rows(
         tuple(sets),
         _tensor(rows, whole_P.device),
         _tensor(padded, whole_P.device),
+        tuple(ends),
         _tensor(others, whole_P.device) if others else None,
         reads_of(tuple(dense)) if others else None,
     )
@@ -201,7 +218,13 @@ def _tensor(values: object, device: torch.device) -> Tensor:
 def kept_pages(pages: int, page_tokens: int, share: float, least: int, sink: int, recent: int) -> int:
     """A share of the pages, but no fewer than `least` tokens are, or the first and last ones that are always read."""
     always = -(-sink // page_tokens) + -(-recent // page_tokens) + 1  # the newest page is not full
-    return min(pages, max(-int(-share * pages // 1), -(-least // page_tokens), always))
+    return min(pages, max(math.ceil(share * pages), -(-least // page_tokens), always))
+
+
+def keys_of(codec: LiveCodec, arena_PX: Tensor, layer: int, pages_P: Tensor, page_tokens: int) -> Tensor:
+    """Keys of whole pages as they are read, [page, token, kv head, head size]."""
+    k_LGH, _ = codec.read(arena_PX, layer, pages_P, len(pages_P) * page_tokens)
+    return k_LGH.unflatten(0, (-1, page_tokens))
 
 
 def stack_vectors(
@@ -247,22 +270,19 @@ class Selection:
 
     def index(self, arena_PX: Tensor, layer: int, selecting: Selecting) -> None:
         """Sums up the pages that have become whole."""
-        count = len(selecting.whole_P)
-        if count:
-            length = count * selecting.page_tokens
-            k_LGH, _ = self._pages.read(arena_PX, layer, selecting.whole_P, length)
-            self._live.index(arena_PX, layer, selecting.whole_P, k_LGH.unflatten(0, (count, -1)))
+        if len(selecting.whole_P):
+            self._live.index(arena_PX, layer, selecting.whole_P, selecting.page_tokens)
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor | None:
         """Every row's result, [T, N, H]: rows that select over what is chosen for them, the others over everything.
         None if all of them read everything."""
         if selecting.rows_R is None:
             return None
-        chosen = _rows(queries, selecting.rows_R) if selecting.others_R is not None else queries
-        mask_GCB = self._live.select(arena_PX, layer, chosen, selecting)
+        mask_GCB = self._live.select(arena_PX, layer, queries, selecting)
         if mask_GCB is None:
             return None
-        out_RNH = self._pages.attend_heads(arena_PX, layer, chosen, selecting.reads(mask_GCB))
+        reads = selecting.reads(mask_GCB)
+        out_RNH = self._pages.attend_heads(arena_PX, layer, selecting.of(queries), reads)
         if selecting.others_R is None:
             return out_RNH
         assert selecting.others is not None

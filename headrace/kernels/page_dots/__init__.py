@@ -18,7 +18,7 @@ from headrace import kernels
 from headrace.kernels.page_dots import reference
 from headrace.kernels.page_dots.store import PageVectors
 
-__all__ = ["PageVectors", "dots"]
+__all__ = ["LANES", "PageVectors", "dots"]
 
 LANES = 16
 

@@ -1,7 +1,4 @@
-"""Slot `kv-selector`: which of the stored pages a query reads. Nothing is dropped: the next query chooses anew.
-
-Add one: a file here with a frozen dataclass that has what Selector lists, and a line in the index.
-"""
+"""Slot `kv-selector`: which stored pages a query reads. One is a frozen dataclass with what Selector lists."""
 
 from __future__ import annotations
 
@@ -14,42 +11,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headrace.kernels.attention import Queries
+    from headrace.kv.codecs import LiveCodec
     from headrace.kv.selection import Selecting
 
 
 class LiveSelector(Protocol):
-    """A selector at work on one cache group. What it knows of a page lies in that page, behind the keys and values:
-    shared, copied, moved and freed with it."""
+    """A selector at work on one cache group. What it knows of a page lies in the page, behind keys and values."""
 
-    def index(self, arena_PX: Tensor, layer: int, pages_P: Tensor, k_PLGH: Tensor) -> None:
-        """Sums up pages that have become whole, from the keys as they are read, [page, token, kv head, head size].
-        A page of refused drafts comes again."""
+    def index(self, arena_PX: Tensor, layer: int, pages_P: Tensor, page_tokens: int) -> None:
+        """Sums up pages that have become whole; one of refused drafts comes again."""
 
     def select(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor | None:
-        """bool [G, C, B]: which pages of its table each set of rows reads, for each kv head; never none. A set's are
-        a matter of its own rows and pages, not of what else is in the batch. queries: those of the sets' rows. None:
-        this layer reads everything."""
+        """bool [G, C, B]: which pages of its table each set of rows reads, for each kv head; never none. It is a matter
+        of the set's sequence, not of what else is in the batch, whose queries these are. None: the layer reads all."""
 
 
 class Selector(Protocol):
-    """Chooses pages for some of a sequence's positions; the others read everything. Groups with a window do, too."""
+    """Chooses pages for some positions of a sequence, in groups without a window. Nothing is dropped: what one query
+    does not read, the next may."""
 
     card: ClassVar[Card]
     answers: ClassVar[bool]
-    """Whether it is for the positions after the prompt; else, for the prompt's."""
-    rows: int
-    """Positions that read the same pages; a set begins at a multiple of it."""
-    spared: int
-    """Last positions of a prompt that read everything, where it is for the prompt's."""
+    """Whether it is for the positions after the prompt; else for the prompt's."""
+    rows: ClassVar[int]
+    """Positions that read the same pages; such a set begins at a multiple of it."""
+    spared: ClassVar[int]
+    """Last positions of a prompt that read everything."""
 
     def kept(self, pages: int, page_tokens: int) -> int:
-        """Pages that a set of rows reads at least if it could read so many. If all, nothing is asked."""
+        """Pages that a set reads which could read so many: all, and select is not asked; or at least these."""
 
     def page_bytes(self, group: GroupSpec) -> int:
         """What it adds to a page."""
 
-    def start(self, group: GroupSpec, at: int) -> LiveSelector | None:
-        """The live selector of one group, whose part of a page begins at byte `at`. None: it never selects."""
+    def start(self, group: GroupSpec, at: int, codec: LiveCodec) -> LiveSelector | None:
+        """At work on one group, from byte `at` of its pages on. None: it never selects."""
 
 
 SLOT = Slot(
@@ -58,6 +54,8 @@ SLOT = Slot(
     index={
         "everything": "headrace.kv.selectors.everything:Everything",
         "landmarks": "headrace.kv.selectors.landmarks:Landmarks",
+        "squeezed": "headrace.kv.selectors.squeezed:Squeezed",
+        "vslash": "headrace.kv.selectors.vslash:VSlash",
     },
     default="everything",
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
 from headrace.slots import Card
 
@@ -31,5 +32,5 @@ class Everything:
     def page_bytes(self, group: GroupSpec) -> int:
         return 0
 
-    def start(self, group: GroupSpec, at: int) -> None:
+    def start(self, group: GroupSpec, at: int, codec: LiveCodec) -> None:
         return None

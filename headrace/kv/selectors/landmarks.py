@@ -23,8 +23,9 @@ from torch import Tensor
 from headrace.kernels import page_dots
 from headrace.kernels.attention import Queries
 from headrace.kernels.page_dots import PageVectors
+from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
-from headrace.kv.selection import Selecting, best_pages, kept_pages, stack_vectors
+from headrace.kv.selection import Selecting, best_pages, kept_pages, keys_of, stack_vectors
 from headrace.slots import Card
 
 
@@ -67,8 +68,8 @@ class Landmarks:
     def page_bytes(self, group: GroupSpec) -> int:
         return sum(store.nbytes for store in _stores(group, 0).values())
 
-    def start(self, group: GroupSpec, at: int) -> _Live:
-        return _Live(self, _stores(group, at))
+    def start(self, group: GroupSpec, at: int, codec: LiveCodec) -> _Live:
+        return _Live(self, _stores(group, at), codec)
 
 
 def _stores(group: GroupSpec, at: int) -> dict[int, PageVectors]:
@@ -79,17 +80,18 @@ def _stores(group: GroupSpec, at: int) -> dict[int, PageVectors]:
 class _Live:
     """See LiveSelector."""
 
-    def __init__(self, options: Landmarks, stores: dict[int, PageVectors]) -> None:
-        self._options, self._stores = options, stores
+    def __init__(self, options: Landmarks, stores: dict[int, PageVectors], codec: LiveCodec) -> None:
+        self._options, self._stores, self._codec = options, stores, codec
 
-    def index(self, arena_PX: Tensor, layer: int, pages_P: Tensor, k_PLGH: Tensor) -> None:
+    def index(self, arena_PX: Tensor, layer: int, pages_P: Tensor, page_tokens: int) -> None:
+        k_PLGH = keys_of(self._codec, arena_PX, layer, pages_P, page_tokens)
         box_PGX = torch.cat((upwards(k_PLGH.amax(1)), -upwards(-k_PLGH.amin(1))), -1)
         self._stores[layer].views(arena_PX)[pages_P] = box_PGX[:, :, None]
 
     def select(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor | None:
         if layer < self._options.dense:
             return None
-        q_RNH = queries.q_TNH * queries.scale
+        q_RNH = selecting.of(queries).q_TNH * queries.scale
         corners_RNX = torch.cat((q_RNH.clamp_min(0), q_RNH.clamp_max(0)), -1)
         scores_RNBC = page_dots.dots(corners_RNX, arena_PX, self._stores[layer], *selecting.lookup)
         return best_pages(
