@@ -31,6 +31,7 @@ class Paged:
         """dtype: the model's; stored: see PageStore."""
         self._dtype = dtype
         self._stores = _stores(group, page_tokens, stored)
+        self._by_head: dict[int, list[PageStore]] = {}
 
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
         paged_attention.write(arena_PX, self._stores[layer], k_TGH, v_TGH, slots_T)
@@ -44,15 +45,24 @@ class Paged:
 
     def attend_heads(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Sequence[Reads]) -> Tensor:
         """The same, [T, N, H], where each kv head reads pages of its own."""
-        q_TNH, store = queries.q_TNH, self._stores[layer]
-        out_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
-        each, size = q_TNH.shape[1] // store.kv_heads, store.nbytes // store.kv_heads
-        for g, own in enumerate(reads):
-            heads = slice(g * each, (g + 1) * each)
-            head = replace(store, k_at=store.k_at + g * size, v_at=store.v_at + g * size, kv_heads=1)
-            mine = queries._replace(q_TNH=q_TNH[:, heads])
-            out_TNH[:, heads] = paged_attention.attend(mine, arena_PX, head, own).out_TNH
-        return out_TNH
+        q_TNH, heads = queries.q_TNH, self._heads(layer)
+        each = q_TNH.shape[1] // len(heads)
+        outs = [
+            paged_attention.attend(queries._replace(q_TNH=q_TMH), arena_PX, head, own).out_TNH
+            for q_TMH, head, own in zip(q_TNH.split(each, 1), heads, reads, strict=True)
+        ]
+        return torch.cat(outs, 1)
+
+    def _heads(self, layer: int) -> list[PageStore]:
+        """Each kv head's part, as if the layer had no other."""
+        if layer not in self._by_head:
+            store = self._stores[layer]
+            size = store.nbytes // store.kv_heads
+            self._by_head[layer] = [
+                replace(store, k_at=store.k_at + g * size, v_at=store.v_at + g * size, kv_heads=1)
+                for g in range(store.kv_heads)
+            ]
+        return self._by_head[layer]
 
 
 def _stores(group: GroupSpec, page_tokens: int, stored: torch.dtype) -> dict[int, PageStore]:

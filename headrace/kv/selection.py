@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +66,7 @@ class Selecting:
     """The batch's other rows; None if there are none."""
     others: Reads | None = None
     """What these read, numbered among themselves."""
+    _always: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def sets_C6(self) -> Tensor:
@@ -81,11 +82,18 @@ class Selecting:
         tables_R, counts_R = (self.sets_C6[:, i].repeat_interleave(lengths_C) for i in (2, 4))
         return self.tables_SB, tables_R, counts_R
 
-    @cached_property
-    def readable_CB(self) -> Tensor:
-        """Which pages of its table each set may read."""
-        assert self.tables_SB is not None
-        return torch.arange(self.tables_SB.shape[1], device=self.tables_SB.device) < self.sets_C6[:, 4, None]
+    def always(self, sink: int, recent: int) -> tuple[Tensor, Tensor]:
+        """[C, B]: pages that are not chosen by score, as they hold the first `sink` or the last `recent` tokens, or lie
+        beyond what a set may read; and what stands for the score of these: inf, or -inf."""
+        if (sink, recent) not in self._always:
+            assert self.tables_SB is not None
+            stop_C1, pages_C1 = self.sets_C6[:, 3, None], self.sets_C6[:, 4, None]
+            b_B = torch.arange(self.tables_SB.shape[1], device=self.tables_SB.device)
+            first_C1 = (stop_C1 - recent).clamp_min(0) // self.page_tokens
+            always_CB = (b_B < -(-sink // self.page_tokens)) | (b_B >= first_C1)
+            bounds_CB = torch.where(b_B < pages_C1, torch.inf, -torch.inf)
+            self._always[sink, recent] = always_CB, bounds_CB
+        return self._always[sink, recent]
 
     def of(self, queries: Queries) -> Queries:
         """Those of the rows that select."""
@@ -98,17 +106,16 @@ class Selecting:
         """A mask as runs, one list of them per kv head."""
         assert self.tables_SB is not None
         g_W, c_W, b_W = mask_GCB.nonzero().unbind(1)
-        first_W, end_W, table_W, stop_W = (self.sets_C6[:, i][c_W] for i in range(4))
+        first_W, end_W, table_W, stop_W = self.sets_C6[c_W, :4].unbind(1)
+        counts_G = torch.bincount(g_W, minlength=len(mask_GCB))
+        before_G = counts_G.cumsum(0) - counts_G
+        index_W = torch.arange(len(g_W), device=g_W.device) - before_G[g_W]
         start_W = b_W * self.page_tokens
         length_W = (stop_W - start_W).clamp_max(self.page_tokens)
-        pages_W, at = self.tables_SB[table_W, b_W], 0
-        found: list[Reads] = []
-        for count in torch.bincount(g_W, minlength=len(mask_GCB)).tolist():
-            own, at = slice(at, at + count), at + count
-            index_W = torch.arange(count, device=pages_W.device)
-            runs_W5 = torch.stack((first_W[own], end_W[own], index_W, start_W[own], length_W[own]), 1)
-            found.append(PackedReads(pages_W[own], runs_W5))
-        return found
+        runs_W5 = torch.stack((first_W, end_W, index_W, start_W, length_W), 1)
+        counts = counts_G.tolist()
+        pages = self.tables_SB[table_W, b_W].split(counts)
+        return [PackedReads(*own) for own in zip(pages, runs_W5.split(counts), strict=True)]
 
 
 class PackedReads(Reads):
@@ -245,17 +252,13 @@ def best_pages(scores_RNB: Tensor, kv_heads: int, selecting: Selecting, sink: in
     A page's score for a kv head is the best of its query heads', each counted from that head's best page. Among equals
     the first in the text are taken.
     """
-    size, (C, _, B) = selecting.page_tokens, scores_RNB.shape
-    stop_C, kept_C = selecting.sets_C6[:, 3], selecting.sets_C6[:, 5]
-    b_B = torch.arange(B, device=scores_RNB.device)
-    first_C = (stop_C - recent).clamp_min(0) // size
-    always_CB = (b_B < -(-sink // size)) | (b_B >= first_C[:, None])
+    always_CB, bounds_CB = selecting.always(sink, recent)
+    kept_C, (C, _, B) = selecting.sets_C6[:, 5], scores_RNB.shape
     scores_RNB = scores_RNB.masked_fill(always_CB[:, None], -torch.inf)  # the newest page has no summary yet
     relative_RNB = scores_RNB - scores_RNB.amax(-1, keepdim=True)
     best_GCB = relative_RNB.view(C, kv_heads, -1, B).amax(2).transpose(0, 1)
-    best_GCB = best_GCB.masked_fill(always_CB, torch.inf)
-    best_GCB = best_GCB.masked_fill(~selecting.readable_CB, -torch.inf)
-    most = int(kept_C.max())
+    best_GCB = torch.where(always_CB, bounds_CB, best_GCB)
+    most = max(part.kept for part in selecting.sets)
     last_GC1 = best_GCB.topk(most, dim=-1).values.gather(-1, (kept_C - 1).expand(kv_heads, -1)[..., None])
     above_GCB, equal_GCB = best_GCB > last_GC1, best_GCB == last_GC1
     room_GC1 = kept_C[:, None] - above_GCB.sum(-1, keepdim=True)

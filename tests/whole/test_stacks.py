@@ -45,7 +45,7 @@ OPTIONS["kv-selector"] = [
     "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
     "landmarks:share=0,least=9,sink=0,recent=1,dense=1",
     "squeezed:share=0.4,clusters=3,least=4,sink=0,recent=3",
-    "vslash:vertical=4,slash=4,sink=2,recent=3",
+    "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
     *[""] * 4,  # the others are often refused
 ]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "processors")

@@ -20,7 +20,7 @@ def dots(
     R, N, X = q_RNX.shape
     wide = torch.promote_types(q_RNX.dtype, torch.float32)
     vectors_SBGCX = store.views(arena_PX)[tables_SB].to(wide)
-    q_RGMX = q_RNX.to(wide).view(R, store.kv_heads, -1, X)
+    q_RGMX = q_RNX.to(wide).view(R, store.kv_heads, N // store.kv_heads, X)
     B = tables_SB.shape[1]
     out_RNBC = torch.empty(R, N, B, store.count, dtype=wide, device=q_RNX.device)
     for row in range(R):  # one after the other: what a row gives does not depend on the others

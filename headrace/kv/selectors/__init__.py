@@ -27,16 +27,19 @@ class LiveSelector(Protocol):
 
 
 class Selector(Protocol):
-    """Chooses pages for some positions of a sequence, in groups without a window. Nothing is dropped: what one query
-    does not read, the next may."""
+    """Chooses pages for some positions of a sequence, in groups without a window. The next query may read others."""
 
     card: ClassVar[Card]
     answers: ClassVar[bool]
     """Whether it is for the positions after the prompt; else for the prompt's."""
-    rows: ClassVar[int]
-    """Positions that read the same pages; such a set begins at a multiple of it."""
-    spared: ClassVar[int]
-    """Last positions of a prompt that read everything."""
+
+    @property
+    def rows(self) -> int:
+        """Positions that read the same pages; such a set begins at a multiple of it."""
+
+    @property
+    def spared(self) -> int:
+        """Last positions of a prompt that read everything."""
 
     def kept(self, pages: int, page_tokens: int) -> int:
         """Pages that a set reads which could read so many: all, and select is not asked; or at least these."""

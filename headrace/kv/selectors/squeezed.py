@@ -99,7 +99,9 @@ class _Live:
         q_RNX = torch.nn.functional.pad(own.q_TNH * own.scale, (0, LANES))
         q_RNX[..., -LANES] = 1
         dots_RNBC = page_dots.dots(q_RNX, arena_PX, store, *selecting.lookup)
-        scores_RNB = dots_RNBC.logsumexp(-1)
+        scores_RNB = dots_RNBC[..., 0]
+        for c in range(1, store.count):
+            scores_RNB = torch.logaddexp(scores_RNB, dots_RNBC[..., c])
         return best_pages(scores_RNB, store.kv_heads, selecting, self._options.sink, self._options.recent)
 
 

@@ -38,14 +38,12 @@ class VSlash:
         paper="https://arxiv.org/abs/2407.02490",
         needs=(("whole_prompts", "it looks at a prompt's last tokens first; use --policy orca"),),
         breaks=(
-            ("prefix_cache", "what a prompt's beginning reads depends on its end"),
+            ("prefix_cache", "what a prompt's beginning reads depends on its end; use --no-prefix-cache"),
             ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
             ("kv-keeper=streaming", "a window is all that is read, and there is nothing to choose from"),
         ),
     )
     answers: ClassVar[bool] = False
-    rows: ClassVar[int] = 64
-    spared: ClassVar[int] = 64
     vertical: int = 1024
     """Tokens of the columns."""
     slash: int = 1024
@@ -54,10 +52,16 @@ class VSlash:
     """First tokens that are always read."""
     recent: int = 128
     """Distance up to which everything is read."""
+    rows: int = 64
+    """Positions that read the same pages."""
+    spared: int = 64
+    """Last tokens of a prompt: they read everything, and what they look at is read by the others."""
 
     def __post_init__(self) -> None:
-        if min(self.vertical, self.slash, self.sink) < 0 or self.recent < 1:
-            raise ValueError("vertical, slash and sink must not be below 0, and recent at least 1")
+        if min(self.vertical, self.slash, self.sink) < 0 or min(self.recent, self.rows, self.spared) < 1:
+            raise ValueError(
+                "vertical, slash and sink must not be below 0, and recent, rows and spared at least 1"
+            )
 
     def kept(self, pages: int, page_tokens: int) -> int:
         tokens = self.vertical + self.slash + self.sink + self.recent + self.rows
