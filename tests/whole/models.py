@@ -63,6 +63,8 @@ def stack(name: str) -> dict[str, str]:
 
 def page_tokens(name: str) -> tuple[int, ...]:
     """Page sizes that its kernels take."""
+    if name in SELECTORS:  # a page is what is chosen
+        return (16,) if name in NATIVE else (4,)
     if name in BLOCKS:
         return (1, 2, 4, 8, 16)
     return (16,) if name in NATIVE else (1, 1, 2, 3, 4, 8)

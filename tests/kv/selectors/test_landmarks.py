@@ -53,6 +53,7 @@ def queries(q_TNH: torch.Tensor, length: int) -> Queries:
 def test_no_key_scores_above_its_box(seed: int, codec: str, spread: float) -> None:
     random = torch.Generator().manual_seed(seed)
     k_LGH = torch.randn(4 * SIZE, 2, 16, generator=random) * spread
+    k_LGH[:SIZE] = k_LGH[0]  # a box that is a point
     q_NH = torch.randn(4, 16, generator=random)
     live, arena_PX = store("landmarks", codec, k_LGH)
     stored_LGH, _ = (
