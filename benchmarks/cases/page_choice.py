@@ -150,8 +150,8 @@ def report(
         lines[-1] += f"\n| `{stack or 'plain'}` | {value:.2f} | {low:.2f}-{high:.2f} |"
     lines += [
         f"Decoding at the end of {given.context} tokens, one sequence, {given.threads or 'all'} threads, random "
-        f"weights. {given.repetitions} repetitions in turns: median (lowest-highest); ratios within a repetition. Busy: "
-        "the processor's time, whatever else the machine did.",
+        f"weights. {given.repetitions} repetitions in turns: median (lowest-highest); ratios within a repetition. "
+        "Busy: the processor's time, whatever else the machine did.",
         "| KV selector | ms per step | busy, ms | speed of plain | by busy time | bytes per token |\n"
         "|---|---|---|---|---|---|",
     ]

@@ -20,13 +20,14 @@ from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, merge
 from headrace.kv import paged
+from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.codecs import Codec, LiveCodec
 from headrace.kv.groups import GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
-from headrace.kv.selection import Selecting, Selection, select_rows
+from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
 from headrace.types import Batch, Reads, Run, Sequence, Span, StepPlan
@@ -80,9 +81,10 @@ class KVCache:
         ]
         self._layers = _parts(architecture, groups)
         self._selector = selector
-        self._selections = _selections(selector, codec, dtype, self._live, groups, sizes.tokens)
+        self._selections = begin(selector, codec, dtype, self._live, groups, sizes.tokens)
+        parts = [part for layer in self._layers.values() for part in layer]
         if selector is not None and selector.card.exact != "bits":
-            _expect_choice(self._selections, self._layers)
+            expect_choice(part.group in self._selections and part.window is None for part in parts)
         self.tables.prompts_only = bool(self._selections)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
@@ -94,8 +96,10 @@ class KVCache:
         parts = self._layers[layer]
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
-            slots_T = batch.slots[part.group]
-            self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
+            slots_T, k, v = batch.slots[part.group], k_TGH, v_TGH
+            if batch.written:
+                k, v = k[batch.written[part.group]], v[batch.written[part.group]]
+            self._live[part.group].write(arena, layer, k[:, heads], v[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
             selection = self._selections.get(part.group)
@@ -127,7 +131,8 @@ class KVCache:
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
-            tables.reserve(span.seq, span.start, span.start + len(span))
+            tables.reserve(span.seq, span.start, ends(span)[0])
+            tables.branch(span.seq, span.stop, ends(span)[1:])
 
     def advance(self, seq: Sequence) -> None:
         """Its positions up to num_computed are final: see BlockTables.advance."""
@@ -136,18 +141,25 @@ class KVCache:
 
     def place(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads = [], [], []
+        slots, written, sealed, reads = [], [], [], []
+        rows = stretches(spans, self.tables)
+        trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
-            ranges = [
-                (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
-            ]
-            slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
-            sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
+            parts = writes(spans, self.tables, index)
+            slots.append(self._tensor([slot for part in parts for slot in self._slots(index, *part[:3])]))
+            sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(spans, index))
-        selecting = {index: self._selecting(spans, sequences, index) for index in self._selections}
-        return Placed(tuple(slots), tuple(sealed), tuple(reads), selecting)
+            reads.append(self._reads(rows, index))
+            if trees:
+                written.append(self._tensor([row for part in parts for row in part.rows]))
+        selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
+        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads), selecting)
+
+    def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
+        """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
+        if span.parents is not None:
+            self.tables.settle(span.seq, right_branch(span, accepted))
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
@@ -193,30 +205,30 @@ class KVCache:
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
 
-    def _selecting(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence], group: int) -> Selecting:
-        tables = self.tables
+    def _selecting(
+        self, rows: list[Stretch], spans: tuple[Span, ...], sequences: Mapping[int, Sequence], group: int
+    ) -> Selecting:
+        tables, parts = self.tables, writes(spans, self.tables, group)
         assert self._selector is not None
-        whole = [p for s in spans for p in self._pages(group, s.seq, s.start, s.start + len(s))]
         return select_rows(
-            spans,
-            sequences,
+            rows,
+            {table: sequences[s.seq].prompt_len for s in spans for table in tables.branches(s.seq)},
             self._selector,
             tables.sizes.tokens[group],
-            lambda seq: tables.live_pages(seq, group),
+            lambda table: tables.live_pages(table, group),
             lambda others: self._reads(others, group),
-            self._tensor(whole),
+            self._tensor([page for part in parts for page in self._pages(group, *part[:3])]),
         )
 
-    def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
+    def _reads(self, rows: list[Stretch], group: int) -> Reads:
         """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
         of their own, and those that see none an empty one."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
-        row = 0
-        for span in spans:
-            pages = self.tables.live_pages(span.seq, group)
-            for first, end in _alike(span, spec):
+        for part in rows:
+            pages, row = self.tables.live_pages(part.table, group), part.row
+            for first, end in _alike(part, spec):
                 before = len(runs)
                 for low, high in _apart(spec.readable(first, end), size):
                     for start, stop in _live_runs(pages, low // size, -(-high // size)):
@@ -235,6 +247,8 @@ class Placed(NamedTuple):
     slots: tuple[Tensor, ...]
     """int64: where each row is written, page * page_tokens + offset; in a group of blocks, each token of the blocks
     that become whole."""
+    written: tuple[Tensor, ...]
+    """int64: which row goes to each slot; nothing at all where every row is written once, in order."""
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
@@ -262,37 +276,6 @@ def page_bytes_of(
     return codec.page_bytes(group, tokens, dtype) + -(-known // paged.ALIGN) * paged.ALIGN
 
 
-def _selections(
-    selector: Selector | None,
-    codec: Codec,
-    dtype: torch.dtype,
-    live: list[LiveCodec],
-    groups: tuple[GroupSpec, ...],
-    page_tokens: tuple[int, ...],
-) -> dict[int, Selection]:
-    """The selector at work, on each group that reads everything."""
-    found: dict[int, Selection] = {}
-    if selector is None:
-        return found
-    for index, (group, tokens) in enumerate(zip(groups, page_tokens, strict=True)):
-        pages = live[index]
-        at = codec.page_bytes(group, tokens, dtype)
-        begun = None if group.window else selector.start(group, at, pages)
-        if begun is not None:
-            assert isinstance(pages, paged.Paged), "cards refuse codecs of whole blocks"
-            found[index] = Selection(begun, pages)
-    return found
-
-
-def _expect_choice(selections: Mapping[int, Selection], layers: Mapping[int, list[_Part]]) -> None:
-    parts = [part for layer in layers.values() for part in layer]
-    if not any(part.group in selections and part.window is None for part in parts):
-        raise ConfigError(
-            "a KV selector has nothing to choose from: every head of this model and layout reads a window; "
-            "use --kv-selector everything"
-        )
-
-
 def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:
     return paged.Paged(group, tokens, dtype, codec.rest or dtype)
 
@@ -313,11 +296,11 @@ def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
     return ((intervals[0][0], intervals[1][1]),)
 
 
-def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
-    """[first, end) of each stretch of the span's positions that see the same blocks."""
-    first, stop = span.start, span.start + len(span)
-    while first < stop:
-        end = stop if spec.holds == "all" else min(stop, (first // spec.block + 1) * spec.block)
+def _alike(part: Stretch, spec: GroupSpec) -> Iterator[tuple[int, int]]:
+    """[first, end) of the positions that see the same blocks."""
+    first = part.start
+    while first < part.stop:
+        end = part.stop if spec.holds == "all" else min(part.stop, (first // spec.block + 1) * spec.block)
         yield first, end
         first = end
 

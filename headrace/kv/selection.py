@@ -14,7 +14,7 @@ R rows that select, C sets, S tables, B pages of the longest table, W runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries
 from headrace.kernels.page_dots import PageVectors
+from headrace.kv.branches import Stretch
 from headrace.kv.groups import GroupSpec
 from headrace.kv.paged import Paged
-from headrace.types import Reads, Run, Sequence, Span
+from headrace.types import Reads, Run
 
 if TYPE_CHECKING:
-    from headrace.kv.codecs import LiveCodec
+    from headrace.kv.codecs import Codec, LiveCodec
     from headrace.kv.selectors import LiveSelector, Selector
 
 
@@ -130,35 +132,32 @@ class PackedReads(Reads):
         return Reads(self.pages_B, runs).by_rows()
 
 
-class Cut(NamedTuple):
-    """Positions of a span that read everything, or the same choice."""
-
-    span: Span
-    kept: int
-    """Pages that are read; 0 for all."""
-
-
-def cuts(span: Span, prompt_len: int, selector: Selector, page_tokens: int) -> Iterator[Cut]:
-    """The span, cut where it begins or ceases to select."""
+def cuts(
+    part: Stretch, prompt_len: int, selector: Selector, page_tokens: int
+) -> Iterator[tuple[Stretch, int]]:
+    """The stretch, cut where it begins or ceases to select, each with the pages that are read at least; 0 is all."""
     low, high = selecting_positions(selector, prompt_len)
-    first, end = span.start, span.start + len(span)
-    dense = first
-    while first < end:
-        stop = min(end, low if first < low else end)
+    first = dense = part.start
+    while first < part.stop:
+        stop = min(part.stop, low if first < low else part.stop)
         kept = 0
         if low <= first < high:
-            stop = min(end, high, (first // selector.rows + 1) * selector.rows)
+            stop = min(part.stop, high, (first // selector.rows + 1) * selector.rows)
             pages = -(-stop // page_tokens)
             kept = selector.kept(pages, page_tokens)
             kept = 0 if kept >= pages else kept
         if kept:
             if dense < first:
-                yield Cut(Span(span.seq, dense, first), 0)
-            yield Cut(Span(span.seq, first, stop), kept)
+                yield _piece(part, dense, first), 0
+            yield _piece(part, first, stop), kept
             dense = stop
         first = stop
-    if dense < end:
-        yield Cut(Span(span.seq, dense, end), 0)
+    if dense < part.stop:
+        yield _piece(part, dense, part.stop), 0
+
+
+def _piece(part: Stretch, start: int, stop: int) -> Stretch:
+    return Stretch(part.table, part.row + start - part.start, start, stop)
 
 
 def selecting_positions(selector: Selector, prompt_len: int) -> tuple[int, int]:
@@ -169,38 +168,36 @@ def selecting_positions(selector: Selector, prompt_len: int) -> tuple[int, int]:
 
 
 def select_rows(
-    spans: tuple[Span, ...],
-    sequences: Mapping[int, Sequence],
+    stretches: list[Stretch],
+    prompt_lens: Mapping[int, int],
     selector: Selector,
     page_tokens: int,
     pages_of: Callable[[int], list[int]],
-    reads_of: Callable[[tuple[Span, ...]], Reads],
+    reads_of: Callable[[list[Stretch]], Reads],
     whole_P: Tensor,
 ) -> Selecting:
-    """Which of a batch's rows select, in one cache group. pages_of: a sequence's block table. reads_of: what rows read
-    that do not select."""
+    """Which of a batch's rows select, in one cache group. prompt_lens, pages_of: of a table's sequence, and what the
+    table lists. reads_of: what rows read that do not select."""
     sets: list[RowSet] = []
     rows: list[int] = []
     others: list[int] = []
-    dense: list[Span] = []
+    dense: list[Stretch] = []
     tables: dict[int, list[int]] = {}
     ends: list[int] = []
-    row = 0
-    for span in spans:
-        prompt_len = sequences[span.seq].prompt_len
-        end = row + min(prompt_len, span.start + len(span)) - span.start
-        for cut, kept in cuts(span, prompt_len, selector, page_tokens):
-            own = range(row, row + len(cut))
-            row += len(cut)
+    for part in stretches:
+        prompt_len = prompt_lens[part.table]
+        for piece, kept in cuts(part, prompt_len, selector, page_tokens):
+            length = piece.stop - piece.start
+            own = range(piece.row, piece.row + length)
             if not kept:
+                dense.append(piece._replace(row=len(others)))
                 others += own
-                dense.append(cut)
                 continue
-            if span.seq not in tables:
-                tables[span.seq] = pages_of(span.seq)
-                ends.append(end)
-            pages = -(-cut.stop // page_tokens)
-            sets.append(RowSet(len(rows), len(rows) + len(own), len(tables) - 1, cut.stop, pages, kept))
+            if part.table not in tables:
+                tables[part.table] = pages_of(part.table)
+                ends.append(part.row + min(prompt_len, part.stop) - part.start)
+            pages = -(-piece.stop // page_tokens)
+            sets.append(RowSet(len(rows), len(rows) + length, len(tables) - 1, piece.stop, pages, kept))
             rows += own
     if not sets:
         return Selecting(page_tokens, whole_P)
@@ -214,7 +211,7 @@ def select_rows(
         _tensor(padded, whole_P.device),
         tuple(ends),
         _tensor(others, whole_P.device) if others else None,
-        reads_of(tuple(dense)) if others else None,
+        reads_of(dense) if others else None,
     )
 
 
@@ -298,3 +295,34 @@ class Selection:
 
 def _rows(queries: Queries, rows_R: Tensor) -> Queries:
     return queries._replace(q_TNH=queries.q_TNH[rows_R], positions_T=queries.positions_T[rows_R])
+
+
+def begin(
+    selector: Selector | None,
+    codec: Codec,
+    dtype: torch.dtype,
+    live: list[LiveCodec],
+    groups: tuple[GroupSpec, ...],
+    page_tokens: tuple[int, ...],
+) -> dict[int, Selection]:
+    """The selector at work, on each group that reads everything."""
+    found: dict[int, Selection] = {}
+    if selector is None:
+        return found
+    for index, (group, tokens) in enumerate(zip(groups, page_tokens, strict=True)):
+        pages = live[index]
+        at = codec.page_bytes(group, tokens, dtype)
+        begun = None if group.window else selector.start(group, at, pages)
+        if begun is not None:
+            assert isinstance(pages, Paged), "cards refuse codecs of whole blocks"
+            found[index] = Selection(begun, pages)
+    return found
+
+
+def expect_choice(selects: Iterable[bool]) -> None:
+    """Raises ConfigError if no head of any layer could select."""
+    if not any(selects):
+        raise ConfigError(
+            "a KV selector has nothing to choose from: every head of this model and layout reads a window; "
+            "use --kv-selector everything"
+        )

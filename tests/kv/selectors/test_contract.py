@@ -197,16 +197,18 @@ def test_what_was_generated_is_not_taken_for_a_prompt(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["landmarks", "squeezed"])
 def test_drafts_change_nothing(name: str) -> None:
-    """Each drafted row chooses for itself, and what a refused one left in a page's summary goes with it."""
+    """Each drafted row chooses for itself, in a chain or a tree, and what a refused one left in a page's summary goes
+    with it."""
     prompt = tuple(range(7)) * 10
     params = SamplingParams(temperature=0, max_tokens=22, ignore_eos=True)
-    outputs = []
-    for drafter in ({}, {"drafter": "copyspec:gamma=1,length=5"}):
-        made = engine(name, stack=drafter)
+    plain = engine(name)
+    plain.add(Request(id="r", prompt=prompt, params=params))
+    expected = collect(plain)
+    for drafter in ("copyspec:gamma=1,length=5", "recycle"):
+        made = engine(name, stack={"drafter": drafter})
         made.add(Request(id="r", prompt=prompt, params=params))
-        outputs.append(collect(made))
-    assert outputs[0] == outputs[1]
-    assert 0 < made.counters.accepted_tokens < made.counters.drafted_tokens
+        assert collect(made) == expected, drafter
+        assert 0 < made.counters.accepted_tokens < made.counters.drafted_tokens, drafter
 
 
 def test_pages_grow_by_what_is_known_of_them() -> None:
