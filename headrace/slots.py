@@ -120,6 +120,7 @@ SLOT_PACKAGES = (
     "headrace.kv.keepers",
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",
+    "headrace.speculate.verifiers",
     "headrace.sample.processors",
     "headrace.sample.grammars",
     "headrace.search.strategies",

@@ -1,6 +1,7 @@
 """build_batch: a plan's spans as packed tensors. The only code that knows the packing.
 
 rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
+        guesses in the order of the draft, also where they are a tree
 rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence, if it goes on from there
 """
 
@@ -27,7 +28,7 @@ def build_batch(
         for span in spans
         for token in (*sequences[span.seq].tokens[span.start : span.stop], *span.draft)
     ]
-    positions = [p for span in spans for p in range(span.start, span.start + len(span))]
+    positions = [p for span in spans for p in span.positions]
     starts = tuple(itertools.accumulate(map(len, spans), initial=0))
     rows = [
         row
@@ -52,6 +53,7 @@ def build_batch(
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
+        written=placed.written,
     )
 
 

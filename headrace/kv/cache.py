@@ -19,6 +19,7 @@ from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, merge
 from headrace.kv import paged
+from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.codecs import Codec, LiveCodec
 from headrace.kv.groups import GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
@@ -82,8 +83,10 @@ class KVCache:
         parts = self._layers[layer]
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
-            slots_T = batch.slots[part.group]
-            self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
+            slots_T, k, v = batch.slots[part.group], k_TGH, v_TGH
+            if batch.written:
+                k, v = k[batch.written[part.group]], v[batch.written[part.group]]
+            self._live[part.group].write(arena, layer, k[:, heads], v[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
         if len(parts) == 1 and parts[0].kv_heads is None:
@@ -112,21 +115,30 @@ class KVCache:
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
-            tables.reserve(span.seq, span.start, span.start + len(span))
+            own, *others = ends(span)
+            tables.reserve(span.seq, span.start, own)
+            tables.branch(span.seq, span.stop, others)
 
     def place(self, spans: tuple[Span, ...]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads = [], [], []
+        slots, written, sealed, reads = [], [], [], []
+        rows = stretches(spans, self.tables)
+        trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
-            ranges = [
-                (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
-            ]
-            slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
-            sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
+            parts = writes(spans, self.tables, index)
+            slots.append(self._tensor([slot for part in parts for slot in self._slots(index, *part[:3])]))
+            sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(spans, index))
-        return Placed(tuple(slots), tuple(sealed), tuple(reads))
+            reads.append(self._reads(rows, index))
+            if trees:
+                written.append(self._tensor([row for part in parts for row in part.rows]))
+        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads))
+
+    def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
+        """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
+        if span.parents is not None:
+            self.tables.settle(span.seq, right_branch(span, accepted))
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
@@ -167,16 +179,15 @@ class KVCache:
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
 
-    def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
+    def _reads(self, rows: list[Stretch], group: int) -> Reads:
         """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
         of their own, and those that see none an empty one."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
-        row = 0
-        for span in spans:
-            pages = self.tables.live_pages(span.seq, group)
-            for first, end in _alike(span, spec):
+        for part in rows:
+            pages, row = self.tables.live_pages(part.table, group), part.row
+            for first, end in _alike(part, spec):
                 before = len(runs)
                 for low, high in _apart(spec.readable(first, end), size):
                     for start, stop in _live_runs(pages, low // size, -(-high // size)):
@@ -195,6 +206,8 @@ class Placed(NamedTuple):
     slots: tuple[Tensor, ...]
     """int64: where each row is written, page * page_tokens + offset; in a group of blocks, each token of the blocks
     that become whole."""
+    written: tuple[Tensor, ...]
+    """int64: which row goes to each slot; nothing at all where every row is written once, in order."""
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
@@ -236,11 +249,11 @@ def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
     return ((intervals[0][0], intervals[1][1]),)
 
 
-def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
-    """[first, end) of each stretch of the span's positions that see the same blocks."""
-    first, stop = span.start, span.start + len(span)
-    while first < stop:
-        end = stop if spec.holds == "all" else min(stop, (first // spec.block + 1) * spec.block)
+def _alike(part: Stretch, spec: GroupSpec) -> Iterator[tuple[int, int]]:
+    """[first, end) of the positions that see the same blocks."""
+    first = part.start
+    while first < part.stop:
+        end = part.stop if spec.holds == "all" else min(part.stop, (first // spec.block + 1) * spec.block)
         yield first, end
         first = end
 

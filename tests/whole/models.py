@@ -27,6 +27,7 @@ NATIVE: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "bf16": ((None, 9), "bf16", "bf16"),
     "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4", "int8"),
     "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual", "bf16"),
+    "tmac": ((None, 13), "tmac:bits=3,group=32,head=tmac", "int8"),
 }
 """Windows, weights and KV codec of the models that run on native kernels."""
 BLOCKS: dict[str, tuple[tuple[int | None, ...], str]] = {
