@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from headrace.llm import LLM
-    from headrace.types import Batch
 
 PERIODS = 3
 TEXTS = 8
@@ -74,6 +73,7 @@ def profile(
 def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bool) -> None:
     import torch
 
+    from headrace.forward.batch import one_text
     from headrace.kv.heads import Probe, write_profile
 
     engine = llm.engine
@@ -82,7 +82,7 @@ def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bo
     ids = draw.choices(range(engine.architecture.vocab), k=period) * PERIODS
     probe = Probe(engine.architecture, period)
     with torch.inference_mode():
-        engine.decoder.forward(_batch(ids, engine.device), probe)
+        engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), probe)
     write_profile(out, engine.architecture, probe.scores, probe.spread())
     if as_json:
         write_json({"file": str(out), "tokens": period, "scores": probe.scores, "spread": probe.spread()})
@@ -96,6 +96,7 @@ def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bo
 def _codes(llm: LLM, out: Path, texts: list[list[int]], rare: float, as_json: bool, quiet: bool) -> None:
     import torch
 
+    from headrace.forward.batch import one_text
     from headrace.kv import codebooks
     from headrace.kv.unrotated import rotaries
 
@@ -104,7 +105,7 @@ def _codes(llm: LLM, out: Path, texts: list[list[int]], rare: float, as_json: bo
     samples = codebooks.Samples(engine.architecture, turns)
     with torch.inference_mode():
         for ids in texts:
-            engine.decoder.forward(_batch(ids, engine.device), samples)
+            engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), samples)
     books = codebooks.learn(engine.architecture.family, samples, rare)
     codebooks.write(out, books)
     size = sum(map(len, texts))
@@ -137,23 +138,3 @@ def _texts(llm: LLM, path: Path | None, tokens: int, seed: int) -> list[list[int
     if not texts:
         raise ConfigError(f"--text={path} is empty: give some text")
     return texts
-
-
-def _batch(ids: list[int], device: Any) -> Batch:
-    """One text, all of it in one span."""
-    import torch
-
-    from headrace.types import Batch, Span
-
-    empty = torch.empty(0, dtype=torch.int64, device=device)
-    return Batch(
-        spans=(Span(0, 0, len(ids)),),
-        ids_T=torch.tensor(ids, device=device),
-        positions_T=torch.arange(len(ids), device=device),
-        starts=(0, len(ids)),
-        slots=(),
-        sealed=(),
-        reads=(),
-        folds=(),
-        rows_R=empty,
-    )

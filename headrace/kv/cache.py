@@ -1,6 +1,7 @@
 """KVCache: keys and values from write to read. Layout, codec, keeper and prefix tree meet only here.
 
-Inside a layer:  write -> seal -> fold -> attend (per segment) -> merge.  After a step, per sequence:  keep -> free.
+Inside a layer:  write -> seal -> fold -> index -> select -> attend (per segment) -> merge.
+After a step, per sequence:  advance = keep -> free.
 
 To seal is to store a block that has become whole, with a codec that takes whole blocks; see kv/groups.py. It may hold
 drafted tokens: if they are refused, the block is sealed again when the right ones are there. Its tokens in the rest are
@@ -20,12 +21,16 @@ from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, merge
 from headrace.kv import paged, summary
+from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import GroupSpec, Interval, size_pages
+from headrace.kv.groups import ALIGN, GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
+from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
+from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
+from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
 from headrace.kv.unrotated import Unrotated, rotaries
 from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
@@ -41,6 +46,7 @@ class KVCache:
         layout: Layout,
         codec: Codec,
         keeper: Keeper,
+        selector: Selector | None = None,
         dtype: torch.dtype,
         device: torch.device,
         page_tokens: int,
@@ -50,10 +56,13 @@ class KVCache:
         poison: bool = False,
     ) -> None:
         """fingerprint: the prefix cache's key for this stack and model; None switches the cache off.
-        poison: free pages are filled with NaN, so that a stray read shows (tests).
+        poison: free pages are filled with NaN, so that a stray read shows (tests). Raises ConfigError for a selector
+        that has nothing to choose from.
         """
         groups = stored_groups(layout.groups(architecture), keeper, codec)
-        sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype))
+        sizes = size_pages(
+            groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector)
+        )
         if num_bytes < sizes.page_bytes * 2 * len(groups):
             raise ConfigError(
                 f"a KV pool of {num_bytes:,} bytes has {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}, "
@@ -82,7 +91,13 @@ class KVCache:
             else:
                 self._live[index] = codec.start(group, tokens, dtype)
         self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
-        self._layers = _parts(architecture, groups)
+        self._layers = parts_of(architecture, groups)
+        self._selector = selector
+        self._selections = begin(selector, codec, dtype, self._live, groups, sizes.tokens)
+        parts = [part for layer in self._layers.values() for part in layer]
+        if selector is not None and selector.card.exact != "bits":
+            expect_choice(part.group in self._selections and part.window is None for part in parts)
+        self.tables.prompts_only = bool(self._selections)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
         """Stores the batch's keys and values of one layer, then attends; returns [T, N, H] in q's dtype.
@@ -93,17 +108,20 @@ class KVCache:
         parts = self._layers[layer]
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
-            slots_T = batch.slots[part.group]
-            keys = k_TGH[:, heads]
+            slots_T, k, v, positions_T = batch.slots[part.group], k_TGH, v_TGH, batch.positions_T
+            if batch.written:
+                k, v, positions_T = (x[batch.written[part.group]] for x in (k, v, positions_T))
+            keys = k[:, heads]
             if self._unrotated is not None:
-                keys = self._unrotated.back(layer, keys, batch.positions_T)
-            self._live[part.group].write(arena, layer, keys, v_TGH[:, heads], slots_T)
+                keys = self._unrotated.back(layer, keys, positions_T)
+            self._live[part.group].write(arena, layer, keys, v[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
-            if part.asked is not None:
-                self._asked[part.asked].write(arena, layer, q_TNH[:, part.heads], batch.slots[part.asked])
             if part.records is not None:
-                self._fold(part, layer, batch.folds[part.records])
+                self._fold(part, layer, q_TNH[:, part.heads], batch)
+            selection = self._selections.get(part.group)
+            if selection is not None and part.window is None:
+                selection.index(arena, layer, batch.selecting[part.group])
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -125,28 +143,45 @@ class KVCache:
         for span in plan.spans:
             if not tables.holds(span.seq) and span.seq not in plan.swap_in:
                 seq = sequences[span.seq]
-                start = tables.admit(seq.id, reusable(seq), namespace(seq))
+                start = tables.admit(seq.id, reusable(seq, tables.prompts_only), namespace(seq))
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
-            tables.reserve(span.seq, span.start, span.start + len(span))
+            own, *others = ends(span)
+            tables.reserve(span.seq, span.start, own)
+            tables.branch(span.seq, span.stop, others)
 
-    def place(self, spans: tuple[Span, ...]) -> Placed:
+    def advance(self, seq: Sequence) -> None:
+        """Its positions up to num_computed are final: see BlockTables.advance."""
+        cached = min(seq.num_computed, seq.prompt_len) if self.tables.prompts_only else seq.num_computed
+        self.tables.advance(seq.id, seq.tokens, seq.num_computed, cached)
+
+    def place(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads, folded = [], [], [], []
+        slots, written, sealed, reads, folded = [], [], [], [], []
+        rows = stretches(spans, self.tables)
+        trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
-            ranges = [
-                (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
-            ]
-            written = [] if group.holds == "summary" else ranges
-            slots.append(self._tensor([slot for part in written for slot in self._slots(index, *part)]))
-            sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
+            parts = writes(spans, self.tables, index)
+            rowwise = [] if group.holds == "summary" else parts
+            slots.append(self._tensor([slot for part in rowwise for slot in self._slots(index, *part[:3])]))
+            sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(spans, index))
-            folded.append(tuple(summary.folds(self.tables, index, ranges, self._device)))
-        return Placed(tuple(slots), tuple(sealed), tuple(reads), tuple(folded))
+            reads.append(self._reads(rows, index))
+            folded.append(
+                tuple(summary.folds(self.tables, index, [part[:3] for part in parts], self._device))
+            )
+            if trees:
+                written.append(self._tensor([row for part in parts for row in part.rows]))
+        selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
+        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
+
+    def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
+        """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
+        if span.parents is not None:
+            self.tables.settle(span.seq, right_branch(span, accepted))
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
@@ -161,21 +196,23 @@ class KVCache:
         """Every invariant of pages, tables and prefix tree; tests call it after each step."""
         self.tables.check()
 
-    def _seal(self, part: _Part, layer: int, batch: Batch) -> None:
+    def _seal(self, part: Part, layer: int, batch: Batch) -> None:
         """Stores the blocks that have become whole, read from the pages that hold their tokens."""
         assert part.blocks is not None
         arena, slots_T = self.tables.pool.arena_PX, batch.slots[part.blocks]
         k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
         self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
 
-    def _fold(self, part: _Part, layer: int, folds: tuple[Fold, ...]) -> None:
+    def _fold(self, part: Part, layer: int, q_TNH: Tensor, batch: Batch) -> None:
         """Makes the records of blocks that have become whole."""
         assert part.records is not None
         arena, read = self.tables.pool.arena_PX, partial(self._read, part.stored)
-        for fold in folds:
-            queries = None
-            if part.asked is not None:
-                queries = self._asked[part.asked].read(arena, layer, fold, part.scale)
+        asked = None if part.asked is None else self._asked[part.asked]
+        if asked is not None and part.asked is not None:
+            rows = q_TNH[batch.written[part.asked]] if batch.written else q_TNH
+            asked.write(arena, layer, rows, batch.slots[part.asked])
+        for fold in batch.folds[part.records]:
+            queries = None if asked is None else asked.read(arena, layer, fold, part.scale)
             self._summaries[part.records].merge(arena, layer, fold, read, queries)
 
     def _read(
@@ -187,9 +224,14 @@ class KVCache:
             return store.read(arena, layer, pages_B, length)
         return self._unrotated.read(store, arena, start, layer, pages_B, length)
 
-    def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
+    def _attend_part(self, part: Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         arena = self.tables.pool.arena_PX
         queries = Queries(q_TNH, batch.positions_T, part.scale, part.window, part.sink)
+        selection = self._selections.get(part.group)
+        if selection is not None and part.window is None:
+            out_TNH = selection.attend(arena, layer, queries, batch.selecting[part.group])
+            if out_TNH is not None:
+                return out_TNH
         live, reads = self._live[part.group], batch.reads[part.group]
         if self._unrotated is None:
             state = live.attend(arena, layer, queries, reads)
@@ -216,16 +258,30 @@ class KVCache:
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
 
-    def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
+    def _selecting(
+        self, rows: list[Stretch], spans: tuple[Span, ...], sequences: Mapping[int, Sequence], group: int
+    ) -> Selecting:
+        tables, parts = self.tables, writes(spans, self.tables, group)
+        assert self._selector is not None
+        return select_rows(
+            rows,
+            {table: sequences[s.seq].prompt_len for s in spans for table in tables.branches(s.seq)},
+            self._selector,
+            tables.sizes.tokens[group],
+            lambda table: tables.live_pages(table, group),
+            lambda others: self._reads(others, group),
+            self._tensor([page for part in parts for page in self._pages(group, *part[:3])]),
+        )
+
+    def _reads(self, rows: list[Stretch], group: int) -> Reads:
         """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
         of their own, and those that see none an empty one."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
-        row = 0
-        for span in spans:
-            pages = self.tables.live_pages(span.seq, group)
-            for first, end in _alike(span, spec):
+        for part in rows:
+            pages, row = self.tables.live_pages(part.table, group), part.row
+            for first, end in _alike(part, spec):
                 before = len(runs)
                 for low, high in _apart(spec.readable(first, end), size):
                     for start, stop in _live_runs(pages, low // size, -(-high // size)):
@@ -244,10 +300,14 @@ class Placed(NamedTuple):
     slots: tuple[Tensor, ...]
     """int64: where each row is written, page * page_tokens + offset; in a group of blocks, each token of the blocks
     that become whole."""
+    written: tuple[Tensor, ...]
+    """int64: which row goes to each slot; nothing at all where every row is written once, in order."""
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
     folds: tuple[tuple[Fold, ...], ...]
+    selecting: Mapping[int, Selecting]
+    """Only of groups that have a selector."""
 
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
@@ -263,15 +323,19 @@ def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -
     return tuple(found)
 
 
-def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of a page that holds this many tokens of a group of stored_groups."""
+def page_bytes_of(
+    codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype, selector: Selector | None = None
+) -> int:
+    """Bytes of a page that holds this many tokens of a group of stored_groups: what a selector knows of it comes
+    last."""
     if group.holds == "summary":
         return summary.page_bytes(group, group.block // tokens, dtype)
     if group.holds == "queries":
         return summary.AskedQueries(group, tokens, dtype).page_bytes
     if group.holds == "rest":
         return paged.page_bytes(group, tokens, codec.rest or dtype)
-    return codec.page_bytes(group, tokens, dtype)
+    known = selector.page_bytes(group) if selector is not None and group.window is None else 0
+    return codec.page_bytes(group, tokens, dtype) + -(-known // ALIGN) * ALIGN
 
 
 def _resumed(group: GroupSpec) -> int | None:
@@ -292,12 +356,12 @@ def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
     return ((intervals[0][0], intervals[1][1]),)
 
 
-def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
-    """[first, end) of each stretch of the span's positions that see the same blocks."""
-    first, stop = span.start, span.start + len(span)
-    while first < stop:
+def _alike(part: Stretch, spec: GroupSpec) -> Iterator[tuple[int, int]]:
+    """[first, end) of the positions that see the same blocks."""
+    first = part.start
+    while first < part.stop:
         alike = spec.alike(first)
-        end = stop if alike is None else min(stop, alike)
+        end = part.stop if alike is None else min(part.stop, alike)
         yield first, end
         first = end
 
@@ -321,59 +385,15 @@ def namespace(seq: Sequence) -> str:
     return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
 
 
-def reusable(seq: Sequence) -> list[int]:
+def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
     """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
 
     Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
     where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
+    prompts_only: see BlockTables.
     """
     if seq.request.params.prompt_logprobs is not None and seq.num_scored < seq.prompt_len:
         return seq.tokens[: seq.num_scored]
     if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
         return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
-    return seq.tokens
-
-
-class _Part:
-    """The heads of one layer that one group stores; or two, if one has whole blocks; and perhaps records."""
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        layer: int,
-        within: GroupSpec,
-        group: int,
-        blocks: int | None,
-        records: int | None,
-        asked: int | None,
-        kv_heads: tuple[int, ...],
-    ) -> None:
-        """within: the group that is number `group`; what it keeps, its layers see."""
-        spec = architecture.blocks[layer].attention
-        self.group, self.blocks, self.records, self.asked = group, blocks, records, asked
-        self.stored = group if blocks is None else blocks
-        self.scale = spec.scale
-        self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
-        self.sink = within.sink if spec.window is None else 0
-        whole = kv_heads == tuple(range(spec.kv_heads))
-        each = spec.heads // spec.kv_heads
-        self.kv_heads = None if whole else list(kv_heads)
-        self.heads = [g * each + i for g in kv_heads for i in range(each)]
-
-
-def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping[int, list[_Part]]:
-    parts: dict[int, list[_Part]] = {}
-    for index, group in enumerate(groups):
-        if group.holds in ("blocks", "summary", "queries"):  # it goes with the one beside it
-            continue
-        blocks = index - 1 if group.holds == "rest" else None
-        records = None if group.summary is None else index + 1
-        asked = index + 2 if group.summary is not None and group.summary.asks else None
-        for member in group.members:
-            parts.setdefault(member.layer, []).append(
-                _Part(architecture, member.layer, group, index, blocks, records, asked, member.kv_heads)
-            )
-    for layer, block in enumerate(architecture.blocks):
-        heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))
-        assert heads == list(range(block.attention.kv_heads)), f"the layout leaves out heads of layer {layer}"
-    return parts
+    return seq.tokens[: seq.prompt_len + 1] if prompts_only else seq.tokens

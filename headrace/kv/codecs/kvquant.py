@@ -37,7 +37,10 @@ class Kvquant:
         slot="kv-codec",
         exact="lossy",
         paper="https://arxiv.org/abs/2401.18079",
-        gives=("unrotated_keys",),
+        breaks=tuple(
+            (f"kv-selector={name}", "it chooses by rotated keys, and kvquant stores others; use int8")
+            for name in ("landmarks", "squeezed", "vslash")
+        ),
         artifact="codebooks of the model: headrace profile --of codes --model DIR --out FILE",
     )
     block_tokens: ClassVar[None] = None

@@ -41,7 +41,15 @@ MOST = 1 << 16
 class D2O:
     """A sink, survivors and a window."""
 
-    card: ClassVar[Card] = Card(slot="kv-keeper", exact="lossy", paper="https://arxiv.org/abs/2406.13035")
+    card: ClassVar[Card] = Card(
+        slot="kv-keeper",
+        exact="lossy",
+        paper="https://arxiv.org/abs/2406.13035",
+        breaks=tuple(
+            (f"kv-selector={name}", "a window is all that is read, and there is nothing to choose from")
+            for name in ("landmarks", "squeezed", "vslash")
+        ),
+    )
     heavy: int = 256
     """Survivors of each kv head, in the mean over the layers."""
     window: int = 256
