@@ -304,7 +304,7 @@ class Engine:
         self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
-        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
+        self.kv.advance(seq)
         if embedding or accepted.error:
             reason = "error" if accepted.error else "stop"
         if reason is not None:

@@ -118,6 +118,7 @@ SLOT_PACKAGES = (
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",
+    "headrace.kv.selectors",
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",
     "headrace.speculate.verifiers",

@@ -15,7 +15,7 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -26,6 +26,7 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
 PoolingKind = Literal["mean", "last"]
@@ -326,6 +327,8 @@ class Batch:
     written: tuple[Tensor, ...] = ()
     """Per cache group, int64: which row is written to each slot. Empty where every row is written once, in order: where
     no draft is a tree."""
+    selecting: Mapping[int, Selecting] = field(default_factory=dict)
+    """Of each cache group that has a selector: what it is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def build_batch(
     pooled = (
         pooled_rows(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False)
     )
-    placed = kv.place(spans)
+    placed = kv.place(spans, sequences)
     return Batch(
         spans=spans,
         ids_T=torch.tensor(ids, dtype=torch.int64, device=device),
@@ -53,6 +53,7 @@ def build_batch(
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
+        selecting=placed.selecting,
         written=placed.written,
     )
 

@@ -57,6 +57,8 @@ class BlockTables:
         self._tables: dict[int, list[list[int]]] = {}
         self._tips: dict[int, Node] = {}
         self._swapped: dict[int, list[list[int]]] = {}
+        self.prompts_only = False
+        """Whether what a sequence generated differs from the same tokens in a prompt, and so is not looked up."""
         self._branches: dict[int, list[int]] = {}
         """Sequence -> further tables of its own in this step, called by negative numbers."""
 
@@ -166,10 +168,11 @@ class BlockTables:
         for twin in twins:
             self.release(twin)
 
-    def advance(self, seq: int, tokens: Sequence[int], computed: int) -> None:
-        """Positions [0, computed) are final: caches full granules, frees what no later query reads."""
+    def advance(self, seq: int, tokens: Sequence[int], computed: int, cached: int | None = None) -> None:
+        """Positions [0, computed) are final: caches full granules (of [0, cached), if given), frees what no later query
+        reads."""
         if self._tree is not None:
-            self._grow_tree(seq, tokens, computed)
+            self._grow_tree(seq, tokens, computed if cached is None else cached)
         for group, pages in enumerate(self._tables[seq]):
             size = self.sizes.tokens[group]
             kept = self.groups[group].kept(computed)

@@ -49,7 +49,14 @@ OPTIONS = {
 PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
 OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
 OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
-SEEN = ("kv-codec", "kv-layout", "kv-keeper", "processors")
+OPTIONS["kv-selector"] = [
+    "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
+    "landmarks:share=0,least=9,sink=0,recent=1,dense=1",
+    "squeezed:share=0.4,clusters=3,least=4,sink=0,recent=3",
+    "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
+    *[""] * 4,  # the others are often refused
+]
+SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "processors")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
 """Slots that the model decides, or that need a tokenizer."""
@@ -58,7 +65,8 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    return [*OPTIONS.get(slot.name, []), *(n for n in slot.index if n not in ("draft_model", "draft_tree"))]
+    needing = ("draft_model", "draft_tree", "duo")
+    return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
 def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
