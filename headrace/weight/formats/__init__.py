@@ -45,6 +45,7 @@ SLOT = Slot(
     index={
         "plain": "headrace.weight.formats.plain:Plain",
         "bf16": "headrace.weight.formats.bf16:Bf16",
+        "dfloat11": "headrace.weight.formats.dfloat11:Dfloat11",
         "int8": f"{_INT}:Int8",
         "int7": f"{_INT}:Int7",
         "int6": f"{_INT}:Int6",

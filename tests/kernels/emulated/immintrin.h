@@ -215,6 +215,39 @@ inline __m512i _mm512_sub_epi8(__m512i a, __m512i b) {
     for (int i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(x[i] - y[i]);
     return emulated_cast<__m512i>(x);
 }
+inline __m512i _mm512_broadcast_i32x4(__m128i x) {
+    uint32_t lane[4];
+    memcpy(lane, &x, sizeof lane);
+    return emulate<__m512i>([&](int i) { return lane[i % 4]; });
+}
+inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
+    uint8_t x[64], y[64], out[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 64; ++i) out[i] = y[i] & 0x80 ? 0 : x[i / 16 * 16 + y[i] % 16];
+    return emulated_cast<__m512i>(out);
+}
+// Within each quarter, the bytes from `from` on of both in turns.
+inline __m512i emulated_unpack(__m512i a, __m512i b, int from) {
+    uint8_t x[64], y[64], out[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 64; ++i) out[i] = (i % 2 ? y : x)[i / 16 * 16 + from + i % 16 / 2];
+    return emulated_cast<__m512i>(out);
+}
+inline __m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) {
+    return emulated_unpack(a, b, 0);
+}
+inline __m512i _mm512_unpackhi_epi8(__m512i a, __m512i b) {
+    return emulated_unpack(a, b, 8);
+}
+// Quarters: two of a, two of b, by two bits each.
+inline __m512i _mm512_shuffle_i64x2(__m512i a, __m512i b, int which) {
+    return emulate<__m512i>([&](int i) {
+        const int quarter = which >> i / 4 * 2 & 3;
+        return (i < 8 ? a : b).lane[quarter * 4 + i % 4];
+    });
+}
 inline int _mm512_reduce_add_epi32(__m512i x) {
     uint32_t total = 0;
     for (uint32_t lane : x.lane) total += lane;

@@ -1,0 +1,116 @@
+"""bfloat16 weights in 11.2 bits, bit for bit the same: exponents in codes of three bits.
+
+Paper   https://arxiv.org/abs/2504.11651 (DFloat11)
+Idea    Of the 8 bits of a bfloat16 exponent, trained weights use about 2.6: most lie within a few powers of two. Signs
+        and mantissas stay as they are, exponents become codes, and products decode what they are about to read.
+Trades  Nothing of `bf16`'s tokens, which are the same bit for bit; decoding takes time, reading less saves it. Weights
+        that follow no law (random bits) take more than in `bf16`, up to 27 bits.
+Deviates  The paper's Huffman code (11.0 bits) takes a step per weight that waits for the one before: on a processor that
+        is slower than reading 16 bits. Here a code has three bits, which stand for the eight commonest exponents of 64
+        outputs; one weight in eighty has another one, listed with its place (`dfloat_linear`). A block of 64 outputs is
+        decoded by itself, a few inputs at a time while they are multiplied, where the paper decodes a transformer
+        block before it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import dfloat_linear
+from headrace.kernels.before import Before
+from headrace.kernels.dfloat_linear import DfloatWeight
+from headrace.kernels.dfloat_linear.reference import BLOCK, Parts, join, plane_bytes
+from headrace.slots import Card
+from headrace.weight.blocks import Blocks
+from headrace.weight.memory import huge
+
+_ESCAPED = 0.0126
+"""Share of a normal law's weights whose exponent has no code: below 1/64 of the deviation, and above 4 times it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dfloat11:
+    """bfloat16, its exponents coded."""
+
+    card: ClassVar[Card] = Card(
+        slot="weights",
+        exact="lossy",
+        paper="https://arxiv.org/abs/2504.11651",
+        recordable=True,
+        needs=(
+            ("float32", "activations are rounded from float32"),
+            ("cpu", "its kernels are for processors"),
+        ),
+    )
+    torch_products: ClassVar[bool] = False
+    arithmetic: ClassVar[str] = "bf16"
+
+    @property
+    def head(self) -> str:
+        return ""
+
+    def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
+        """Of weights that follow a normal law."""
+        blocks, chunks = -(-outputs // BLOCK), -(-inputs // 32)
+        escapes = round(2 * _ESCAPED * outputs * inputs) + 2 * blocks * chunks
+        return plane_bytes(outputs, inputs) + escapes + 8 * (blocks + 1)
+
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Dfloat11Packing:
+        return Dfloat11Packing(huge(plane_bytes(outputs, inputs)), outputs, inputs)
+
+
+class Dfloat11Packing:
+    """Packs blocks of 64 rows as soon as they are whole."""
+
+    def __init__(self, planes: Tensor, outputs: int, width: int) -> None:
+        self._planes, self._outputs, self._width = planes, outputs, width
+        self._blocks = Blocks(BLOCK, outputs, width, self._pack)
+        self._escapes: dict[int, Parts] = {}
+        """First row -> what was packed with it."""
+
+    def put(self, first: int, rows_RI: Tensor) -> None:
+        self._blocks.put(first, rows_RI)
+
+    def finish(self) -> Dfloat11Matrix:
+        self._blocks.finish()
+        stretches = []
+        for first in sorted(self._escapes):
+            parts = self._escapes[first]
+            stretches += parts.escapes.split(parts.starts_B.diff().tolist())
+        escapes, starts_B = join(stretches)
+        parts = Parts(self._planes, huge(len(escapes)).copy_(escapes), starts_B)
+        return Dfloat11Matrix(DfloatWeight(parts, self._outputs, self._width))
+
+    def _pack(self, first: int, rows_RI: Tensor) -> None:
+        size = plane_bytes(BLOCK, self._width)
+        start = first // BLOCK * size
+        planes = self._planes[start : start + -(-len(rows_RI) // BLOCK) * size]
+        self._escapes[first] = dfloat_linear.pack(rows_RI, planes).parts
+
+
+class Dfloat11Matrix:
+    """Packed weights, and the kernel that multiplies by them."""
+
+    __slots__ = ("nbytes", "weight")
+
+    def __init__(self, weight: DfloatWeight) -> None:
+        self.weight = weight
+        self.nbytes = weight.nbytes
+
+    def multiply(
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
+    ) -> Tensor:
+        return dfloat_linear.dfloat_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        return dfloat_linear.outputs(self.weight, ids_T)
