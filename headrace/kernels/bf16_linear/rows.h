@@ -20,12 +20,18 @@ using RowItem = float;
 // Weights that lie packed in memory. Others are made as they are asked for (dfloat_linear/decode.h): chunk by
 // chunk, in order, and again from the first one on for each pass of rows.
 struct Packed {
-    static constexpr bool kRead = true;  // from memory, which the product fetches ahead
+    static constexpr bool kFetch = true; static constexpr int64_t kSlice = 4;  // chunks of a block that all rows pass together: first-level cache
+    static constexpr int64_t kLine = 64;  // bytes of memory that 32 weights are read from
     const bf16* block;
 
     // `count` chunks from chunk `first` on; they last until the next call.
     const bf16* chunks(int64_t first, int64_t) const {
         return block + first * Shape::kTiles * Shape::kTileItems;
+    }
+    // What is read a while after chunk `first`.
+    const char* ahead(int64_t first) const {
+        constexpr int64_t kAhead = 16384;
+        return reinterpret_cast<const char*>(chunks(first, 0)) + kAhead;
     }
 };
 

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 
+template <class Weights>
 inline int64_t most_chunks(const Shape& shape) {  // that are asked for at once
     return shape.chunks();
 }

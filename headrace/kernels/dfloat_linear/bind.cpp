@@ -52,7 +52,7 @@ DfloatWeight check_weight(const DfloatShape& shape, nb::handle planes, nb::handl
 }
 
 constexpr const char kDamaged[] =
-    "the escaped exponents of a weight are damaged in memory: load the model again";
+    "the escapes of a weight are damaged in memory: load the model again";
 
 }  // namespace
 

@@ -25,7 +25,7 @@ bool multiply(const DfloatLinear& a) {
     int damaged = 0;
     read_rows(a);
     in_pieces(a.shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-        bf16* room = room_for(most_chunks(a.shape));
+        bf16* room = room_for(most_chunks<Decoded>(a.shape));
         for (int64_t block = begin; block < end; ++block) {
             Decoded weights(a.weight, block, room);
             multiply_block(a, weights, block);

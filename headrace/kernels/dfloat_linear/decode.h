@@ -7,7 +7,6 @@
 #include "bf16_linear/rows.h"
 #include "dfloat_linear/kernel.h"
 #include "dfloat_linear/registers.h"
-#include "int_linear/codes.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -17,7 +16,17 @@ constexpr int64_t kFetched = 8192;  // bytes from what is decoded to what is fet
 // A block, as products ask for it (bf16_linear/rows.h).
 class Decoded {
   public:
-    static constexpr bool kRead = false;  // it lies in a cache
+#ifndef VS
+#define VS 2
+#endif
+#ifndef VF
+#define VF 0
+#endif
+#ifndef VA
+#define VA 1
+#endif
+    static constexpr int64_t kSlice = VS; static constexpr bool kFetch = VA;
+    static constexpr int64_t kLine = DfloatShape::kChunkBytes / 64;
 
     // `room` is for as many chunks as are asked for at once.
     Decoded(const DfloatWeight& weight, int64_t block, bf16* room)
@@ -28,12 +37,7 @@ class Decoded {
         whole_ = 0 <= from && from <= to && to <= weight.escape_bytes;
         escapes_ = at_ = weight.escapes + (whole_ ? from : 0);
         end_ = escapes_ + (whole_ ? to - from : 0);
-        uint8_t low[16] = {}, high[16] = {};
-        for (int64_t i = 0; i < DfloatShape::kEntries; ++i) {
-            low[i] = static_cast<uint8_t>(planes_[i] << 7);
-            high[i] = static_cast<uint8_t>(planes_[i] >> 1);
-        }
-        low_ = load_table(low), high_ = load_table(high);
+        table_ = load_table(planes_);
     }
 
     const bf16* chunks(int64_t first, int64_t count) {
@@ -49,33 +53,46 @@ class Decoded {
         return room_;
     }
 
+    const char* ahead(int64_t first) const {
+        return reinterpret_cast<const char*>(planes_ + DfloatShape::kHeadBytes + first * DfloatShape::kChunkBytes + kFetched);
+    }
+
     // Whether escapes were as they should be, as far as they were asked for.
     bool whole() const { return whole_; }
 
   private:
     void decode(const uint8_t* tile, bf16* out) const {
-        for (int64_t at = 0; at < DfloatShape::kTileBytes; at += 64) prefetch(tile + at + kFetched);
-        Bytes code[kQuads];
-        unpack<3>(tile, code);
+        if (VF) for (int64_t at = 0; at < DfloatShape::kTileBytes; at += 64) prefetch(tile + at + kFetched);
+        const Bytes a = load_bytes(tile), b = load_bytes(tile + 64), c = load_bytes(tile + 128);
+        const Bytes codes[] = {field(a, 0, 7),
+                               field(a, 4, 7),
+                               field(b, 0, 7),
+                               field(b, 4, 7),
+                               field(c, 0, 7),
+                               field(c, 4, 7),
+                               field(a, 3, 1) | field(b, 2, 2) | field(c, 1, 4),
+                               field(a, 7, 1) | field(b, 6, 2) | field(c, 5, 4)};
         HR_UNROLL
-        for (int64_t k = 0; k < DfloatShape::kRegisters; ++k) {
-            const Bytes rest = load_bytes(tile + DfloatShape::kCodeBytes + k * DfloatShape::kRegister);
-            store_words(out + k * DfloatShape::kRegister, field(rest, 0, 0x7f) | look_up(low_, code[k]),
-                        field(rest, 0, 0x80) | look_up(high_, code[k]));
-        }
+        for (int64_t k = 0; k < DfloatShape::kRegisters; ++k)
+            store_words(out + k * DfloatShape::kRegister,
+                        load_bytes(tile + DfloatShape::kCodeBytes + k * DfloatShape::kRegister),
+                        look_up(table_, codes[k]));
     }
 
     void put_escapes(bf16* chunk) {
+        // A copy: a byte that is stored might be part of at_ itself, as far as the compiler knows.
+        const uint8_t* at = at_;
         uint16_t count = 0;
-        if (end_ - at_ < 2) return fail();
-        memcpy(&count, at_, sizeof count);
-        at_ += 2;
-        if (end_ - at_ < 2 * count) return fail();
+        if (end_ - at < 2) return fail();
+        memcpy(&count, at, sizeof count);
+        at += 2;
+        if (end_ - at < 2 * count) return fail();
+        const uint8_t* const last = at_ = at + 2 * count;
+        uint8_t* bytes = reinterpret_cast<uint8_t*>(chunk);
         uint32_t place = 0;
-        for (const uint8_t* last = at_ + 2 * count; at_ < last; at_ += 2) {
-            place += at_[0];
-            bf16& weight = chunk[place % DfloatShape::kChunkItems];
-            weight.bits = static_cast<uint16_t>((weight.bits & 0x807f) | at_[1] << 7);
+        for (; at < last; at += 2) {
+            place += at[0];
+            bytes[place % DfloatShape::kChunkItems * 2 + 1] = at[1];
         }
         if (place >= DfloatShape::kChunkItems) whole_ = false;
     }
@@ -86,7 +103,7 @@ class Decoded {
 
     int64_t all_chunks_;
     const uint8_t *planes_, *escapes_, *at_, *end_;
-    Bytes low_, high_;  // bytes of a weight, from its code
+    Bytes table_;
     bf16* room_;
     bool whole_;
 };

@@ -1,24 +1,25 @@
 // dfloat_linear: what cpu.cpp offers at each level, and bind.cpp calls.
 //
-// bfloat16 weights, [outputs, width], without the exponents' redundancy. Blocks, chunks and tiles are those of
-// bf16_linear/kernel.h. What has a fixed size is one run of bytes that a product reads front to back:
+// bfloat16 weights, [outputs, width], as bytes: the low ones (mantissa, and the last bit of the exponent) as they
+// are, the high ones (sign, and the rest of the exponent) as codes of 3 bits. Blocks, chunks and tiles are those
+// of bf16_linear/kernel.h. What has a fixed size is one run of bytes that a product reads front to back:
 //
 //   block   64 outputs
-//     exponents   64 bytes, of which the first eight are the exponents that codes stand for
+//     table       64 bytes, of which the first eight are the high bytes that codes stand for
 //     chunk       32 inputs
-//       tile        16 outputs: 512 weights in bf16_linear's order, in eight registers of 64
-//         codes       3 bits each, in two planes: register k has its low two bits in byte register k % 2, at
-//                     2 (k / 2), and its high bit in byte register 2, at k
-//         rest        8 x 64 bytes: sign and mantissa
+//       tile        16 outputs: 512 weights in bf16_linear's order, as eight registers of 64
+//         codes       3 x 64 bytes. Byte register r has the code of register 2 r in bits 0-2, of 2 r + 1 in bits
+//                     4-6, bit r of register 6's code in bit 3, and of register 7's in bit 7
+//         low         8 x 64 bytes
 //
-//   byte j of a register belongs to weight kOrder(j): eights of bytes lie in the order 0 2 1 3, so that
-//   interleaving two registers as AVX2 does (within halves) gives words in their order
+//   Eights of bytes in a register lie in the order 0 2 1 3 4 6 5 7, so that interleaving two registers as AVX2
+//   does (within halves) gives words in their order.
 //
-// What has not, the exponents that no code stands for, is another run, where each block has a stretch:
+// What has not, the high bytes that no code stands for, is another run, where each block has a stretch:
 //
 //   chunk   count   u16, then `count` escapes
 //   escape  gap     u8: from the last escape's weight to this one's, of the chunk's 2048; the first from 0
-//           exponent u8: may be one that has a code, where the gap to the next escape is above 255
+//           high    u8: one that has a code where the gap to the next escape is above 255
 #pragma once
 
 #include "bf16_linear/kernel.h"

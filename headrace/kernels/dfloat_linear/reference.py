@@ -1,6 +1,6 @@
 """The obvious PyTorch twin of dfloat_linear, and the packed layout that kernel.h draws.
 
-Shape suffixes beside those of headrace/types.py: O outputs, I inputs, B blocks, C chunks, E escapes, P places of a chunk.
+Shape suffixes beside those of headrace/types.py: O outputs, I inputs, B blocks, C chunks, P places of a chunk.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.kernels.bf16_linear import reference as bf16
 from headrace.kernels.bf16_linear.reference import BLOCK, CHUNK, TILE
-from headrace.kernels.int_linear.layout import read_registers, write_registers
 
 ENTRIES, REGISTER, HEAD = 8, 64, 64
-"""Exponents of a table, weights of a register, bytes before a block's chunks."""
+"""High bytes of a table, weights of a register, bytes before a block's chunks."""
 PLACES = BLOCK * CHUNK
-_REST = TILE * CHUNK
-_TILE_BYTES = 3 * REGISTER + _REST
+_TILE_BYTES = 3 * REGISTER + TILE * CHUNK
 _CHUNK_BYTES = BLOCK // TILE * _TILE_BYTES
 _EIGHTS = [0, 2, 1, 3, 4, 6, 5, 7]
 """Of a register's bytes: the order that interleaving within halves of a register undoes."""
-_DAMAGED = "the escaped exponents of a weight are damaged in memory: load the model again"
+_DAMAGED = "the escapes of a weight are damaged in memory: load the model again"
 
 
 class Parts(NamedTuple):
     """A packed weight."""
 
     planes: Tensor
-    """uint8, flat: tables, codes, signs and mantissas."""
+    """uint8, flat: tables, codes and low bytes."""
     escapes: Tensor
     """uint8, flat."""
     starts_B: Tensor
@@ -55,85 +54,84 @@ def join(stretches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def pack(weight_OI: Tensor) -> Parts:
     """bfloat16 [O, I] -> parts."""
-    outputs, width = weight_OI.shape
-    chunks = -(-width // CHUNK)
+    chunks = -(-weight_OI.shape[1] // CHUNK)
     words_BCP = bf16.pack(weight_OI).view(torch.int16).view(-1, chunks, PLACES).int() & 0xFFFF
     exists_BCP = bf16.pack(torch.ones_like(weight_OI)).view(-1, chunks, PLACES) > 0
-    exponents_BCP = torch.where(exists_BCP, words_BCP >> 7 & 0xFF, 0)
-    rest_BCP = torch.where(exists_BCP, words_BCP >> 8 & 0x80 | words_BCP & 0x7F, 0)
     planes, stretches = [], []
-    for exponents_CP, rest_CP, exists_CP in zip(exponents_BCP, rest_BCP, exists_BCP, strict=True):
-        entries = _commonest(exponents_CP[exists_CP])
-        codes = torch.full((256,), -1).index_put_((entries,), torch.arange(ENTRIES))[exponents_CP]
-        codes[~exists_CP] = 0
-        head = torch.zeros(HEAD, dtype=torch.uint8)
-        head[:ENTRIES] = entries
-        planes += [head, _tiles(codes.clamp(min=0), rest_CP)]
-        stretches.append(_escapes(codes < 0, exponents_CP))
-    return Parts(torch.cat(planes), *join(stretches))
+    for words_CP, exists_CP in zip(words_BCP, exists_BCP, strict=True):
+        high_CP = words_CP >> 8
+        table = _commonest(high_CP[exists_CP])
+        low_CP, high_CP = (
+            torch.where(exists_CP, t, pad) for t, pad in ((words_CP & 0xFF, 0), (high_CP, table[0].int()))
+        )
+        codes_CP = torch.full((256,), -1).index_put_((table,), torch.arange(ENTRIES))[high_CP]
+        planes += [F.pad(table.to(torch.uint8), (0, HEAD - ENTRIES)), _tiles(codes_CP.clamp(min=0), low_CP)]
+        stretches += [_escapes(*chunk) for chunk in zip(codes_CP < 0, high_CP, strict=True)]
+    sizes = torch.tensor([len(stretch) for stretch in stretches]).view(-1, chunks).sum(1)
+    return Parts(torch.cat(planes), torch.cat(stretches), F.pad(sizes.cumsum(0), (1, 0)))
 
 
-def _commonest(exponents: Tensor) -> Tensor:
-    """The eight that get codes, the smaller first of two that are equally common; never that of infinities."""
-    seen = torch.bincount(exponents, minlength=256)[:255]
+def _commonest(high: Tensor) -> Tensor:
+    """The eight that get codes, the smaller first of two that are equally common."""
+    seen = torch.bincount(high, minlength=256)
     return seen.sort(descending=True, stable=True).indices[:ENTRIES]
 
 
-def _tiles(codes_CP: Tensor, rest_CP: Tensor) -> Tensor:
-    registers = [_reordered(t.to(torch.uint8)).view(-1, _REST // REGISTER, REGISTER) for t in (codes_CP, rest_CP)]
-    return torch.cat([write_registers(registers[0], 3).flatten(1), registers[1].flatten(1)], -1).flatten()
+def _tiles(codes_CP: Tensor, low_CP: Tensor) -> Tensor:
+    codes, low = (_reordered(t.to(torch.uint8).view(-1, 8, REGISTER)) for t in (codes_CP, low_CP))
+    packed = codes[:, 0:6:2] | codes[:, 1:6:2] << 4
+    for r in range(3):
+        packed[:, r] |= (codes[:, 6] >> r & 1) << 3 | (codes[:, 7] >> r & 1) << 7
+    return torch.cat([packed.flatten(1), low.flatten(1)], -1).flatten()
 
 
-def _reordered(places: Tensor) -> Tensor:
+def _reordered(registers: Tensor) -> Tensor:
     """Bytes by weight to bytes as they are kept, and back."""
-    return places.reshape(-1, 8, 8)[:, _EIGHTS].reshape(places.shape)
+    return registers.unflatten(-1, (8, 8))[..., _EIGHTS, :].flatten(-2)
 
 
-def _escapes(missing_CP: Tensor, exponents_CP: Tensor) -> Tensor:
-    found = []
-    for missing_P, exponents_P in zip(missing_CP, exponents_CP, strict=True):
-        listed, last = [], 0
-        for place in missing_P.nonzero().flatten().tolist():
-            for between in range(last + 255, place, 255):
-                listed += [255, int(exponents_P[between])]
-                last = between
-            listed += [place - last, int(exponents_P[place])]
-            last = place
-        count = len(listed) // 2
-        found.append(torch.tensor([count & 0xFF, count >> 8, *listed], dtype=torch.uint8))
-    return torch.cat(found)
+def _escapes(missing_P: Tensor, high_P: Tensor) -> Tensor:
+    listed, last = [], 0
+    for place in missing_P.nonzero().flatten().tolist():
+        for between in (*range(last + 255, place, 255), place):
+            listed += [between - last, int(high_P[between])]
+            last = between
+    count = len(listed) // 2
+    return torch.tensor([count & 0xFF, count >> 8, *listed], dtype=torch.uint8)
 
 
 def unpack(parts: Parts, outputs: int, width: int) -> Tensor:
     """Parts -> bfloat16 [O, I]. Raises ValueError where the escapes are not what was packed."""
     chunks = -(-width // CHUNK)
     blocks = parts.planes.view(-1, HEAD + chunks * _CHUNK_BYTES)
-    tiles = blocks[:, HEAD:].reshape(-1, _TILE_BYTES)
-    codes = read_registers(tiles[:, : 3 * REGISTER], 3)
-    codes_BP = _reordered(codes).view(len(blocks), -1).long()
-    rest_BP = _reordered(tiles[:, 3 * REGISTER :]).reshape(len(blocks), -1).int()
-    exponents_BP = blocks[:, :ENTRIES].gather(1, codes_BP).int()
+    registers = blocks[:, HEAD:].unflatten(1, (-1, _TILE_BYTES // REGISTER, REGISTER))
+    packed, low = _reordered(registers).split((3, 8), -2)
+    bits = [packed >> 3 & 1, packed >> 7 & 1]
+    codes = torch.stack([packed & 7, packed >> 4 & 7], -2).flatten(-3, -2)
+    spread = torch.stack([b[..., 0, :] | b[..., 1, :] << 1 | b[..., 2, :] << 2 for b in bits], -2)
+    codes_BP = torch.cat([codes, spread], -2).flatten(1).long()
+    high_BP = blocks[:, :ENTRIES].gather(1, codes_BP).int()
     starts = parts.starts_B.tolist()
-    for b, exponents_P in enumerate(exponents_BP):
+    for b, high_P in enumerate(high_BP):
         if not 0 <= starts[b] <= starts[b + 1] <= len(parts.escapes):
             raise ValueError(_DAMAGED)
-        _put(exponents_P.view(chunks, PLACES), parts.escapes[starts[b] : starts[b + 1]].tolist())
-    words = (rest_BP & 0x80) << 8 | exponents_BP << 7 | rest_BP & 0x7F
+        _put(high_P.view(chunks, PLACES), parts.escapes[starts[b] : starts[b + 1]].tolist())
+    words = high_BP << 8 | low.flatten(1).int()
     return bf16.unpack(words.to(torch.int16).view(torch.bfloat16).flatten(), outputs, width)
 
 
-def _put(exponents_CP: Tensor, escapes: list[int]) -> None:
+def _put(high_CP: Tensor, escapes: list[int]) -> None:
     at = 0
-    for exponents_P in exponents_CP:
+    for high_P in high_CP:
         count = escapes[at] + 256 * escapes[at + 1] if at + 2 <= len(escapes) else len(escapes)
         listed = escapes[at + 2 : at + 2 + 2 * count]
         place, at = 0, at + 2 + 2 * count
         if at > len(escapes):
             raise ValueError(_DAMAGED)
-        for gap, exponent in zip(listed[::2], listed[1::2], strict=True):
+        for gap, high in zip(listed[::2], listed[1::2], strict=True):
             place += gap
             if place >= PLACES:
                 raise ValueError(_DAMAGED)
-            exponents_P[place] = exponent
+            high_P[place] = high
     if at != len(escapes):
         raise ValueError(_DAMAGED)

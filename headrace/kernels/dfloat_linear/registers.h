@@ -1,4 +1,4 @@
-// Sixty-four weights at a time: exponents looked up, and joined with signs and mantissas.
+// Sixty-four weights at a time: high bytes looked up, and joined with low ones.
 #pragma once
 
 #include "headrace/simd_int.h"
@@ -6,7 +6,7 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-// Where byte j of a register belongs, and the other way round: eights in the order 0 2 1 3.
+// The byte of a register where a weight is kept: eights in the order 0 2 1 3 4 6 5 7.
 inline int64_t kept_at(int64_t weight) {
     const int64_t eight = weight / 8;
     return ((eight & 4) | (eight & 1) << 1 | (eight >> 1 & 1)) * 8 + weight % 8;

@@ -113,9 +113,9 @@ def planes(bits: int) -> list[tuple[int, int]]:
     return found
 
 
-def read_registers(tiles: Tensor, bits: int) -> Tensor:
-    """uint8 [..., 64 * bits], the planes of a tile -> its codes, uint8 [..., 8, 64]."""
-    codes = torch.zeros(*tiles.shape[:-1], 8, 64, dtype=torch.uint8)
+def read_planes(tiles: Tensor, bits: int) -> Tensor:
+    """uint8 [blocks, chunks, 4, 64 * bits] -> codes [blocks * 64, chunks * 32]."""
+    codes = torch.zeros(*tiles.shape[:3], 8, 64, dtype=torch.uint8)
     start = 0
     for width, low in planes(bits):
         registers = tiles[..., start : start + 64 * width].unflatten(-1, (width, 64))
@@ -123,32 +123,21 @@ def read_registers(tiles: Tensor, bits: int) -> Tensor:
         for quad in range(8):
             field = registers[..., quad % width, :] >> (quad // width * width)
             codes[..., quad, :] |= (field & ((1 << width) - 1)) << low
-    return codes
-
-
-def write_registers(codes: Tensor, bits: int) -> Tensor:
-    """Codes of tiles, uint8 [..., 8, 64] -> their planes, uint8 [..., 64 * bits]."""
-    parts = []
-    for width, low in planes(bits):
-        plane = (codes >> low) & ((1 << width) - 1)
-        registers = torch.zeros_like(plane[..., :width, :])
-        for quad in range(8):
-            registers[..., quad % width, :] |= plane[..., quad, :] << (quad // width * width)
-        parts.append(registers.flatten(-2))
-    return torch.cat(parts, -1)
-
-
-def read_planes(tiles: Tensor, bits: int) -> Tensor:
-    """uint8 [blocks, chunks, 4, 64 * bits] -> codes [blocks * 64, chunks * 32]."""
     B, C = tiles.shape[:2]
-    codes = read_registers(tiles, bits)
     return codes.view(B, C, 4, 8, 16, 4).permute(0, 2, 4, 1, 3, 5).reshape(B * BLOCK, C * CHUNK)
 
 
 def write_planes(codes_OI: Tensor, bits: int) -> Tensor:
     """Codes of whole blocks and chunks -> uint8 [blocks, chunks, 4, 64 * bits]."""
     quads = codes_OI.view(len(codes_OI) // BLOCK, 4, TILE, -1, 8, 4).permute(0, 3, 1, 4, 2, 5).flatten(-2)
-    return write_registers(quads, bits)
+    parts = []
+    for width, low in planes(bits):
+        plane = (quads >> low) & ((1 << width) - 1)
+        registers = torch.zeros_like(plane[..., :width, :])
+        for quad in range(8):
+            registers[..., quad % width, :] |= plane[..., quad, :] << (quad // width * width)
+        parts.append(registers.flatten(-2))
+    return torch.cat(parts, -1)
 
 
 def pack(codes_OI: Tensor, scales_OG: Tensor, zeros_OG: Tensor | None, group: int, bits: int) -> Tensor:

@@ -54,6 +54,7 @@ SLOT = Slot(
         "int4_dual": "headrace.weight.formats.int4_dual:Int4Dual",
         "int3": f"{_INT}:Int3",
         "int2": f"{_INT}:Int2",
+        "spqr": "headrace.weight.formats.spqr:Spqr",
     },
     default="plain",
 )
