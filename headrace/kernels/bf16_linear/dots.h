@@ -79,7 +79,7 @@ void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, fl
         HR_UNROLL
         for (int u = 0; u < kAtOnce; ++u) sum[r][u] = load(sums + r * Shape::kBlock + (t + u) * Shape::kTile);
     }
-    const bool fetch = slice.fetch && row == 0 && Weights::kFetch;
+    const bool fetch = slice.fetch && row == 0;
     for (int64_t c = 0; c < slice.chunks; ++c) {
         const bf16* tile = slice.weights + (c * Shape::kTiles + t) * Shape::kTileItems;
         // In the order of memory, which is not that of reading: the processor follows nothing else.

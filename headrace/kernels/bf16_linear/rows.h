@@ -20,7 +20,7 @@ using RowItem = float;
 // Weights that lie packed in memory. Others are made as they are asked for (dfloat_linear/decode.h): chunk by
 // chunk, in order, and again from the first one on for each pass of rows.
 struct Packed {
-    static constexpr bool kFetch = true; static constexpr int64_t kSlice = 4;  // chunks of a block that all rows pass together: first-level cache
+    static constexpr int64_t kSlice = 4;  // chunks of a block that all rows pass together: first-level cache
     static constexpr int64_t kLine = 64;  // bytes of memory that 32 weights are read from
     const bf16* block;
 

@@ -1,16 +1,16 @@
-"""dfloat_linear: rows times a bfloat16 weight matrix whose exponents are stored in three bits each.
+"""dfloat_linear: rows times a bfloat16 weight matrix whose high bytes are stored in three bits each.
 
     w_OI = decode(weight)                # the bfloat16 weights that were packed, bit for bit
-    out_TO = bf16_linear(x, w_OI, ...)   # a few inputs of 64 outputs at a time, from the cache
+    out_TO = bf16_linear(x, w_OI, ...)   # 32 inputs of 64 outputs at a time, from the cache
 
 A product has the bits of bf16_linear's on the same level, with any number of threads.
 
-Exponents of trained weights lie close together: of a normal law's, the eight commonest are all but one in eighty. Each
-block of 64 outputs has a table of eight; a code of three bits says which. The others, escapes, are listed with their
-places. 11.2 bits per weight for a normal law, whose entropy is 10.6; at worst (every exponent as common as every other)
-27, more than the 16 of bfloat16.
+A high byte is a sign and the upper seven bits of an exponent. Those of trained weights are few: of a normal law's, the
+eight commonest are all but one in forty to eighty. Each block of 64 outputs has a table of eight; a code of three bits
+says which. The others, escapes, are listed with their places, 16 bits each. 11.2 to 11.4 bits per weight for a normal
+law, whose entropy is 10.6; at worst (every high byte as common as every other) 27, more than the 16 of bfloat16.
 
-Paper   https://arxiv.org/abs/2504.11651 (DFloat11, which has a Huffman code in this place)
+Paper   https://arxiv.org/abs/2504.11651 (DFloat11, which has a Huffman code of exponents in this place)
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from headrace import kernels
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.bf16_linear import reference as bf16_reference
 from headrace.kernels.dfloat_linear import reference
-from headrace.kernels.dfloat_linear.reference import BLOCK, Parts, most_escape_bytes, plane_bytes
+from headrace.kernels.bf16_linear.reference import BLOCK
+from headrace.kernels.dfloat_linear.reference import Parts, most_escape_bytes, plane_bytes
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,7 @@ DfloatWeight check_weight(const DfloatShape& shape, nb::handle planes, nb::handl
             escapes.size()};
 }
 
-constexpr const char kDamaged[] =
-    "the escapes of a weight are damaged in memory: load the model again";
+constexpr const char kDamaged[] = "the escapes of a weight are damaged in memory: load the model again";
 
 }  // namespace
 
@@ -73,27 +72,25 @@ void bind_dfloat_linear(nb::module_& m, Level level) {
                 if (rows == 0) return;
                 const int64_t tiled = (rows + 31) / 32 * 32, chunk_items = tiled * Bf16Shape::kChunk;
                 void* memory = scratch(Scratch::call, shape.chunks() * chunk_items * table.row_item_bytes);
-                HR_CHECK(
-                    table.multiply(
-                        {{shape, source, memory, rows, Bf16Shape::kChunk, chunk_items, end}, weight}),
-                    "%s", kDamaged);
+                HR_CHECK(table.multiply(
+                             {{shape, source, memory, rows, Bf16Shape::kChunk, chunk_items, end}, weight}),
+                         "%s", kDamaged);
             };
         },
         "x"_a, "planes"_a, "escapes"_a, "starts"_a, "outputs"_a, "width"_a, "out"_a, "bias"_a.none(),
         "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
-    m.def("dfloat_linear_pack", [&table](nb::handle weight_object, nb::handle planes, nb::handle escapes,
-                                         nb::handle sizes_object) {
-        const Array weight(weight_object, "weight"), sizes(sizes_object, "sizes");
-        const Floats from = check_floats(weight);
-        const DfloatShape shape = check_shape(weight.size(0), weight.size(1));
-        HR_CHECK(
-            sizes.dtype() == DType::i64 && sizes.contiguous() && sizes.size() == shape.blocks(),
-            "sizes must be int64 [%lld]", static_cast<Int>(shape.blocks()));
-        table.pack(shape, from, check_bytes(planes, "planes", shape.blocks() * shape.block_bytes()),
-                   check_bytes(escapes, "escapes",
-                               shape.blocks() * shape.chunks() * DfloatShape::kMostEscapeBytes),
-                   sizes.data<int64_t>());
-    });
+    m.def("dfloat_linear_pack",
+          [&table](nb::handle weight_object, nb::handle planes, nb::handle escapes, nb::handle sizes_object) {
+              const Array weight(weight_object, "weight"), sizes(sizes_object, "sizes");
+              const Floats from = check_floats(weight);
+              const DfloatShape shape = check_shape(weight.size(0), weight.size(1));
+              HR_CHECK(sizes.dtype() == DType::i64 && sizes.contiguous() && sizes.size() == shape.blocks(),
+                       "sizes must be int64 [%lld]", static_cast<Int>(shape.blocks()));
+              table.pack(shape, from, check_bytes(planes, "planes", shape.blocks() * shape.block_bytes()),
+                         check_bytes(escapes, "escapes",
+                                     shape.blocks() * shape.chunks() * DfloatShape::kMostEscapeBytes),
+                         sizes.data<int64_t>());
+          });
     def_call(m, "dfloat_linear_outputs",
              [&table](nb::handle planes, nb::handle escapes, nb::handle starts, int64_t outputs,
                       int64_t width, nb::handle ids_object, nb::handle out_object) {

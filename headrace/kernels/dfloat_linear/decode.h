@@ -11,22 +11,13 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kFetched = 8192;  // bytes from what is decoded to what is fetched
-
 // A block, as products ask for it (bf16_linear/rows.h).
 class Decoded {
   public:
-#ifndef VS
-#define VS 2
-#endif
-#ifndef VF
-#define VF 0
-#endif
-#ifndef VA
-#define VA 1
-#endif
-    static constexpr int64_t kSlice = VS; static constexpr bool kFetch = VA;
+    // One chunk: memory is read steadily only if little is decoded before some of it is multiplied.
+    static constexpr int64_t kSlice = 1;
     static constexpr int64_t kLine = DfloatShape::kChunkBytes / 64;
+    static_assert(DfloatShape::kChunkItems / 32 == 64);
 
     // `room` is for as many chunks as are asked for at once.
     Decoded(const DfloatWeight& weight, int64_t block, bf16* room)
@@ -54,7 +45,9 @@ class Decoded {
     }
 
     const char* ahead(int64_t first) const {
-        return reinterpret_cast<const char*>(planes_ + DfloatShape::kHeadBytes + first * DfloatShape::kChunkBytes + kFetched);
+        constexpr int64_t kAhead = 8192;
+        return reinterpret_cast<const char*>(planes_ + DfloatShape::kHeadBytes +
+                                             first * DfloatShape::kChunkBytes + kAhead);
     }
 
     // Whether escapes were as they should be, as far as they were asked for.
@@ -62,7 +55,6 @@ class Decoded {
 
   private:
     void decode(const uint8_t* tile, bf16* out) const {
-        if (VF) for (int64_t at = 0; at < DfloatShape::kTileBytes; at += 64) prefetch(tile + at + kFetched);
         const Bytes a = load_bytes(tile), b = load_bytes(tile + 64), c = load_bytes(tile + 128);
         const Bytes codes[] = {field(a, 0, 7),
                                field(a, 4, 7),

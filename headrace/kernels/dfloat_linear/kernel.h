@@ -1,19 +1,21 @@
 // dfloat_linear: what cpu.cpp offers at each level, and bind.cpp calls.
 //
-// bfloat16 weights, [outputs, width], as bytes: the low ones (mantissa, and the last bit of the exponent) as they
-// are, the high ones (sign, and the rest of the exponent) as codes of 3 bits. Blocks, chunks and tiles are those
-// of bf16_linear/kernel.h. What has a fixed size is one run of bytes that a product reads front to back:
+// bfloat16 weights, [outputs, width], as bytes: the low ones (mantissa, and the last bit of the exponent) as
+// they are, the high ones (sign, and the rest of the exponent) as codes of 3 bits. Blocks, chunks and tiles
+// are those of bf16_linear/kernel.h. What has a fixed size is one run of bytes that a product reads front to
+// back:
 //
 //   block   64 outputs
 //     table       64 bytes, of which the first eight are the high bytes that codes stand for
 //     chunk       32 inputs
 //       tile        16 outputs: 512 weights in bf16_linear's order, as eight registers of 64
-//         codes       3 x 64 bytes. Byte register r has the code of register 2 r in bits 0-2, of 2 r + 1 in bits
+//         codes       3 x 64 bytes. Byte register r has the code of register 2 r in bits 0-2, of 2 r + 1 in
+//         bits
 //                     4-6, bit r of register 6's code in bit 3, and of register 7's in bit 7
 //         low         8 x 64 bytes
 //
-//   Eights of bytes in a register lie in the order 0 2 1 3 4 6 5 7, so that interleaving two registers as AVX2
-//   does (within halves) gives words in their order.
+//   Eights of bytes in a register lie in the order 0 2 1 3 4 6 5 7, so that interleaving two registers as
+//   AVX2 does (within halves) gives words in their order.
 //
 // What has not, the high bytes that no code stands for, is another run, where each block has a stretch:
 //
@@ -60,8 +62,8 @@ struct DfloatLinearTable {
     bool (*read_outputs)(const DfloatWeight&, const int64_t* outputs, int64_t count, float* out);
 };
 
-#define X(level)                                \
-    namespace level {                           \
+#define X(level)                                  \
+    namespace level {                             \
     extern const DfloatLinearTable dfloat_linear; \
     }
 HR_FOR_EACH_LEVEL(X)

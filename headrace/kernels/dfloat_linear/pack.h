@@ -87,8 +87,7 @@ template <class T>
 void pack_block(const DfloatShape& shape, const T* weight, int64_t block, uint8_t* planes, uint8_t* escapes,
                 int64_t* size) {
     bf16* items = static_cast<bf16*>(scratch(Scratch::piece, shape.block_items() * 2));
-    for (int64_t t = 0; t < Shape::kTiles; ++t)
-        pack_tile(shape, weight, block * Shape::kTiles + t, items);
+    for (int64_t t = 0; t < Shape::kTiles; ++t) pack_tile(shape, weight, block * Shape::kTiles + t, items);
     const Extent extent{shape.outputs - block * Shape::kBlock, shape.width};
     memset(planes, 0, static_cast<size_t>(DfloatShape::kHeadBytes));
     choose_entries(items, shape.block_items(), extent, planes);

@@ -39,8 +39,7 @@ SparseWeight check_weight(nb::handle starts_object, nb::handle entries_object, i
             entries.size()};
 }
 
-constexpr const char kDamaged[] =
-    "the sparse part of a weight is damaged in memory: load the model again";
+constexpr const char kDamaged[] = "the sparse part of a weight is damaged in memory: load the model again";
 
 }  // namespace
 
@@ -62,8 +61,7 @@ void bind_sparse_add(nb::module_& m, Level level) {
                 HR_CHECK(table.add({weight, source, room, rows, out}), "%s", kDamaged);
             };
         },
-        "x"_a, "starts"_a, "entries"_a, "width"_a, "out"_a, "before"_a, "norm"_a.none(), "eps"_a,
-        "offset"_a);
+        "x"_a, "starts"_a, "entries"_a, "width"_a, "out"_a, "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     def_call(m, "sparse_add_outputs",
              [&table](nb::handle starts, nb::handle entries, int64_t width, nb::handle ids_object,
                       nb::handle out_object) {

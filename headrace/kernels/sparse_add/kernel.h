@@ -1,7 +1,7 @@
 // sparse_add: what cpu.cpp offers at each level, and bind.cpp calls.
 //
-// A sparse matrix, [outputs, width], output by output: an entry has its input in the low 16 bits and its weight,
-// as bfloat16, in the high ones. With the input cleared, it is the weight as float32.
+// A sparse matrix, [outputs, width], output by output: an entry has its input in the low 16 bits and its
+// weight, as bfloat16, in the high ones. With the input cleared, it is the weight as float32.
 #pragma once
 
 #include <stdint.h>
@@ -36,8 +36,8 @@ struct SparseAddTable {
     bool (*put_outputs)(const SparseWeight&, const int64_t* outputs, int64_t count, float* out);
 };
 
-#define X(level)                             \
-    namespace level {                        \
+#define X(level)                            \
+    namespace level {                       \
     extern const SparseAddTable sparse_add; \
     }
 HR_FOR_EACH_LEVEL(X)

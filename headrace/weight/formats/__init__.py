@@ -30,7 +30,7 @@ class Format(Protocol):
         ...
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        """Memory of a matrix of this size. Pure."""
+        """Memory of a matrix of this size. Pure. Where it depends on the weights: of those that follow a normal law."""
         ...
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Packing:

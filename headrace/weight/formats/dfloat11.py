@@ -1,15 +1,15 @@
-"""bfloat16 weights in 11.2 bits, bit for bit the same: exponents in codes of three bits.
+"""bfloat16 weights in about 11.3 bits, bit for bit the same: their high bytes in codes of three bits.
 
 Paper   https://arxiv.org/abs/2504.11651 (DFloat11)
-Idea    Of the 8 bits of a bfloat16 exponent, trained weights use about 2.6: most lie within a few powers of two. Signs
-        and mantissas stay as they are, exponents become codes, and products decode what they are about to read.
-Trades  Nothing of `bf16`'s tokens, which are the same bit for bit; decoding takes time, reading less saves it. Weights
-        that follow no law (random bits) take more than in `bf16`, up to 27 bits.
-Deviates  The paper's Huffman code (11.0 bits) takes a step per weight that waits for the one before: on a processor that
-        is slower than reading 16 bits. Here a code has three bits, which stand for the eight commonest exponents of 64
-        outputs; one weight in eighty has another one, listed with its place (`dfloat_linear`). A block of 64 outputs is
-        decoded by itself, a few inputs at a time while they are multiplied, where the paper decodes a transformer
-        block before it runs.
+Idea    Of the 8 bits of a bfloat16 exponent, trained weights use about 2.6: most lie within a few powers of two. What
+        is not redundant stays as it is, the rest becomes codes, and products decode what they are about to multiply.
+Trades  Nothing of `bf16`'s tokens, which are the same bit for bit. Decoding takes time and reading less saves it: one
+        row at a time gains, a few rows lose. Weights that follow no law take more than in `bf16`, up to 27 bits.
+Deviates  The paper codes exponents with Huffman's code (11.0 bits), whose every step waits for the one before: on a
+        processor that is slower than reading 16 bits. Here a code of three bits stands for one of the eight commonest
+        high bytes (sign and upper seven bits of the exponent) of 64 outputs; one weight in sixty or so has another
+        one, listed with its place (`dfloat_linear`). A block of 64 outputs is decoded by itself, 32 inputs at a time
+        while they are multiplied, where the paper decodes a transformer block before it runs.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from torch import Tensor
 from headrace.kernels import dfloat_linear
 from headrace.kernels.before import Before
 from headrace.kernels.dfloat_linear import DfloatWeight
-from headrace.kernels.dfloat_linear.reference import BLOCK, Parts, join, plane_bytes
+from headrace.kernels.bf16_linear.reference import BLOCK, CHUNK
+from headrace.kernels.dfloat_linear.reference import Parts, join, plane_bytes
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
 from headrace.weight.memory import huge
 
-_ESCAPED = 0.0126
-"""Share of a normal law's weights whose exponent has no code: below 1/64 of the deviation, and above 4 times it."""
+_ESCAPED = 0.018
+"""Share of a normal law's weights whose high byte has no code: 0.0125 to 0.025, by where its deviation lies between two
+powers of four."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dfloat11:
-    """bfloat16, its exponents coded."""
+    """bfloat16, its high bytes coded."""
 
     card: ClassVar[Card] = Card(
         slot="weights",
-        exact="lossy",
+        exact="bits",
+        exact_as="bf16",
         paper="https://arxiv.org/abs/2504.11651",
         recordable=True,
         needs=(
@@ -54,8 +57,8 @@ class Dfloat11:
         return ""
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        """Of weights that follow a normal law."""
-        blocks, chunks = -(-outputs // BLOCK), -(-inputs // 32)
+        """Of weights that follow a normal law; what others take, nobody knows before they are there."""
+        blocks, chunks = -(-outputs // BLOCK), -(-inputs // CHUNK)
         escapes = round(2 * _ESCAPED * outputs * inputs) + 2 * blocks * chunks
         return plane_bytes(outputs, inputs) + escapes + 8 * (blocks + 1)
 
@@ -110,7 +113,9 @@ class Dfloat11Matrix:
         add_TO: Tensor | None = None,
         out_TO: Tensor | None = None,
     ) -> Tensor:
-        return dfloat_linear.dfloat_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
+        return dfloat_linear.dfloat_linear(
+            x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO
+        )
 
     def rows(self, ids_T: Tensor) -> Tensor:
         return dfloat_linear.outputs(self.weight, ids_T)

@@ -73,8 +73,8 @@ class Spqr:
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         rows = [_BLOCK] * (outputs // _BLOCK) + [outputs % _BLOCK]
-        entries = sum(self._count(count, inputs) for count in rows)
-        return self._base().num_bytes(outputs, inputs, dtype) + 4 * entries + 4 * (outputs + 1)
+        entries = sum(self.count(count, inputs) for count in rows)
+        return self.dense().num_bytes(outputs, inputs, dtype) + 4 * entries + 4 * (outputs + 1)
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> SpqrPacking:
         if inputs > MOST_WIDTH:
@@ -83,11 +83,13 @@ class Spqr:
             )
         return SpqrPacking(self, outputs, inputs, dtype, device)
 
-    def _base(self) -> _Grouped:
+    def dense(self) -> _Grouped:
+        """The format of the other weights."""
         form: _Grouped = SLOT.make(self.base)
         return form
 
-    def _count(self, rows: int, inputs: int) -> int:
+    def count(self, rows: int, inputs: int) -> int:
+        """Outliers of so many rows that are chosen together."""
         return round(self.outliers * rows * inputs)
 
 
@@ -97,12 +99,12 @@ class SpqrPacking:
     def __init__(
         self, form: Spqr, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._form, self._base = form, form._base()
+        self._form, self._base = form, form.dense()
         self._dtype, self._device, self._inputs = dtype, device, inputs
         self._dense: Packing = self._base.start(outputs, inputs, dtype, device)
         self._blocks = Blocks(_BLOCK, outputs, inputs, self._take)
         self._sparse: dict[int, SparseWeight] = {}
-        """First row -> outliers of its block."""
+        """First row -> outliers of the rows that came with it."""
 
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
@@ -117,22 +119,25 @@ class SpqrPacking:
         return SpqrMatrix(self._dense.finish(), SparseWeight(starts, entries, self._inputs))
 
     def _take(self, first: int, rows_RI: Tensor) -> None:
-        for start in range(0, len(rows_RI), _BLOCK):
-            self._split(first + start, rows_RI[start : start + _BLOCK])
+        whole = len(rows_RI) // _BLOCK * _BLOCK
+        for start, part_RI in ((0, rows_RI[:whole]), (whole, rows_RI[whole:])):
+            if len(part_RI):
+                self._split(first + start, part_RI)
 
     def _split(self, first: int, rows_RI: Tensor) -> None:
-        kept_RI = rows_RI.bfloat16().float()
+        kept_RI, parts = rows_RI.bfloat16().float(), -(-len(rows_RI) // _BLOCK)
         chosen_RI = choose_outliers(
             kept_RI,
             self._rounded,
             group=min(self._base.group or self._inputs, self._inputs),
-            count=self._form._count(*rows_RI.shape),
+            count=self._form.count(len(rows_RI) // parts, self._inputs),
+            parts=parts,
         )
         self._sparse[first] = sparse_add.pack(kept_RI, chosen_RI)
         self._dense.put(first, rows_RI.masked_fill(chosen_RI, 0))
 
     def _rounded(self, rows_RI: Tensor) -> Tensor:
-        packing = self._base.start(*rows_RI.shape, self._dtype, self._device)
+        packing = self._base.start(len(rows_RI), self._inputs, self._dtype, self._device)
         packing.put(0, rows_RI)
         return packing.finish().rows(torch.arange(len(rows_RI)))
 
