@@ -23,8 +23,8 @@ from torch import Tensor
 from headrace import kernels
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.bf16_linear import reference as bf16_reference
-from headrace.kernels.dfloat_linear import reference
 from headrace.kernels.bf16_linear.reference import BLOCK
+from headrace.kernels.dfloat_linear import reference
 from headrace.kernels.dfloat_linear.reference import Parts, most_escape_bytes, plane_bytes
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from headrace.kernels import dfloat_linear
 from headrace.kernels.before import Before
-from headrace.kernels.dfloat_linear import DfloatWeight
 from headrace.kernels.bf16_linear.reference import BLOCK, CHUNK
+from headrace.kernels.dfloat_linear import DfloatWeight
 from headrace.kernels.dfloat_linear.reference import Parts, join, plane_bytes
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
