@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -68,7 +70,7 @@ def main() -> None:
         f"{8 * coded / size:.2f} in `dfloat11` ({coded / dense:.1%}). Level {kernels.isa()}, one thread, "
         f"{datetime.date.today()}, {given.turns} turns; picoseconds per weight and product, median (lowest-highest). "
         "Results had the same bits.  ",
-        "`python benchmarks/cases/coded_weights.py`\n",
+        f"`python benchmarks/cases/coded_weights.py {shlex.join(sys.argv[1:])}`\n",
         "| rows | `bf16` | `dfloat11` | times as fast, turn by turn |\n|---|---|---|---|",
     ]
     for rows in map(int, given.rows.split(",")):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -57,7 +59,7 @@ def main() -> None:
         f"# Outliers kept apart in `{given.model}`\n",
         f"{datetime.date.today()}, kernels {kernels.isa()}, embedding and head in `int8`, activations in 8 bits; KL in "
         f"nats per token against `bf16`, over {given.pieces} pieces of held-out text.  ",
-        "`python benchmarks/cases/outliers.py`\n",
+        f"`python benchmarks/cases/outliers.py {shlex.join(sys.argv[1:])}`\n",
         "| weights | bits per weight | bits per byte | KL | same likeliest token |\n|---|---|---|---|---|",
     ]
     with LLM(given.model, weights="bf16", threads=1) as reference:
