@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, describe, load
+from headrace.forward.load import adapt, describe, load, settle
 from headrace.forward.memory import (
     keep_freed_memory,
     make_cache,
@@ -38,7 +38,7 @@ from headrace.sample.sampler import Sampler
 from headrace.schedule.bounds import Bounds
 from headrace.schedule.queues import Budget, Queues
 from headrace.speculate.draft import Speculator
-from headrace.speculate.drafters import Auxiliary
+from headrace.speculate.second import Auxiliary
 from headrace.stats import Counters, Stats
 from headrace.types import (
     Accepted,
@@ -77,7 +77,9 @@ class Engine:
         device, dtype = torch_device(config.device), torch_dtype(config)
         if decoder is None:
             self.path = box.path(config.model) if config.model in box.MODELS else Path(config.model)
-            architecture = describe(self.path).architecture
+            described = describe(self.path)
+            architecture, config = described.architecture, settle(config, described)
+            self.config = config
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
@@ -100,7 +102,8 @@ class Engine:
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.adapters = Adapters(config, self.path, decoder, self.queues, self.runner.let_go)
         constraints = constraints_of(self.path, self.architecture, self.stack.one("grammar"))
-        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, constraints)
+        sampled = (self.stack.members["processors"], self.architecture.eos)
+        self.sampler = Sampler(*sampled, constraints, self.stack.one("verifier").choose)
         limits = (self.context, self.policy.longest_span)
         places = (self.kv.tables, self.queues)
         self.speculator = Speculator(self.stack, self._open, self._forced, *places, *limits)
@@ -257,7 +260,7 @@ class Engine:
             self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
-            self.speculator.observe(plan, result)
+            self.speculator.observe(plan, result, logits)
             return self.commit(plan, result)
         except BaseException:
             self._start_over()
@@ -293,6 +296,7 @@ class Engine:
         seq.num_scored += len(accepted.prompt_logprobs)
         seq.hidden_sum = accepted.hidden_sum or seq.hidden_sum
         embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
+        self.kv.settle(span, accepted.tokens)
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)
@@ -300,7 +304,7 @@ class Engine:
         self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
-        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
+        self.kv.advance(seq)
         if embedding or accepted.error:
             reason = "error" if accepted.error else "stop"
         if reason is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ def profile(
     """Find the heads that look far back, from repeated random tokens."""
     import torch
 
+    from headrace.forward.batch import one_text
     from headrace.kv.heads import Probe, write_profile
 
     if not out.absolute().parent.is_dir():
@@ -39,7 +40,7 @@ def profile(
         ids = draw.choices(range(engine.architecture.vocab), k=period) * PERIODS
         probe = Probe(engine.architecture, period)
         with torch.inference_mode():
-            engine.decoder.forward(_batch(ids, engine.device), probe)
+            engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), probe)
         write_profile(out, engine.architecture, probe.scores)
     if as_json:
         write_json({"file": str(out), "tokens": period, "scores": probe.scores})
@@ -50,22 +51,3 @@ def profile(
             ["layer", *heads], [row + [""] * (len(heads) + 1 - len(row)) for row in rows], numbers=heads
         )
         note(f"written to {out}: use it with --kv-layout duo:profile={out}", quiet)
-
-
-def _batch(ids: list[int], device: Any) -> Any:
-    """One text, all of it in one span."""
-    import torch
-
-    from headrace.types import Batch, Span
-
-    empty = torch.empty(0, dtype=torch.int64, device=device)
-    return Batch(
-        spans=(Span(0, 0, len(ids)),),
-        ids_T=torch.tensor(ids, device=device),
-        positions_T=torch.arange(len(ids), device=device),
-        starts=(0, len(ids)),
-        slots=(),
-        sealed=(),
-        reads=(),
-        rows_R=empty,
-    )

@@ -55,6 +55,7 @@ SLOT = Slot(
         "int3": f"{_INT}:Int3",
         "int2": f"{_INT}:Int2",
         "spqr": "headrace.weight.formats.spqr:Spqr",
+        "tmac": "headrace.weight.formats.tmac:Tmac",
     },
     default="plain",
 )
