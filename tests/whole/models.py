@@ -30,6 +30,8 @@ NATIVE: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "int8_windows": ((7, None), "int8", "bf16"),
     "bf16": ((None, 9), "bf16", "bf16"),
     "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4", "int8"),
+    "dfloat11": ((7, None), "dfloat11", "bf16"),
+    "spqr": ((None, None), "spqr:base=int3:group=32,outliers=0.02,head=int4", "int8"),
     "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual", "bf16"),
     "int8_landmarks": ((None, 20), "int8", "int8"),
     "tmac": ((None, 13), "tmac:bits=3,group=32,head=tmac", "int8"),
