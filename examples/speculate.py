@@ -9,6 +9,7 @@ params = SamplingParams(temperature=0, max_tokens=60)
 for stack in (
     {},
     {"drafter": "copyspec"},
+    {"drafter": "recycle"},
     {"drafter": "draft_model:model=tiny-draft", "draft-budget": "fixed"},
 ):
     with LLM("tiny", stack=stack) as llm:

@@ -31,7 +31,7 @@ from headrace.meter import Spread
 from headrace.weight.assemble import make, places
 
 OURS = ("int2", "int3", "int4", "tmac:bits=1", "tmac:bits=2", "tmac:bits=3", "tmac:bits=4")
-PEERS = {"TQ1_0": 1.6875, "TQ2_0": 2.0625, "Q2_K": 2.625, "Q4_0": 4.5}
+PEERS = {"TQ1_0": 1.6875, "TQ2_0": 2.0625}
 """Bits per weight."""
 SOURCE = Path(__file__).parents[1] / "peers" / "ggml_products.c"
 
@@ -54,9 +54,12 @@ def ours(spec: str, sizes: list[tuple[int, int]], rows: int) -> tuple[Turn, int]
     """A turn, and the bytes of the weights."""
     calls, num_bytes = [], 0
     for outputs, inputs in sizes:
-        packing = make(spec).start(outputs, inputs, torch.float32, torch.device("cpu"))
+        packing, some = (
+            make(spec).start(outputs, inputs, torch.float32, torch.device("cpu")),
+            torch.randn(1024, inputs),
+        )
         for first in range(0, outputs, 1024):
-            packing.put(first, torch.randn(min(1024, outputs - first), inputs))
+            packing.put(first, some[: outputs - first])
         matrix = packing.finish()
         num_bytes += matrix.nbytes
         calls.append((matrix, torch.randn(rows, inputs), torch.empty(rows, outputs)))

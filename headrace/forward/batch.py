@@ -49,6 +49,7 @@ def build_batch(
         slots=placed.slots,
         sealed=placed.sealed,
         reads=placed.reads,
+        folds=placed.folds,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
@@ -69,6 +70,7 @@ def one_text(ids_T: Tensor) -> Batch:
         slots=(),
         sealed=(),
         reads=(),
+        folds=(),
         rows_R=ids_T.new_empty(0),
     )
 

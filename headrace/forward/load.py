@@ -88,7 +88,8 @@ def stored_form(described: Described) -> Format | None:
         raise ModelError(f"{file}: quantization_config: {error}") from None
     if not isinstance(form, Coded):
         raise ModelError(
-            f"{file}: quantization_config: weights={described.note.weights} keeps floats: quantise the model again"
+            f"{file}: quantization_config: weights={described.note.weights} has no codes that a folder keeps: quantise "
+            "the model again"
         )
     return form
 

@@ -93,7 +93,7 @@ BAD = {
     "unknown recipe": (["--recipe", "akw"], "recipe: no technique called 'akw'; did you mean 'awq'?"),
     "unknown option": (["--recipe", "gptq:dump=1"], "did you mean 'damp'?"),
     "unknown format": (["--weights", "int44"], "did you mean 'int4'?"),
-    "no codes": (["--weights", "bf16"], "--weights bf16 keeps floats"),
+    "no codes": (["--weights", "bf16"], "--weights bf16 has no codes that a recipe could choose"),
     "no model": (["--model", "no/such"], "no/such does not exist"),
     "no text": (["--text", "no/such"], "cannot read --text=no/such"),
     "text for nothing": (["--recipe", "rtn", "--text", "README.md"], "calibrates nothing: leave it out"),

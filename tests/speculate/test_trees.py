@@ -14,8 +14,10 @@ from headrace.kv.branches import Branch, branches, ends, right_branch
 from headrace.params import SamplingParams
 from headrace.schedule.policies import Policy
 from headrace.schedule.queues import Budget, View
+from headrace.speculate.draft import extend
 from headrace.speculate.tree import Draft, depth_first, first, pruned
-from headrace.types import Delta, Request, Span, StepPlan
+from headrace.types import Delta, Request, Sequence, Span, StepPlan
+from tests.kv.test_tables import make, started
 from tests.whole import models
 from tests.whole.drive import nothing_left
 
@@ -187,3 +189,22 @@ def test_branches_may_cross_pages(page_tokens: int, prefix_cache: bool) -> None:
     drafted = engine("mixed", **options)
     drafted.policy = Planting(drafted.policy, drafted, truth, most=20)
     assert tokens(run(drafted, PARAMS["greedy"])) == tokens(truth)
+
+
+@pytest.mark.parametrize("pages", range(3, 14))
+def test_a_tree_is_cut_to_the_pages_that_nobody_needs(pages: int) -> None:
+    """Pages of four tokens, the third begun; a page stays for the next step."""
+    tables = make(pages=pages, cache=False)
+    started(tables, 1, 9)
+    tables.reserve(1, 9, 10)
+    draft = Draft((1, 2, 3, 4, 5, 6), (-1, -1, 0, 0, 2, 1))
+    seq = Sequence(1, Request(id="r", prompt=(1,) * 10, params=SamplingParams()), 0, 0, [1] * 10, 10)
+    before = tables.available
+    plan = extend(StepPlan((Span(1, 9, 10),)), lambda *_: draft, tables, {1: seq}, 96, None)
+    (span,) = plan.spans
+    assert tables.available >= min(1, before)
+    assert set(span.draft) == set(range(1, len(span.draft) + 1)), "the last ones are left out"
+    assert len(tables.branches(1)) == len(ends(span))
+    assert len(span.draft) == (6 if pages >= 10 else len(span.draft)) and (pages < 6 or span.draft)
+    tables.settle(1, 0)
+    tables.check()

@@ -260,7 +260,7 @@ def test_a_folder_with_anything_else_is_refused(model: Path, made: Path, tmp_pat
 
 def test_what_no_recipe_can_choose_is_refused(model: Path, tmp_path: Path) -> None:
     for weights in ("plain", "bf16"):
-        with pytest.raises(ConfigError, match=f"--weights {weights} keeps floats.*such as int4:group=128"):
+        with pytest.raises(ConfigError, match=f"--weights {weights} has no codes .*such as int4:group=128"):
             run(model, tmp_path / "out", weights=weights)
     assert not (tmp_path / "out").exists()
 
@@ -320,7 +320,7 @@ NOTES = {
     "folds that are no answer": ({"folds": "yes"}, "Expected `bool`"),
     "no format": ({"weights": ...}, "quantization_config: .*missing required field `weights`"),
     "another group": ({"weights": "int4:group=64"}, r"codes of this format are U8 \[70, 34\]|U8"),
-    "floats": ({"weights": "plain"}, "weights=plain keeps floats"),
+    "floats": ({"weights": "plain"}, "weights=plain has no codes that a folder keeps"),
     "another method": ({"quant_method": "gguf"}, "this checkpoint is quantised"),
 }
 

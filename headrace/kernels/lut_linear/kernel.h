@@ -4,8 +4,7 @@
 // back:
 //
 //   block   64 outputs               blocks of outputs, the last one padded
-//     record   one group of inputs   `group` inputs, a multiple of 32, or all of them; the last may be
-//     shorter
+//     record   one group of inputs   `group` inputs, a multiple of 32, or all; the last may be shorter
 //       scales   64 x f16
 //       run      128 inputs          or what is left of the group, padded to a multiple of 32
 //         pair     two bit planes    bits 0 and 1; bits 2 and 3

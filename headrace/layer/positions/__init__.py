@@ -33,6 +33,10 @@ class LivePositions(Protocol):
         """at(positions_T) of a copy of x."""
         ...
 
+    def undo(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
+        """What was rotated to these positions as it was before, in a tensor of its own."""
+        ...
+
 
 class Positions(Protocol):
     """A position scheme. Equal objects share tables between layers."""
