@@ -31,7 +31,6 @@ OPTIONS = {
     "kv-codec": [
         "kivi:group=16,residual=16",
         "kivi:bits=2,group=16,residual=32",
-        models.with_file("kvquant"),
         models.with_file("kvquant:bits=2"),
     ],
     "drafter": [
@@ -53,15 +52,12 @@ OPTIONS = {
 """Specs beside the bare names of the index."""
 PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
 OPTIONS["kv-layout"] = [
-    f"duo:profile={PROFILE},share=0.5,sink=2,window=8",
-    f"razor:profile={PROFILE},share=0.5,sink=4,window=8,block=4",
-    f"razor:profile={PROFILE},share=0,sink=0,window=32,block=16",
+    *[f"duo:profile={PROFILE},share=0.5,sink=2,window=8"] * 3,
+    f"razor:profile={PROFILE},share=0.5,sink=0,window=16,block=16",
 ]
 OPTIONS["kv-keeper"] = [
-    "streaming:sink=3,window=10",
-    "streaming:sink=0,window=30",
-    "d2o:heavy=4,window=8,sink=4,block=4",
-    "d2o:heavy=12,window=32,sink=0,block=16",
+    *["streaming:sink=3,window=10", "streaming:sink=0,window=30", "everything"] * 2,
+    "d2o:heavy=4,window=16,sink=0,block=16",
 ]
 OPTIONS["kv-selector"] = [
     "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
@@ -79,7 +75,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -193,7 +189,7 @@ def profile() -> None:
 
 def test_random_stacks() -> None:
     happened: Counter[str] = Counter()
-    for seed in range(150):
+    for seed in range(200):
         try:
             run(seed, happened)
         except AssertionError as error:

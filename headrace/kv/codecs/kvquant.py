@@ -5,7 +5,8 @@ Idea    A channel's keys keep to a range of their own, as long as they are not r
         and each token is rounded as it comes. A token's values have the range of the token. Between the ends numbers
         are not spread evenly, so codes are those of a codebook: per layer one for keys and one for values.
 Trades  At 3 bits and heads of 128 3.1 bits per number, beside 16. Keys are rotated when they are read, and attention is
-        PyTorch's on what was read: this saves memory, and no time.
+        PyTorch's on what was read: this saves memory, and no time. On the model in the box 4 bits
+        cost 0.006 bits per byte (8 texts of 2,047), 2 bits 0.11 (4 texts).
 Differs Codebooks weigh all samples alike (no Fisher information). No outliers are kept apart, so ranges reach nearly
         to the largest number seen; the first tokens are rounded, too. Values' ranges are per kv head.
 """

@@ -7,6 +7,8 @@ Idea    A few tokens draw most of the attention: they survive in what leaves the
         evenly need more survivors than those that look at a few tokens.
 Trades  Attention to the block that has become whole is computed once more, for its queries alone; decoding between is
         plain. Survivors are kept in the model's dtype, and twice while a record is made; a long chunk makes several.
+        On the model in the box, with 304 tokens kept of 2,047, 0.08 bits per byte more than with everything, where a
+        window alone of as many costs 0.015, and passkeys are found as seldom as with that (4 texts).
 Differs The paper attends to the whole prompt, then compresses it; here tokens leave by blocks, prompt or not, so that
         memory is bounded and what a position reads does not depend on how its prompt was cut. Attention is added up
         from the block on in which the first tokens leave. Budgets of layers come from a profile (headrace profile),

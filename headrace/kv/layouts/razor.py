@@ -5,7 +5,8 @@ Idea    Most heads attend to the first tokens and to the last ones, but what lie
         and its values are averaged into one compensation token, which counts as often as tokens went into it: its score
         is the mean key's, plus the log of their number.
 Trades  As duo: static, and a head judged wrongly forgets what somebody asks for. Beside it one record of two numbers
-        per channel, and the score of one more token.
+        per channel, and the score of one more token. On the model in the box, with an eighth of the heads kept and a
+        window of 144 tokens: 0.003 bits per byte more than with everything, where duo has 0.025 (8 texts of 2,047).
 Differs Heads are chosen by kv head, from a profile in which echo and induction count alike; the window does not grow
         with the text, and moves by whole blocks, so that what a position reads does not depend on how its prompt was
         cut. Layers with windows of their own keep these.
