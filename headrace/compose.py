@@ -14,10 +14,10 @@ from headrace.slots import Card, Slot, slots
 APART = ("model", "adapter", "search")
 """Slots that are no part of a stack: config.json or adapter_config.json names their members, or a program does that
 runs above an engine."""
-KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper")
+KV_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
-FORWARD_SLOTS = ("positions", "weights", "kv-codec")
+FORWARD_SLOTS = ("positions", "weights", "skipper", "kv-codec")
 """Slots whose members act inside a forward pass."""
 
 

@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, describe, load
+from headrace.forward.load import adapt, check_decoder, describe, load
 from headrace.forward.memory import (
     keep_freed_memory,
     make_cache,
@@ -81,7 +81,7 @@ class Engine:
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
-        self.architecture: Architecture = adapt(architecture, self.stack.one("positions"), config.context)
+        self.architecture: Architecture = adapt(architecture, self.stack, config.context)
         set_threads(config.threads, self.stack.one("weights"))
         guard_bfloat16(device, dtype)
         if decoder is None:
@@ -89,6 +89,7 @@ class Engine:
             form = self.stack.one("weights")
             loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
             decoder, self.defaults = loaded.decoder, loaded.generation
+        check_decoder(decoder, self.architecture)
         keep_freed_memory()  # from here on: what loading needs goes back to the system
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
@@ -300,7 +301,7 @@ class Engine:
         self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
         if seq.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
-        self.kv.tables.advance(seq.id, seq.tokens, seq.num_computed)
+        self.kv.advance(seq)
         if embedding or accepted.error:
             reason = "error" if accepted.error else "stop"
         if reason is not None:

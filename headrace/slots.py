@@ -117,6 +117,7 @@ SLOT_PACKAGES = (
     "headrace.kv.layouts",
     "headrace.kv.codecs",
     "headrace.kv.keepers",
+    "headrace.forward.skippers",
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",
     "headrace.sample.processors",

@@ -285,6 +285,8 @@ class Batch:
     """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
+    beyond: tuple[int, ...] = ()
+    """Per span: how far its first row is beyond its prompt's last token; 0 or less in the prompt."""
 
 
 @dataclass(frozen=True, slots=True)

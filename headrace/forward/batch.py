@@ -51,6 +51,7 @@ def build_batch(
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
+        beyond=tuple(span.start - sequences[span.seq].prompt_len + 1 for span in spans),
     )
 
 

@@ -65,7 +65,8 @@ class KVCache:
         if fingerprint is not None:
             windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
-        self.tables = BlockTables(pool, host, groups, sizes, tree)
+        partly = any(block.reach is not None for block in architecture.blocks)
+        self.tables = BlockTables(pool, host, groups, sizes, tree, prompts_only=partly)
         self._device = device
         self._live = [
             _rest(codec, group, tokens, dtype) if group.holds == "rest" else codec.start(group, tokens, dtype)
@@ -107,12 +108,17 @@ class KVCache:
         for span in plan.spans:
             if not tables.holds(span.seq) and span.seq not in plan.swap_in:
                 seq = sequences[span.seq]
-                start = tables.admit(seq.id, reusable(seq), namespace(seq))
+                start = tables.admit(seq.id, reusable(seq, tables.prompts_only), namespace(seq))
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
             tables.reserve(span.seq, span.start, span.start + len(span))
+
+    def advance(self, seq: Sequence) -> None:
+        """Positions [0, seq.num_computed) are final. Those that are in the cache for others enter the prefix tree."""
+        whole = min(seq.num_computed, seq.prompt_len) if self.tables.prompts_only else seq.num_computed
+        self.tables.advance(seq.id, seq.tokens, seq.num_computed, whole)
 
     def place(self, spans: tuple[Span, ...]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
@@ -264,9 +270,10 @@ def namespace(seq: Sequence) -> str:
     return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
 
 
-def reusable(seq: Sequence) -> list[int]:
+def reusable(seq: Sequence, prompts_only: bool) -> list[int]:
     """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
 
+    prompts_only: see BlockTables.
     Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
     where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
     """
@@ -274,7 +281,7 @@ def reusable(seq: Sequence) -> list[int]:
         return seq.tokens[: seq.num_scored]
     if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
         return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
-    return seq.tokens
+    return seq.tokens[: seq.prompt_len + 1] if prompts_only else seq.tokens
 
 
 class _Part:

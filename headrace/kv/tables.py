@@ -47,7 +47,10 @@ class BlockTables:
         groups: Sequence[GroupSpec],
         sizes: PageSizes,
         tree: PrefixTree | None,
+        prompts_only: bool = False,
     ) -> None:
+        """prompts_only: what is stored of generated tokens depends on where their prompt ended, so nobody shares it."""
+        self.prompts_only = prompts_only
         self.pool = pool
         self.host = host
         self.groups = tuple(groups)
@@ -136,10 +139,11 @@ class BlockTables:
             while len(pages) * tokens < end:
                 pages.append(self._take())
 
-    def advance(self, seq: int, tokens: Sequence[int], computed: int) -> None:
-        """Positions [0, computed) are final: caches full granules, frees what no later query reads."""
+    def advance(self, seq: int, tokens: Sequence[int], computed: int, shareable: int | None = None) -> None:
+        """Positions [0, computed) are final: caches full granules, of [0, shareable) if given, and frees what no later
+        query reads."""
         if self._tree is not None:
-            self._grow_tree(seq, tokens, computed)
+            self._grow_tree(seq, tokens, computed if shareable is None else shareable)
         for group, pages in enumerate(self._tables[seq]):
             size = self.sizes.tokens[group]
             kept = self.groups[group].kept(computed)

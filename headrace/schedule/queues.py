@@ -193,7 +193,8 @@ class _Candidates:
             if seq.status is Status.SWAPPED:
                 holding = self._tables.swapped_holding(seq.id, seq.num_computed)
             else:
-                holding = self._tables.hit(reusable(seq), namespace(seq))
+                tokens = reusable(seq, self._tables.prompts_only)
+                holding = self._tables.hit(tokens, namespace(seq))
             yield _view(seq, holding)
 
 
