@@ -1,4 +1,4 @@
-"""What every skipper promises: tokens do not depend on the schedule, and one that leaves nothing out changes nothing."""
+"""What every skipper promises: tokens do not depend on the schedule, and nothing left out changes nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(spec: str, model: str = "full", *, plain: bool = False, **options: object) -> tuple[Outputs, Engine]:
     """Prompts that share their beginning, samples, forks, and drafts."""
-    stack = {"policy": "sarathi:tokens=5,idle=9", "drafter": "copyspec:gamma=2", "draft-budget": "fixed:tokens=2"}
+    stack = {
+        "policy": "sarathi:tokens=5,idle=9",
+        "drafter": "copyspec:gamma=2",
+        "draft-budget": "fixed:tokens=2",
+    }
     if not plain:
         stack["skipper"] = spec
     made = Engine(
