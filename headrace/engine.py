@@ -32,6 +32,7 @@ from headrace.forward.memory import (
 )
 from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
+from headrace.forward.shrinking import Prompts
 from headrace.sample import draw
 from headrace.sample.constrained import constraints_of
 from headrace.sample.sampler import Sampler
@@ -104,7 +105,8 @@ class Engine:
         self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, constraints)
         limits = (self.context, self.policy.longest_span)
         places = (self.kv.tables, self.queues)
-        self.speculator = Speculator(self.stack, self._open, self._forced, *places, *limits)
+        self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places, *limits)
+        self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters, self._ids = Counters(), itertools.count(1)
@@ -112,9 +114,6 @@ class Engine:
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
         _log.info("stack: %s", self.stack.describe())
-
-    def _forced(self, seq: int) -> tuple[int, ...]:
-        return self.sampler.forced(seq)
 
     def _open(self, model: str) -> Auxiliary:
         from headrace.auxiliary import open_beside  # which is an engine itself
@@ -133,7 +132,7 @@ class Engine:
         first: Sequence | None = None
         for index in range(params.n):
             seq = Sequence(
-                id=self._new_id(),
+                id=next(self._ids),
                 request=request,
                 index=index,
                 seed=draw.child_seed(seed, index),
@@ -146,6 +145,7 @@ class Engine:
             )
             first = first or seq
             self._enter(seq)
+            self.prompts.add(seq)
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
@@ -189,7 +189,7 @@ class Engine:
         params = dataclasses.replace(parent.request.params, n=1)
         child = dataclasses.replace(
             parent,
-            id=self._new_id(),
+            id=next(self._ids),
             request=dataclasses.replace(parent.request, id=new_id, params=params),
             index=0,
             seed=secrets.randbits(62) if seed is None else seed,
@@ -199,6 +199,7 @@ class Engine:
             parent=parent.id,
         )
         self._enter(child)
+        self.prompts.fork(parent.id, child)
         self.sampler.fork(parent.id, child.id)
         if parent.status is Status.RUNNING:
             self._share(parent, child)
@@ -249,8 +250,9 @@ class Engine:
         if failed or not ready:
             return [self._fail(seq, why) for seq, why in failed]
         try:
+            self.prompts.work()
             plan = self.last_plan = self.plan()
-            if plan.idle:  # everybody's grammar is still being compiled
+            if plan.idle:  # everybody's prompt is still being read, or grammar compiled
                 return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self.speculator.extend(plan)
@@ -266,7 +268,7 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """What the policy would run next. Changes nothing."""
-        unready = self.sampler.compiling()
+        unready = self.sampler.compiling() | self.prompts.pending
         view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
         plan: StepPlan = self.policy.plan(view, self.budget)
         assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
@@ -311,8 +313,8 @@ class Engine:
         logprobs = accepted.logprobs[: len(tokens)]
         scores, error = accepted.prompt_logprobs, accepted.error
         cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
-        ids = (seq.request.id, seq.index, seq.id)
-        return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)
+        ids, dropped = (seq.request.id, seq.index, seq.id), len(seq.request.prompt) - seq.prompt_len
+        return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding, dropped)
 
     def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
         """Appends tokens up to the one that ends the sequence."""
@@ -333,9 +335,6 @@ class Engine:
             raise ConfigError(f"a request called {request!r} is already running: choose another id")
         self._bounds.check_room(self.queues.count(Status.WAITING, Status.HELD), count)
 
-    def _new_id(self) -> int:
-        return next(self._ids)
-
     def _enter(self, seq: Sequence) -> None:
         self.queues.add(seq)
         self.sampler.start(seq)
@@ -345,6 +344,7 @@ class Engine:
         seq.status, seq.finish_reason = Status.FINISHED, reason
         self.kv.tables.release(seq.id)
         self.sampler.forget(seq.id)
+        self.prompts.forget(seq.id)
         self.speculator.forget(seq.id)
         self.queues.remove(seq.id)
         rest = self._requests[seq.request.id]
@@ -383,11 +383,13 @@ class Engine:
     def _count_admission(self, seq: Sequence, start: int) -> None:
         if seq.status is Status.WAITING and not seq.num_generated:
             seq.num_cached = start
-            self.counters.prompt_tokens += seq.prompt_len
+            self.counters.prompt_tokens += len(seq.request.prompt)
             self.counters.cached_tokens += start
+            self.counters.dropped_tokens += len(seq.request.prompt) - seq.prompt_len
 
     def _start_over(self) -> None:
         """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
+        self.prompts.restart()
         for seq in self.queues:
             self.kv.tables.release(seq.id)
             if seq.status not in (Status.HELD, Status.PAUSED):

@@ -109,6 +109,7 @@ class Slot:
 
 
 SLOT_PACKAGES = (
+    "headrace.text.shrinkers",
     "headrace.schedule.policies",
     "headrace.models",
     "headrace.layer.positions",

@@ -335,3 +335,5 @@ class Delta:
     """With the first tokens of a sample: how many of the prompt's the prefix cache had."""
     embedding: bytes = b""
     """Of a request with pooling, once: float32, little-endian."""
+    dropped: int = 0
+    """How many tokens of the prompt a shrinker left out."""

@@ -89,14 +89,26 @@ class Decoder:
 
     def forward(self, batch: Batch, kv: KeysValues) -> Tensor:
         """Runs the batch's rows and stores their keys and values. Returns hidden states, normed: [T, D]."""
+        return self.norm(self._below(self.blocks, batch, kv))
+
+    def peek(self, layer: int, batch: Batch, kv: KeysValues) -> tuple[Tensor, Tensor]:
+        """Runs the batch's rows through the layers below one, and stores their keys and values of these. Returns that
+        layer's queries and keys: [T, N, H], [T, G, H]."""
+        x_TD, block = self._below(self.blocks[:layer], batch, kv), self.blocks[layer]
+        turn = self.rotaries[block.rotary].at(batch.positions_T)
+        q_TNH, k_TGH, _ = block.attention.project(x_TD, turn, batch, block.attention_norm.spec)
+        return q_TNH, k_TGH
+
+    def _below(self, blocks: list[DecoderBlock], batch: Batch, kv: KeysValues) -> Tensor:
+        """Embedded, and through these blocks: [T, D]."""
         x_TD = self.embed(batch.ids_T)
         turns = [rotary.at(batch.positions_T) for rotary in self.rotaries]
-        for block in self.blocks:
+        for block in blocks:
             if block.reach is None:
                 x_TD = block(x_TD, turns[block.rotary], batch, kv)
             else:
                 x_TD = self._some(block, x_TD, turns[block.rotary], batch, kv)
-        return self.norm(x_TD)
+        return x_TD
 
     def _some(self, block: DecoderBlock, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
         """A block that some rows may leave out: these stay as they are."""
