@@ -221,6 +221,15 @@ class Reads:
             yield slice(first, end), list(runs)
 
 
+class Segment(NamedTuple):
+    """What some rows read of chunks of positions before their own. Part of a Batch."""
+
+    rows_K: Tensor
+    """Rows of the batch, rising; int64."""
+    reads: Reads
+    """Of these rows, counted among themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Consecutive rows of one span whose next tokens are known: prompt tokens to score. Part of a Batch."""
@@ -285,6 +294,9 @@ class Batch:
     """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
+    segments: tuple[tuple[Segment, Segment], ...] = ()
+    """Per cache group, with a position scheme that has chunks, if some row is beyond the first: what is read of the
+    chunk before a row's own, and of all before that one. `reads` holds the own chunk then."""
     beyond: tuple[int, ...] = ()
     """Per span: how far its first row is beyond its prompt's last token; 0 or less in the prompt."""
 

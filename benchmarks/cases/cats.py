@@ -55,13 +55,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=12, help="of held-out text, for the drift")
+    parser.add_argument("--part", choices=("speed", "drift", "both"), default="both")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     shares = [float(share) for share in given.sparsity.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        speeds = speed(given, shares, Path(folder) / "shape.json")
-        words = quality(given, shares, Path(folder) / "tiny.json")
-    show(f"{speeds}\n{words}", given.out)
+        text = "" if given.part == "drift" else speed(given, shares, Path(folder) / "shape.json")
+        text += "" if given.part == "speed" else quality(given, shares, Path(folder) / "tiny.json")
+    show(text, given.out)
 
 
 def speed(given: Any, shares: list[float], profile: Path) -> str:
@@ -69,10 +70,9 @@ def speed(given: Any, shares: list[float], profile: Path) -> str:
     form = make(given.weights)
     set_threads(None, form)
     model = dataclasses.replace(shapes.architecture(given.shape), context=CONTEXT)
-    dense = Decoder(model, random_weights(model, 0, torch.float32, form=form))
-    write_profile(profile, model, looked_at(dense, 1))
-    dense = Decoder(model, random_weights(model, 0, torch.float32, form=form))
-    engines, made, weights = {"dense": _engine(given, dense, None)}, {}, None
+    whole = random_weights(model, 0, torch.float32, form=form)
+    write_profile(profile, model, looked_at(Decoder(model, whole), 1))
+    engines, made, weights = {"dense": _engine(given, Decoder(model, whole), None)}, {}, None
     for share in shares:
         spec = f"cats:profile={profile},sparsity={share}"
         limits = thresholds(str(profile), model, share)
@@ -130,7 +130,7 @@ def quality(given: Any, shares: list[float], profile: Path) -> str:
                 f"{same.value:.1%} |"
             )
     return (
-        "The model in the box, on text that it was not trained on; thresholds from a module that it was.\n\n"
+        "\nThe model in the box, on text that it was not trained on; thresholds from a module that it was.\n\n"
         + "\n".join(rows)
         + "\n"
     )

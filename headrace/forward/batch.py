@@ -47,6 +47,7 @@ def build_batch(
         slots=placed.slots,
         sealed=placed.sealed,
         reads=placed.reads,
+        segments=placed.segments,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),

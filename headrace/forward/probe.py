@@ -60,6 +60,7 @@ class Probe:
             slots=placed.slots,
             sealed=placed.sealed,
             reads=placed.reads,
+            segments=placed.segments,
             rows_R=torch.empty(0, dtype=torch.int64, device=device),
             mix=None if self._adapter is None else Mix([(self._adapter, range(stop - start))]),
             beyond=(start - len(self._look.tokens) + 1,),

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headrace.types import Batch, Reads
+from headrace.types import Batch, Reads, Segment
 
 
 def rows_within(batch: Batch, reach: int) -> Tensor:
@@ -25,21 +25,34 @@ def rows_within(batch: Batch, reach: int) -> Tensor:
 def subset(batch: Batch, rows_K: Tensor) -> Batch:
     """These rows, rising, of a batch whose cache groups store every token; they see what they saw before."""
     rows = rows_K.tolist()
-
-    def new(row: int) -> int:
-        """Where the first row that is not before this one is now."""
-        return bisect.bisect_left(rows, row)
-
-    reads = []
-    for old in batch.reads:
-        moved = [run._replace(first_row=new(run.first_row), end_row=new(run.end_row)) for run in old.runs]
-        reads.append(Reads(old.pages_B, tuple(run for run in moved if run.first_row < run.end_row)))
+    segments = [(_segment(before, rows), _segment(far, rows)) for before, far in batch.segments]
     return replace(
         batch,
         ids_T=batch.ids_T[rows_K],
         positions_T=batch.positions_T[rows_K],
-        starts=tuple(map(new, batch.starts)),
+        starts=tuple(_new(row, rows) for row in batch.starts),
         slots=tuple(slots_T[rows_K] for slots_T in batch.slots),
-        reads=tuple(reads),
+        reads=tuple(_reads(reads, rows) for reads in batch.reads),
+        segments=tuple(segments),
         mix=None if batch.mix is None else batch.mix.of(rows),
     )
+
+
+def _new(row: int, rows: list[int]) -> int:
+    """Where the first of the rows that is not before this one is among them."""
+    return bisect.bisect_left(rows, row)
+
+
+def _reads(reads: Reads, rows: list[int]) -> Reads:
+    moved = [
+        run._replace(first_row=_new(run.first_row, rows), end_row=_new(run.end_row, rows))
+        for run in reads.runs
+    ]
+    return Reads(reads.pages_B, tuple(run for run in moved if run.first_row < run.end_row))
+
+
+def _segment(segment: Segment, rows: list[int]) -> Segment:
+    wanted, own = set(rows), segment.rows_K.tolist()
+    kept = [place for place, row in enumerate(own) if row in wanted]
+    new = [_new(own[place], rows) for place in kept]
+    return Segment(segment.rows_K.new_tensor(new), _reads(segment.reads, kept))

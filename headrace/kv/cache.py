@@ -17,8 +17,9 @@ from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
-from headrace.kernels.attention import Queries, merge
+from headrace.kernels.attention import Queries, State, merge
 from headrace.kv import paged
+from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks
 from headrace.kv.codecs import Codec, LiveCodec
 from headrace.kv.groups import GroupSpec, Interval, size_pages
 from headrace.kv.keepers import Keeper
@@ -26,7 +27,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.tables import BlockTables
-from headrace.types import Batch, Reads, Run, Sequence, Span, StepPlan
+from headrace.types import Batch, Reads, Run, Segment, Sequence, Span, StepPlan
 
 
 class KVCache:
@@ -67,6 +68,8 @@ class KVCache:
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         partly = any(block.reach is not None for block in architecture.blocks)
         self.tables = BlockTables(pool, host, groups, sizes, tree, prompts_only=partly)
+        self._chunks = Chunks(architecture, dtype, device)
+        self._chunks.check(groups, sizes)
         self._device = device
         self._live = [
             _rest(codec, group, tokens, dtype) if group.holds == "rest" else codec.start(group, tokens, dtype)
@@ -122,7 +125,7 @@ class KVCache:
 
     def place(self, spans: tuple[Span, ...]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads = [], [], []
+        slots, sealed, reads, segments = [], [], [], []
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
             ranges = [
@@ -131,8 +134,12 @@ class KVCache:
             slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
             sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(spans, index))
-        return Placed(tuple(slots), tuple(sealed), tuple(reads))
+            reads.append(self._reads(spans, index, OWN)[1])
+            if self._chunks.size is not None:
+                before, far = (self._segment(spans, index, segment) for segment in (BEFORE, FAR))
+                segments.append((before, far))
+        some = any(len(before.rows_K) for before, _ in segments)
+        return Placed(tuple(slots), tuple(sealed), tuple(reads), tuple(segments) if some else ())
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
@@ -159,7 +166,21 @@ class KVCache:
         if part.blocks is not None:
             blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
             state = merge([blocks, state])
+        for group in (part.group, part.blocks) if batch.segments else ():
+            if group is not None:
+                self._add_segments(state, layer, queries, batch, group)
         return state.out_TNH
+
+    def _add_segments(self, state: State, layer: int, queries: Queries, batch: Batch, group: int) -> None:
+        """Merges what rows read of chunks before their own into their state."""
+        for segment, (rows_K, reads) in enumerate(batch.segments[group], BEFORE):
+            if len(rows_K):
+                positions_K = queries.positions_T[rows_K]
+                q_KNH = self._chunks.turn(layer, segment, queries.q_TNH[rows_K], positions_K)
+                those = queries._replace(q_TNH=q_KNH, positions_T=positions_K)
+                found = self._live[group].attend(self.tables.pool.arena_PX, layer, those, reads)
+                own = State(state.out_TNH[rows_K], state.lse_TN[rows_K])
+                state.out_TNH[rows_K], state.lse_TN[rows_K] = merge([own, found])
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
@@ -173,26 +194,34 @@ class KVCache:
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
 
-    def _reads(self, spans: tuple[Span, ...], group: int) -> Reads:
-        """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
-        of their own, and those that see none an empty one."""
+    def _segment(self, spans: tuple[Span, ...], group: int, segment: int) -> Segment:
+        rows, reads = self._reads(spans, group, segment)
+        return Segment(self._tensor(rows), reads)
+
+    def _reads(self, spans: tuple[Span, ...], group: int, segment: int) -> tuple[list[int], Reads]:
+        """Runs of live pages, from the first that a query can see; and whose. Rows of a span that see different blocks,
+        or chunks, have runs of their own. Those that see no block of their own chunk have an empty one, and those that
+        see nothing of another are left out."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
+        rows: list[int] = []
         row = 0
         for span in spans:
             pages = self.tables.live_pages(span.seq, group)
-            for first, end in _alike(span, spec):
-                before = len(runs)
-                for low, high in _apart(spec.readable(first, end), size):
+            for first, end in _alike(span, spec, self._chunks):
+                before, at = len(runs), len(rows)
+                for low, high in _apart(self._chunks.part(spec.readable(first, end), first, segment), size):
                     for start, stop in _live_runs(pages, low // size, -(-high // size)):
                         length = min(high, stop * size) - start * size
-                        runs.append(Run(row, row + end - first, len(listed), start * size, length))
+                        runs.append(Run(at, at + end - first, len(listed), start * size, length))
                         listed += pages[start:stop]
-                if len(runs) == before and spec.holds == "blocks":
-                    runs.append(Run(row, row + end - first, len(listed), 0, 0))
+                if len(runs) == before and spec.holds == "blocks" and segment == OWN:
+                    runs.append(Run(at, at + end - first, len(listed), 0, 0))
+                if len(runs) > before:
+                    rows += range(row, row + end - first)
                 row += end - first
-        return Reads(self._tensor(listed), tuple(runs))
+        return rows, Reads(self._tensor(listed), tuple(runs))
 
 
 class Placed(NamedTuple):
@@ -204,6 +233,8 @@ class Placed(NamedTuple):
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
+    segments: tuple[tuple[Segment, Segment], ...] = ()
+    """See Batch."""
 
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
@@ -242,11 +273,12 @@ def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
     return ((intervals[0][0], intervals[1][1]),)
 
 
-def _alike(span: Span, spec: GroupSpec) -> Iterator[tuple[int, int]]:
-    """[first, end) of each stretch of the span's positions that see the same blocks."""
+def _alike(span: Span, spec: GroupSpec, chunks: Chunks) -> Iterator[tuple[int, int]]:
+    """[first, end) of each stretch of the span's positions that see the same blocks and chunks."""
     first, stop = span.start, span.start + len(span)
     while first < stop:
-        end = stop if spec.holds == "all" else min(stop, (first // spec.block + 1) * spec.block)
+        end = chunks.end(first, stop)
+        end = end if spec.holds == "all" else min(end, (first // spec.block + 1) * spec.block)
         yield first, end
         first = end
 

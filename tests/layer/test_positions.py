@@ -16,6 +16,7 @@ SPECS = {
     "linear": "linear:factor=4",
     "dynamic": "dynamic:factor=4,original_context=16",
     "yarn": "yarn:factor=4,original_context=16",
+    "dca": "dca:chunk=64",
     "llama3": "llama3:factor=4,original_context=16",
 }
 every = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -46,7 +46,7 @@ PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
 OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
 OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
 NEURONS = Path(tempfile.gettempdir()) / "headrace-test-stacks-neurons.json"
-OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", "skipdecode:least=1"]
+OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", ""]
 OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "skipper", "shrinker", "processors")
 """Slots whose members may change tokens."""
@@ -57,7 +57,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = {name for name in slot.index if name == "draft_model"}
+    needing = slot.index.keys() & {"draft_model", "cats"}
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 

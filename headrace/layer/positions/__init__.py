@@ -1,6 +1,6 @@
 """Slot `positions`: how a token's place in the text enters its queries and keys.
 
-Add one: a file here with a frozen dataclass that has `card` and `start`, and a line in the index.
+Add one: a file here with a frozen dataclass that has `card`, `chunk` and `start`, and a line in the index.
 """
 
 from __future__ import annotations
@@ -34,10 +34,25 @@ class LivePositions(Protocol):
         ...
 
 
+class LiveChunks(LivePositions, Protocol):
+    """Of a scheme whose positions begin again after every chunk: `at` is for keys, and queries of the same chunk."""
+
+    def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
+        """Turns queries that at(positions_T) has turned, as keys of the chunk before theirs see them."""
+        ...
+
+    def far(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same, as keys of all chunks before that one see them."""
+        ...
+
+
 class Positions(Protocol):
     """A position scheme. Equal objects share tables between layers."""
 
     card: ClassVar[Card]
+    chunk: int | None
+    """Tokens of a chunk, if keys are read by queries of later chunks with other rotations (LiveChunks); None: a query's
+    and a key's rotation are one."""
 
     def start(
         self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype
@@ -54,6 +69,7 @@ SLOT = Slot(
         "linear": "headrace.layer.positions.linear:Linear",
         "dynamic": "headrace.layer.positions.dynamic:Dynamic",
         "yarn": "headrace.layer.positions.yarn:Yarn",
+        "dca": "headrace.layer.positions.dca:Dca",
         "llama3": "headrace.layer.positions.llama3:Llama3",
     },
     default="",

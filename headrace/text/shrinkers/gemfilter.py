@@ -27,7 +27,14 @@ from headrace.text.shrinkers import Look, Seen, Shrinking
 class GemFilter:
     """A filter layer, and how many tokens pass it."""
 
-    card: ClassVar[Card] = Card(slot="shrinker", exact="lossy", paper="https://arxiv.org/abs/2409.17422")
+    card: ClassVar[Card] = Card(
+        slot="shrinker",
+        exact="lossy",
+        paper="https://arxiv.org/abs/2409.17422",
+        breaks=(
+            ("positions=dca", "keys of far chunks are turned for other queries than the one it looks at"),
+        ),
+    )
     keep: int = 1024
     """Tokens that stay; shorter prompts stay whole."""
     layer: int | None = None
