@@ -59,7 +59,8 @@ class SkipDecode:
 
     def _depth(self, count: int, beyond: int) -> int:
         """Layers that run for the token `beyond` places after its prompt's last one, at least 1."""
-        share = self.most - (self.most - self.least) * min(1.0, (beyond - 1) / max(1, self.tokens - 1))
+        spent = 1.0 if beyond >= self.tokens else (beyond - 1) / (self.tokens - 1)
+        share = self.most - (self.most - self.least) * spent
         return max(1, math.floor(share * count + 0.5))
 
     def _reach(self, count: int, layer: int) -> int | None:

@@ -27,7 +27,7 @@ SPECS = {
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("profiles") / "neurons.json"
-    steps = [i / STEPS for i in range(STEPS + 1)]
+    steps = [(i + 5) / STEPS for i in range(STEPS + 1)]
     write_profile(path, models.decoder("full").architecture, [steps, steps])
     return str(path)
 
