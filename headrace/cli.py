@@ -63,12 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nheadrace: interrupted\n")
         return 130
-    except _USAGE_ERROR as error:
-        return _fail(_usage(error), 2)
-    except ConfigError as error:
-        return _fail(str(error), 2)
-    except Exception as error:  # anything else is a failure of ours or of the machine
-        return _fail(f"{type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)", 1)
+    except Exception as error:
+        return _fail(*_told(error), as_json="--log-json" in argv)
 
 
 def make_app(asked: str) -> typer.Typer:
@@ -117,6 +113,15 @@ def _load(where: str) -> Callable[..., None]:
     return with_flags(getattr(importlib.import_module(module), name))
 
 
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of it, and the exit code."""
+    if isinstance(error, _USAGE_ERROR):
+        return _usage(error), 2
+    if isinstance(error, ConfigError):
+        return str(error), 2
+    return f"{type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)", 1  # ours, or of the machine
+
+
 def _usage(error: Any) -> str:
     """What typer has to say, in one line, with the nearest name that exists."""
     message, context = error.format_message().rstrip("."), error.ctx
@@ -134,8 +139,14 @@ def _usage(error: Any) -> str:
     return f"{message}; {known}"
 
 
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"headrace: error: {' '.join(message.split())}\n")
+def _fail(message: str, code: int, *, as_json: bool) -> int:
+    message = " ".join(message.split())
+    line = f"headrace: error: {message}"
+    if as_json:  # whoever reads the server's log must be able to read its last line, too
+        from headrace.server.journal import json_line
+
+        line = json_line("error", "failed", {"message": message})
+    sys.stderr.write(f"{line}\n")
     if os.environ.get("HEADRACE_DEBUG"):
         traceback.print_exc()
     return code

@@ -142,6 +142,17 @@ def test_bad_input(headrace, model: str, argv: list[str], line: str) -> None:
     assert err.count("\n") == 1 and err.startswith("headrace: error: ") and line in err
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--kv-codec", "kivy"], ["--prot", "1"], ["--model", "no/such"]], ids="".join
+)
+def test_a_log_of_json_ends_in_json(headrace, wrong: list[str]) -> None:
+    code, out, err = headrace("serve", "--log-json", *wrong)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    plain = headrace("serve", *wrong)[2]
+    line = json.loads(err)
+    assert (line["level"], line["event"]) == ("error", "failed") and plain.endswith(f": {line['message']}\n")
+
+
 def test_standard_input_that_is_not_text(headrace, model: str) -> None:
     code, out, err = headrace("run", "--model", model, stdin=b"hi \xff")
     assert (code, out) == (2, "")

@@ -93,8 +93,8 @@ class Offer:
     form: Format
     shown: list[dict[str, Any]]
     """What the template gets."""
-    names: frozenset[str]
-    """What may be called."""
+    schemas: dict[str, dict[str, Any]]
+    """What may be called, with which arguments."""
     marks: frozenset[int]
     """Special tokens that the format of calls is made of."""
     grammar: Grammar | None
@@ -102,7 +102,7 @@ class Offer:
 
     def parser(self) -> ToolParser:
         """For one answer."""
-        return ToolParser(self.form, self.names)
+        return ToolParser(self.form, self.schemas)
 
     def call_id(self) -> str:
         """A new one."""
@@ -159,7 +159,7 @@ class Tools:
             template=self._template,
             form=self._form,
             shown=[tool.shown() for tool in tools],
-            names=frozenset(tool.function.name for tool in callable_),
+            schemas={tool.function.name: tool.function.schema for tool in callable_},
             marks=frozenset(self._special.values()),
             grammar=self._kept_to(callable_, choice, one=bool(named) or body.parallel_tool_calls is False),
         )

@@ -80,6 +80,19 @@ class Scanner:
         found, self._at = self._text[self._at : stop], stop
         return found
 
+    def passage(self, literal: str) -> Wait[str]:
+        """All before `literal`, which is read with it. Raises Unexpected if it never comes."""
+        pieces = []
+        while True:
+            pieces.append(self.until(literal))
+            self.taken.append(pieces[-1])
+            if (yield from self.sees(literal)):
+                self.take(len(literal))
+                return "".join(pieces)
+            if not (yield from self.peek()):
+                raise Unexpected
+            pieces.append(self.take(1))
+
     def rest(self) -> str:
         """All that is there. Not kept."""
         found, self._at = self._text[self._at :], len(self._text)

@@ -5,6 +5,7 @@
     body     object   {"name": "f", "arguments": {...}}
              named    f MIDDLE {...}
              python   f(a=1, b="x")
+             tagged   f MIDDLE (KEY name KEY' VALUE text VALUE')*
 
 Blanks in the texts of a format may be any white space, or none.
 """
@@ -22,7 +23,7 @@ class Format:
     """One family's way; where vLLM's --tool-call-parser knows it, under the same name."""
 
     name: str
-    body: Literal["object", "named", "python"]
+    body: Literal["object", "named", "python", "tagged"]
     marks: tuple[str, ...]
     """A chat template that contains all of these is of this family..."""
     unless: tuple[str, ...] = ()
@@ -31,6 +32,10 @@ class Format:
     before: str = ""
     middle: str = ""
     after: str = ""
+    key: tuple[str, str] = ("", "")
+    """What stands before and after the name of a tagged argument."""
+    value: tuple[str, str] = ("", "")
+    """The same of what it is."""
     between: str = ""
     close: str = ""
     bare: bool = False
@@ -55,7 +60,8 @@ class Format:
     @property
     def literals(self) -> str:
         """All its texts."""
-        return " ".join((self.open, self.before, self.middle, self.after, self.between, self.close))
+        ends = (self.open, self.before, self.middle, self.after, self.between, self.close)
+        return " ".join((*ends, *self.key, *self.value))
 
 
 FORMATS = (
@@ -123,6 +129,28 @@ FORMATS = (
         marks=("<tool_call>",),
         unless=("<function=", "<arg_key>"),
         before="<tool_call>\n",
+        after="\n</tool_call>",
+        between="\n",
+    ),
+    Format(
+        name="qwen3_coder",
+        body="tagged",
+        marks=("<tool_call>", "<function=", "<parameter="),
+        before="<tool_call>\n<function=",
+        middle=">\n",
+        key=("<parameter=", ">"),
+        value=("", "</parameter>"),
+        after="\n</function>\n</tool_call>",
+        between="\n",
+    ),
+    Format(
+        name="glm45",
+        body="tagged",
+        marks=("<tool_call>", "<arg_key>"),
+        before="<tool_call>",
+        middle="\n",
+        key=("<arg_key>", "</arg_key>"),
+        value=("\n<arg_value>", "</arg_value>"),
         after="\n</tool_call>",
         between="\n",
     ),

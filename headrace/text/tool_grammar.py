@@ -14,12 +14,14 @@ from typing import Any
 
 from headrace.errors import ConfigError
 from headrace.text.tool_formats import Format
+from headrace.text.tool_values import kinds_of
 
 MAX_CALLS = 16
 """Most calls in one run of them: a small model may never stop by itself."""
 MAX_BLANKS = 16
 """Most blanks between two parts of JSON, for the same reason."""
 _COMBINED = frozenset({"allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "unevaluatedProperties"})
+_LIMITS = frozenset({"pattern", "format", "minLength"})
 _KEYWORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -79,7 +81,8 @@ class ToolGrammar:
             lines.append(f"call: {self._text(form.before)} body {self._text(form.after)}")
         lines.append("body: " + " | ".join(f"f{i}" for i in range(len(functions))))
         for i, function in enumerate(functions):
-            lines += self._python(i, function) if form.body == "python" else self._body(i, function)
+            write = {"python": self._python, "tagged": self._tagged}.get(form.body, self._body)
+            lines += write(i, function)
         return "\n".join(lines) + "\n"
 
     def _body(self, i: int, function: Function) -> Iterator[str]:
@@ -96,24 +99,54 @@ class ToolGrammar:
 
     def _python(self, i: int, function: Function) -> Iterator[str]:
         """f(a=1, c=2): required arguments, and any of the others, in the order of the schema."""
-        schema = function.schema
-        required = list(schema.get("required", ()))
-        properties = {**schema.get("properties", {}), **dict.fromkeys(required, True)}
-        properties |= schema.get("properties", {})
-        definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        properties = _properties(function)
         yield f'f{i}: "{function.name}(" f{i}_first0 ")"'
-        for k, (name, value) in enumerate(properties.items()):
+        for k, (name, value, required) in enumerate(properties):
             if not _KEYWORD.fullmatch(name):
                 raise ConfigError(
                     f"{function.name}: an argument called {name[:80]!r} cannot be written as NAME=VALUE"
                 )
-            value = {**value, **definitions} if isinstance(value, dict) else value
             for place, comma in (("first", ""), ("rest", ", ")):
-                without = "" if name in required else f" | f{i}_{place}{k + 1}"
+                without = "" if required else f" | f{i}_{place}{k + 1}"
                 yield f'f{i}_{place}{k}: "{comma}{name}=" v{i}_{k} f{i}_rest{k + 1}{without}'
             yield f"v{i}_{k}: {_json(value)}"
         yield f'f{i}_first{len(properties)}: ""'
         yield f'f{i}_rest{len(properties)}: ""'
+
+    def _tagged(self, i: int, function: Function) -> Iterator[str]:
+        """Arguments between marks, in the order of the schema."""
+        form, properties = self._form, _properties(function)
+        yield f'f{i}: "{function.name}" {self._text(form.middle)} f{i}_0'
+        for k, (name, value, required) in enumerate(properties):
+            if not _KEYWORD.fullmatch(name):
+                raise ConfigError(
+                    f"{function.name}: an argument called {name[:80]!r} cannot be written between marks"
+                )
+            without = "" if required else f" | f{i}_{k + 1}"
+            front = f'{self._text(form.key[0])} "{name}" {self._text(form.key[1] + form.value[0])}'
+            yield f'f{i}_{k}: {front} v{i}_{k} "\\n"? f{i}_{k + 1}{without}'
+            yield from self._value(f"v{i}_{k}", value, f"{function.name}: the argument {name}")
+        yield f'f{i}_{len(properties)}: ""'
+
+    def _value(self, rule: str, schema: Any, what: str) -> Iterator[str]:
+        """What an argument may be, with the mark behind it: a string as it stands, anything else as JSON."""
+        close = self._text(self._form.value[1])
+        if "string" not in kinds_of(schema):
+            yield f'{rule}: "\\n"? {rule}_json "\\n"? {close}'
+            yield f"{rule}_json: {_json(schema)}"
+        elif "enum" in schema or "const" in schema:
+            texts = schema["enum"] if "enum" in schema else [schema["const"]]
+            written = (text if isinstance(text, str) else json.dumps(text) for text in texts)
+            quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in written)
+            yield f'{rule}: "\\n"? ({quoted}) "\\n"? {close}'
+        elif found := sorted(_LIMITS & set(schema)):
+            raise ConfigError(
+                f"{what} is a string with {found[0]}, which cannot be kept to in the format {self._form.name}"
+            )
+        else:
+            most = schema.get("maxLength", "")
+            yield f"{rule}{'' if self._form.value[1] in self._special else '[lazy]'}: {rule.upper()} {close}"
+            yield rf"{rule.upper()}: /\n?(.|\n){{0,{most}}}\n?/"  # a line break at either end is the mark's
 
     def _text(self, text: str) -> str:
         """A text of the format: special tokens by id, blanks as they please."""
@@ -124,6 +157,19 @@ class ToolGrammar:
             else:
                 pieces.append(json.dumps(piece, ensure_ascii=False) + ("?" if piece.isspace() else ""))
         return " ".join(pieces)
+
+
+def _properties(function: Function) -> list[tuple[str, Any, bool]]:
+    """Its arguments: name, schema with the definitions that it may refer to, and whether it is required."""
+    schema = function.schema
+    required = list(schema.get("required", ()))
+    properties = {**schema.get("properties", {}), **dict.fromkeys(required, True)}
+    properties |= schema.get("properties", {})
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    return [
+        (name, {**value, **definitions} if isinstance(value, dict) else value, name in required)
+        for name, value in properties.items()
+    ]
 
 
 def _json(schema: Any) -> str:

@@ -7,12 +7,15 @@ whole: if a stream has told the front of it already, Broken says that it is with
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from headrace.text.scanner import BLANKS, Scanner, Unexpected, Wait
 from headrace.text.tool_formats import Format
+from headrace.text.tool_values import as_json
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -61,9 +64,9 @@ Event = Content | Begun | Arguments | Ended | Broken
 class ToolParser:
     """The text of one answer to events. How the text is cut into pieces does not matter to what they add up to."""
 
-    def __init__(self, form: Format, names: Collection[str]) -> None:
-        """names: of the tools that may be called."""
-        self._form, self._names = form, names
+    def __init__(self, form: Format, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        """schemas: of the arguments of each tool that may be called, by its name."""
+        self._form, self._schemas = form, schemas
         self._scan = Scanner()
         self._events: list[Event] = []
         self._blanks: list[str] = []  # at the end of the content so far: dropped if only calls follow
@@ -174,14 +177,16 @@ class ToolParser:
             return
         yield from self._scan.blanks()
         name = yield from self._scan.run(_NAME)
-        if name not in self._names:
+        if name not in self._schemas:
             raise Unexpected
         if self._form.body == "named":
             yield from self._scan.expect(self._form.middle)
             yield from self._scan.blanks()
             yield from self._whole(name)
-        else:
+        elif self._form.body == "python":
             yield from self._python(name)
+        else:
+            yield from self._tagged(name)
         self._end()
 
     def _object(self) -> Wait[None]:
@@ -197,7 +202,7 @@ class ToolParser:
             yield from scan.blanks()
             if key == "name":
                 known, name = name, (yield from scan.string())
-                if known or name not in self._names:
+                if known or name not in self._schemas:
                     raise Unexpected
                 if arguments:
                     self._begin(name, arguments)
@@ -252,6 +257,31 @@ class ToolParser:
             yield from scan.value(python=True)
             yield from scan.blanks(shown=False)
         scan.take(1, "}")
+
+    def _tagged(self, name: str) -> Wait[None]:
+        """Arguments between marks: each becomes a member of a JSON object once all of it is there."""
+        scan, form = self._scan, self._form
+        properties = self._schemas[name].get("properties", {})
+        yield from scan.expect(form.middle)
+        self._begin(name, "{")
+        assert scan.copy is not None
+        scan.hidden = True
+        seen: set[str] = set()
+        yield from scan.blanks()
+        while (yield from scan.sees(form.key[0])):
+            scan.take(len(form.key[0]))
+            key = (yield from scan.passage(form.key[1])).strip()
+            yield from scan.expect(form.value[0])
+            text = yield from scan.passage(form.value[1])
+            if key in seen:
+                raise Unexpected
+            scan.copy.append(f"{', ' if seen else ''}{json.dumps(key)}: {as_json(text, properties.get(key))}")
+            seen.add(key)
+            yield from scan.blanks()
+        if not (yield from scan.sees(form.after.split()[0])):
+            raise Unexpected
+        scan.copy.append("}")
+        scan.hidden = False
 
     def _begin(self, name: str, arguments: str = "") -> None:
         self._index += 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headrace import kernels
 from headrace.kernels.paged_attention import PageStore, read, write
+from headrace.types import Reads, Run
 
 PAGES = 5
 STORED = (torch.float32, torch.bfloat16, torch.int8)
@@ -99,3 +100,38 @@ def test_int8_does_not_hide_what_is_no_number(level: str, bad: float) -> None:
     for got in read(arena, store, torch.tensor([0]), 5):
         assert bool(got[4, 2].isnan().all())
         assert torch.equal(got[3], torch.ones(3, 16)) and torch.equal(got[4, :2], torch.ones(2, 16))
+
+
+def shared_reads(lengths: list[int], shared: int, page_tokens: int) -> Reads:
+    """One row each, at the end of as many tokens, the first `shared` of them in the same pages."""
+    pages, runs = [], []
+    for row, length in enumerate(lengths):
+        own = range(1000 * (row + 1), 1000 * (row + 1) + (length - shared) // page_tokens)
+        runs.append(Run(row, row + 1, len(pages), 0, length))
+        pages += [*range(shared // page_tokens), *own]
+    return Reads(torch.tensor(pages), tuple(runs))
+
+
+@pytest.mark.parametrize(
+    ("count", "shared", "per_kv_head"),
+    [
+        (1, 2048, 3),  # three segments of 1024 tokens
+        (4, 2048, 2 + 4),  # two that are read once, and each one's own
+        (4, 2000, 1 + 4 * 2),  # the second one's pages differ at its end
+        (4, 0, 4 * 3),
+        (40, 2048, 2 * 2 + 40),  # 64 rows of 2 heads each are a tile
+    ],
+)
+@each_level
+def test_what_sequences_share_is_read_once(level: str, count: int, shared: int, per_kv_head: int) -> None:
+    with kernels.forced(level):
+        pieces = kernels.native("paged_attention_pieces")
+    if pieces is None:
+        pytest.skip("the reference has no pieces")
+    store = PageStore(0, 0, 16, 3, 16, torch.float32)
+    reads = shared_reads([3072] * count, shared, 16)
+    arena = torch.empty(50_000, store.nbytes, dtype=torch.uint8)
+    q_TNH, lse_TN = torch.empty(count, 6, 16), torch.empty(count, 6)
+    positions = torch.full((count,), 3071)
+    places = (arena, 0, 0, 16, 3, 4, positions, reads.pages_B, reads.runs_W5)
+    assert pieces(q_TNH, *places, 1.0, 0, 0, torch.empty_like(q_TNH), lse_TN) == 3 * per_kv_head

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 
@@ -329,6 +330,23 @@ def test_a_model_that_is_not_shown_tools(server: Server) -> None:
         answer = http.post("/v1/chat/completions", json={**body, "tool_choice": "none", "max_tokens": 1})
         assert answer.status_code == 200
     assert "tool calls: none" in server.log.read_text()
+
+
+def test_arguments_between_marks(folder: Path) -> None:
+    """What a grammar leaves is a call that satisfies the schema, whole or streamed."""
+    with serving("--model", str(folder), "--threads", "1", "--tool-call-parser", "qwen3_coder") as server:
+        assert "tool calls: qwen3_coder" in server.log.read_text()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            asked: Any = {"messages": MESSAGES, "tools": [WEATHER], "tool_choice": "required", "seed": 3}
+            asked |= {"model": "tools", "max_tokens": 300, "parallel_tool_calls": False}
+            message = client.chat.completions.create(**asked).choices[0].message
+            [call] = message.tool_calls
+            told = ""
+            for chunk in client.chat.completions.create(**asked, stream=True):
+                for delta in chunk.choices[0].delta.tool_calls or []:
+                    told += delta.function.arguments or ""
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+    assert (call.function.name, message.content, told) == ("get_weather", None, call.function.arguments)
 
 
 def test_how_the_format_is_found(folder: Path, tooled: Server, tmp_path: Path) -> None:

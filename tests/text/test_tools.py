@@ -22,8 +22,14 @@ from headrace.text.tokenizer import Tokenizer
 from headrace.text.tool_formats import FORMATS, Format, named, of_template
 from headrace.text.tool_grammar import Function, ToolGrammar
 from headrace.text.tool_parser import Parsed, ToolParser
+from headrace.text.tool_values import as_json
 
-NAMES = ("f", "get-it")
+SCHEMAS = {
+    "f": {
+        "properties": {"c": {"type": "string"}, "x": {"type": ["integer", "null"]}, "z": {"type": "boolean"}}
+    },
+    "get-it": {},
+}
 GET = '{"name": "get-it", "arguments": {}}'
 GET_BACKWARDS = '{"arguments": {}, "name": "get-it"}'
 CALLS = {
@@ -43,20 +49,30 @@ CALLS = {
         '<tool_call>\n{"name": "f", "arguments": {ARGS}}\n</tool_call>\n'
         f"<tool_call>{GET_BACKWARDS}</tool_call>"
     ),
+    "qwen3_coder": (
+        "<tool_call>\n<function=f>\nQWEN</function>\n</tool_call>\n"
+        "<tool_call>\n<function=get-it>\n</function>\n</tool_call>"
+    ),
+    "glm45": "<tool_call>f\nGLM</tool_call>\n<tool_call>get-it\n</tool_call>",
     "llama3_json": '<|python_tag|>{"name": "f", "parameters": {ARGS}}; {"name": "get-it", "parameters": {}}',
     "pythonic": "[f(PYTHON), get-it()]",
 }
 ARGS = '{"a": [1, -2.5e3, {"b": null}], "c": "é\\n\\"}</tool_call>\\u00e9"}'
 PYTHON = """a=[1, -2.5e3, {'b': None}], c='é\\n"}</tool_call>\\xe9'"""
+TAGGED = (("a", '[1, -2.5e3, {"b": null}]'), ("c", 'é\n"}</tool_call>é'))
+QWEN, GLM = "<parameter={}>\n{}\n</parameter>\n", "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n"
 WANT = {"a": [1, -2500.0, {"b": None}], "c": 'é\n"}</tool_call>é'}
 
 
 def said(form: str) -> str:
-    return CALLS[form].replace("{ARGS}", ARGS).replace("PYTHON", PYTHON)
+    text = CALLS[form].replace("{ARGS}", ARGS).replace("PYTHON", PYTHON)
+    for name, tagged in (("QWEN", QWEN), ("GLM", GLM)):
+        text = text.replace(name, "".join(tagged.format(*pair) for pair in TAGGED))
+    return text
 
 
 def parse(form: str, pieces: Iterable[str], *, cut: bool = False) -> tuple[str, list[tuple[str, str, bool]]]:
-    parser, parsed = ToolParser(named(form), NAMES), Parsed()
+    parser, parsed = ToolParser(named(form), SCHEMAS), Parsed()
     for piece in pieces:
         parsed.take(parser.feed(piece))
     parsed.take(parser.finish(cut=cut))
@@ -118,6 +134,10 @@ def test_any_front_of_a_call(form: str) -> None:
         ("mistral_v13", "[TOOL_CALLS]unknown[ARGS]{}"),
         ("pythonic", "[unknown(a=1)]"),
         ("mistral", "[TOOL_CALLS] is how it begins"),
+        ("qwen3_coder", "<tool_call>\n<function=unknown>\n</function>\n</tool_call>"),
+        ("qwen3_coder", "<tool_call>\n<function=f>\n<parameter=c>\nno end"),
+        ("qwen3_coder", f"<tool_call><function=f>{2 * QWEN.format('c', 'twice')}</function></tool_call>"),
+        ("glm45", "<tool_call>f <arg_key>c</arg_key> without <arg_value>x</arg_value>"),
         ("pythonic", "[1, 2, 3]"),
         ("pythonic", "[f(1)]"),
         ("pythonic", "[f(a=g())]"),
@@ -211,10 +231,11 @@ HOSTILE = [
     "[TOOL_CALLS] [{",
     "\n\t",
 ]
+HOSTILE += ["<parameter=c>", "</parameter", "\n</function>", "<parameter=c>x</parameter>"]
 HOSTILE += ['[f(a="', "[f(a=[", '{"name": "f", "parameters": {"a":', "<tool_call" * 3, '"']
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "pythonic"])
+@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"])
 def test_hostile_text_takes_linear_time(form: str) -> None:
     """By the processor's clock, with a wide margin: quadratic would be 64 times as long."""
 
@@ -253,7 +274,9 @@ TEMPLATES = {
     "granite": "write <|tool_call|> followed by a JSON list",
     "lfm2": "<|tool_call_start|>",
     "pythonic": "in the format of [func_name1(params_name1=params_value1, params_name2=params_value2...)]",
-    "": "<tool_call>\n<function=example>\n<parameter=a>",
+    "qwen3_coder": "<tool_call>\n<function=example>\n<parameter=a>",
+    "glm45": "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg_value>",
+    "": "<function_calls>\n<invoke name=example>",
 }
 
 
@@ -354,12 +377,55 @@ def test_text_stays_free_until_a_call(form: Format, writer: Writer) -> None:
     made = ToolGrammar(form, {})
     many, one = (made.text_or_calls(FUNCTIONS, one=one) for one in (False, True))
     calls = said(form.name).replace(ARGS, '{"x": 3}').replace(PYTHON, "x=3")
+    for tagged in (QWEN, GLM):
+        calls = calls.replace("".join(tagged.format(*pair) for pair in TAGGED), tagged.format("x", 3))
     calls = calls.replace(GET_BACKWARDS, GET).replace(', "id": "abcdefghi"', "")  # as a grammar writes them
     for text in ("", "Hello [1] <b> é\n\n", calls) + ((f"Let me see. {calls}",) if form.anywhere else ()):
         assert writer.follows(many, text), text
     assert not writer.follows(many, calls.replace("3", '"3"')), "arguments of another type"
     assert not writer.follows(many, calls.replace("get-it", "got-it")), "another function"
     assert not writer.follows(one, calls), "two calls"
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "want"),
+    [
+        ("\n7\n", {"type": "string"}, "7"),
+        ("\n\n a \n\n", {"type": "string"}, "\n a \n"),
+        (" 7 ", {"type": "integer"}, 7),
+        ("7.5", {"type": "integer"}, "7.5"),
+        ("7", {"type": "number"}, 7),
+        ("True", {"type": "boolean"}, True),
+        ("yes", {"type": "boolean"}, "yes"),
+        ("{'a': None}", {"type": "object"}, {"a": None}),
+        ("null", {"type": ["string", "null"]}, None),
+        ("7", {"type": ["string", "null"]}, "7"),
+        ("[1, 2]", None, [1, 2]),
+        ("[1, 2] and on", None, "[1, 2] and on"),
+        ("True", {}, "True"),
+        ("[" * 100 + "]" * 100, {"type": "array"}, "[" * 100 + "]" * 100),
+        ("", {"type": "integer"}, ""),
+    ],
+)
+def test_what_plain_text_says(text: str, schema: Any, want: Any) -> None:
+    assert json.loads(as_json(text, schema)) == want
+
+
+def test_strings_that_are_written_plainly(writer: Writer) -> None:
+    """Any text up to the mark behind it, one of some, or refused."""
+    made = ToolGrammar(named("qwen3_coder"), {})
+
+    def grammar(**schema: Any) -> str:
+        function = Function("f", {"type": "object", "properties": {"a": {"type": "string", **schema}}})
+        return made.only_calls([function], one=True)
+
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n{}\n</parameter>\n</function>\n</tool_call>"
+    for text in ("", "x", "two\n\nlines", '"quoted" </parameter'):
+        assert writer.follows(grammar(), call.format(text)), text
+        assert writer.follows(grammar(enum=["x", "y"]), call.format(text)) == (text == "x")
+        assert writer.follows(grammar(maxLength=2), call.format(text)) == (len(text) < 2)
+    with pytest.raises(ConfigError, match="the argument a is a string with pattern"):
+        grammar(pattern="a+")
 
 
 def test_arguments_that_python_cannot_name() -> None:

@@ -4,7 +4,7 @@
 // Bounds, per token and kv head: H (bits + 16 / group + 16 / channels) / 4 bytes read; 2 M H products of
 // bytes for M rows that share the head.
 #include "block_attention/block.h"
-#include "headrace/attention_tiles.h"
+#include "headrace/attention_worklist.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -16,17 +16,17 @@ struct Space : TileSpace {
     float most[kTileRows], total[kTileRows];
 };
 
-void clear_segment(const BlockAttention& a, const Tile& tile, Space& space) {
+void clear_segment(const BlockAttention& a, Space& space) {
     const int64_t H = a.store.head_size;
-    for (int64_t r = 0; r < tile.count; ++r) {
+    for (int64_t r = 0; r < space.count; ++r) {
         space.most[r] = kHidden, space.total[r] = 0;
         for (int64_t h = 0; h < H; h += kLanes) store(space.out + r * H + h, broadcast(0));
     }
 }
 
-void end_segment(const BlockAttention& a, const Tile& tile, Space& space) {
-    for (int64_t r = 0; r < tile.count; ++r)
-        end_segment(tile, space, r, space.most[r], space.total[r], a.store.head_size);
+void end_segment(const BlockAttention& a, Space& space) {
+    for (int64_t r = 0; r < space.count; ++r)
+        end_segment(space, r, space.most[r], space.total[r], a.store.head_size);
 }
 
 template <int kBits, int kRows>
@@ -47,11 +47,11 @@ void walk_strip(const BlockAttention& a, Space& space, const Head& head, int64_t
 }
 
 template <int kBits>
-void walk_block(const BlockAttention& a, const Tile& tile, Space& space, const Head& head, int64_t position) {
+void walk_block(const BlockAttention& a, Space& space, const Head& head, int64_t position) {
     int64_t r = 0;
-    for (; r + kStripRows <= tile.count; r += kStripRows)
+    for (; r + kStripRows <= space.count; r += kStripRows)
         walk_strip<kBits, kStripRows>(a, space, head, position, r);
-    for (; r < tile.count; ++r) walk_strip<kBits, 1>(a, space, head, position, r);
+    for (; r < space.count; ++r) walk_strip<kBits, 1>(a, space, head, position, r);
 }
 
 inline void fetch(const uint8_t* from, int64_t bytes) {
@@ -63,7 +63,7 @@ template <int kBits>
 void walk(const BlockAttention& a, const Tile& tile, Space& space) {
     const BlockStore& s = a.store;
     int64_t segment = -1, low = INT64_MAX;
-    for (int64_t r = 0; r < tile.count; ++r) low = space.positions[r] < low ? space.positions[r] : low;
+    for (int64_t r = 0; r < space.count; ++r) low = space.positions[r] < low ? space.positions[r] : low;
     for (int64_t i = 0; i < tile.num_runs; ++i) {
         const Run& run = tile.runs[i];
         const auto place = [&](int64_t offset) {
@@ -76,16 +76,16 @@ void walk(const BlockAttention& a, const Tile& tile, Space& space) {
             if (a.window && position >= a.sink && position + s.block_tokens <= low - a.window + 1)
                 continue;  // no row sees it
             if (position / kSegmentTokens != segment) {
-                if (segment >= 0) end_segment(a, tile, space);
-                clear_segment(a, tile, space);
+                if (segment >= 0) end_segment(a, space);
+                clear_segment(a, space);
                 segment = position / kSegmentTokens;
             }
             if (offset + s.block_tokens < run.length)
                 fetch(place(offset + s.block_tokens).keys, s.head_bytes());
-            walk_block<kBits>(a, tile, space, place(offset), position);
+            walk_block<kBits>(a, space, place(offset), position);
         }
     }
-    if (segment >= 0) end_segment(a, tile, space);
+    if (segment >= 0) end_segment(a, space);
 }
 
 template <int kBits>
@@ -98,7 +98,7 @@ void attend_tile(const BlockAttention& a, const Tile& tile) {
     space.scores = floats + own;
     space.rows = reinterpret_cast<Rounded*>(space.scores + scores);
     walk<kBits>(a, tile, space);
-    end_tile(a, tile, space);
+    end_tile(a, space);
 }
 
 // function(tile, segments) for every tile. Only tiles of few rows are cut into segments: others are many.
@@ -115,7 +115,7 @@ void for_each_tile(const BlockAttention& a, const Function& function) {
             const int64_t count = rows - first < kTileRows ? rows - first : kTileRows;
             for (int64_t kv_head = 0; kv_head < a.store.kv_heads; ++kv_head)
                 function(Tile{&run, next - i, kv_head, first, count,
-                              segments > 1 ? begin * kSegmentTokens : 0, INT64_MAX, nullptr},
+                              segments > 1 ? begin * kSegmentTokens : 0, INT64_MAX, nullptr, nullptr},
                          segments);
         }
     }
@@ -123,9 +123,8 @@ void for_each_tile(const BlockAttention& a, const Function& function) {
 
 template <int kBits>
 void attend(const BlockAttention& a) {
-    attend_tiles(
-        a, [&](const auto& function) { for_each_tile(a, function); },
-        [&](const Tile& tile) { attend_tile<kBits>(a, tile); });
+    const Worklist list = plan(a, [&](const auto& function) { for_each_tile(a, function); });
+    run(a, list, [&](const Tile& tile) { attend_tile<kBits>(a, tile); });
 }
 
 void attend_any(const BlockAttention& a) {

@@ -55,29 +55,46 @@ int64_t check_heads(const Array& x, int64_t heads, int64_t head_size) {
     return x.stride(0);
 }
 
+// A call of attention, its arguments checked; pages and runs are still to be.
+struct Checked {
+    CheckedRows rows;
+    PageStore store;
+    int64_t arena_pages;
+
+    PagedAttention ready() const {
+        rows.check_runs(16, 1, store.page_tokens, arena_pages);
+        return {rows.rows, store};
+    }
+};
+
+// A function of attention's arguments that returns then(Checked).
+template <class Then>
+auto with_checked(const Then& then) {
+    return [then](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
+                  int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
+                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
+                  nb::handle out_object, nb::handle lse_object) {
+        const Array q(q_object, "q"), arena(arena_object, "arena");
+        HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
+        const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, q.size(2), item_bytes);
+        const CheckedRows rows = check_rows(q, kv_heads, positions_object, pages_object, runs_object, scale,
+                                            window, sink, out_object, lse_object);
+        return then(Checked{rows, store, arena.size(0)});
+    };
+}
+
 }  // namespace
 
 void bind_paged_attention(nb::module_& m, Level level) {
     const PagedAttentionTable& table = table_of(level);
-    def_call(
-        m, "paged_attention",
-        [&table](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
-                 int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, nb::handle positions_object,
-                 nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
-                 nb::handle out_object, nb::handle lse_object) {
-            const Array q(q_object, "q"), arena(arena_object, "arena");
-            HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
-            const PageStore store =
-                check_store(arena, k_at, v_at, page_tokens, kv_heads, q.size(2), item_bytes);
-            const CheckedRows checked = check_rows(q, kv_heads, positions_object, pages_object, runs_object,
-                                                   scale, window, sink, out_object, lse_object);
-            return [&table, checked, store, arena_pages = arena.size(0)] {
-                checked.check_runs(16, 1, store.page_tokens, arena_pages);
-                table.attend({checked.rows, store});
-            };
-        },
-        "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a, "positions"_a,
-        "pages"_a, "runs"_a, "scale"_a, "window"_a, "sink"_a, "out"_a, "lse"_a);
+    def_call(m, "paged_attention", with_checked([&table](const Checked& checked) {
+                 return [&table, checked] { table.attend(checked.ready()); };
+             }),
+             "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a,
+             "positions"_a, "pages"_a, "runs"_a, "scale"_a, "window"_a, "sink"_a, "out"_a, "lse"_a);
+    // Of the same arguments: how many pieces of work the call would be.
+    m.def("paged_attention_pieces",
+          with_checked([&table](const Checked& checked) { return table.pieces(checked.ready()); }));
     def_call(
         m, "paged_attention_write",
         [&table](nb::handle arena_object, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t item_bytes,

@@ -2,13 +2,15 @@
 // the order in which a row's sums run.
 //
 // Bounds, per token and kv head: 2 H items read; 2 M H multiply-adds for M rows that share the head.
+#include "headrace/attention_worklist.h"
 #include "paged_attention/walk.h"
 #include "paged_attention/write.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
-void cut_strips(Space& space, int64_t rows) {
+void cut_strips(Space& space) {
+    const int64_t rows = space.count;
     space.num_strips = 0;
     for (int64_t row = 0, count; row < rows; row += count) {
         count = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
@@ -29,9 +31,9 @@ void attend_tile(const PagedAttention& a, const Tile& tile) {
     begin_tile(a, tile, floats, space);
     space.scores = floats + tile_floats(H);
     space.wide = space.scores + kTileRows * kChunkTokens;
-    cut_strips(space, tile.count);
+    cut_strips(space);
     walk<T>(a, tile, space);
-    end_tile(a, tile, space);
+    end_tile(a, space);
 }
 
 // function(tile, segments) for every tile, span by span; a span's last tiles see most tokens, and come
@@ -45,8 +47,9 @@ void for_each_tile(const PagedAttention& a, const Function& function) {
         const int64_t rows = (run.end_row - run.first_row) * per_head(a);
         for (int64_t first = (rows - 1) / kTileRows * kTileRows; first >= 0; first -= kTileRows) {
             const int64_t count = rows - first < kTileRows ? rows - first : kTileRows;
-            Tile tile{&run, next - i, 0, first, count, 0, INT64_MAX, nullptr};
-            const Seen seen = seen_by(a, tile);
+            Tile tile{&run, next - i, 0, first, count, 0, INT64_MAX, nullptr, nullptr};
+            const int64_t row = first / per_head(a), end = (first + count - 1) / per_head(a) + 1;
+            const Seen seen = seen_by(a, tile, a.positions + run.first_row + row, end - row);
             int64_t segments = 1;
             if (rows <= kTileRows && seen.begin < seen.end) {
                 tile.from = seen.begin / kSegmentTokens * kSegmentTokens;
@@ -57,11 +60,13 @@ void for_each_tile(const PagedAttention& a, const Function& function) {
     }
 }
 
+Worklist plan_tiles(const PagedAttention& a) {
+    return plan(a, [&](const auto& function) { for_each_tile(a, function); });
+}
+
 template <class T>
 void attend(const PagedAttention& a) {
-    attend_tiles(
-        a, [&](const auto& function) { for_each_tile(a, function); },
-        [&](const Tile& tile) { attend_tile<T>(a, tile); });
+    run(a, plan_tiles(a), [&](const Tile& tile) { attend_tile<T>(a, tile); });
 }
 
 // function.template operator()<T>() for what the pages hold.
@@ -81,12 +86,16 @@ void attend_any(const PagedAttention& a) {
     with_stored(a.store.stored, [&]<class T>() { attend<T>(a); });
 }
 
+int64_t count_pieces(const PagedAttention& a) {
+    return plan_tiles(a).num_pieces;
+}
+
 void write_any(const PagedWrite& a) {
     with_stored(a.store.stored, [&]<class T>() { write<T>(a); });
 }
 
 }  // namespace
 
-constinit const PagedAttentionTable paged_attention = {attend_any, write_any};
+constinit const PagedAttentionTable paged_attention = {attend_any, count_pieces, write_any};
 
 }  // namespace headrace::HR_LEVEL

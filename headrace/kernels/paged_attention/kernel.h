@@ -44,6 +44,7 @@ struct PagedWrite {
 
 struct PagedAttentionTable {
     void (*attend)(const PagedAttention&);
+    int64_t (*pieces)(const PagedAttention&);  // that its work is cut into
     void (*write)(const PagedWrite&);
 };
 

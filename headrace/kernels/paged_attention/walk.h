@@ -111,10 +111,9 @@ void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk, c
 
 // The blocks of one segment, in order; then its state goes to those before it, or to the tile's parts.
 template <class T>
-void walk_segment(const PagedAttention& a, const Tile& tile, Space& space, const Block<T>* blocks,
-                  int64_t count) {
+void walk_segment(const PagedAttention& a, Space& space, const Block<T>* blocks, int64_t count) {
     const int64_t H = a.store.head_size;
-    for (int64_t r = 0; r < tile.count; ++r) {
+    for (int64_t r = 0; r < space.count; ++r) {
         space.rows[r] = {kHidden, broadcast(0)};
         for (int64_t h = 0; h < H; h += kLanes) store(space.out + r * H + h, broadcast(0));
     }
@@ -125,31 +124,34 @@ void walk_segment(const PagedAttention& a, const Tile& tile, Space& space, const
         const int64_t chunk = blocks[first].position / kChunkTokens;
         for (end = first + 1; end < count && blocks[end].position / kChunkTokens == chunk;) ++end;
         walk_chunk<T>(a, space, {blocks + first, end - first, a.store.page_tokens}, blocks + count - 1,
-                      tile.count);
+                      space.count);
     }
-    for (int64_t r = 0; r < tile.count; ++r)
-        end_segment(tile, space, r, space.rows[r].most, sum(space.rows[r].sum), H);
+    for (int64_t r = 0; r < space.count; ++r)
+        end_segment(space, r, space.rows[r].most, sum(space.rows[r].sum), H);
 }
 
-// Positions that rows of the tile may see, within the tile's own.
+// Positions that some of these rows may see, within the tile's own.
 struct Seen {
     int64_t begin, end;
 };
 
-inline Seen seen_by(const PagedAttention& a, const Tile& tile) {
-    const int64_t row = tile.runs->first_row, heads = per_head(a);
-    int64_t low = INT64_MAX, high = -1;
-    for (int64_t r = tile.first / heads; r <= (tile.first + tile.count - 1) / heads; ++r) {
-        const int64_t position = a.positions[row + r];
-        if (position < low) low = position;
-        if (position > high) high = position;
-    }
+inline Seen seen_from(const PagedAttention& a, const Tile& tile, int64_t low, int64_t high) {
     const Run& last = tile.runs[tile.num_runs - 1];
     Seen seen{a.window && !a.sink && low >= a.window ? low - a.window + 1 : 0, high + 1};
     if (seen.end > last.start + last.length) seen.end = last.start + last.length;
     if (seen.begin < tile.from) seen.begin = tile.from;
     if (seen.end > tile.to) seen.end = tile.to;
     return seen;
+}
+
+// By the rows at positions[0], positions[1], ..., `count` of them.
+inline Seen seen_by(const PagedAttention& a, const Tile& tile, const int64_t* positions, int64_t count) {
+    int64_t low = INT64_MAX, high = -1;
+    for (int64_t i = 0; i < count; ++i) {
+        if (positions[i] < low) low = positions[i];
+        if (positions[i] > high) high = positions[i];
+    }
+    return seen_from(a, tile, low, high);
 }
 
 template <class T>
@@ -170,7 +172,7 @@ inline Block<T> block_at(const PageStore& s, const uint8_t* page, int64_t kv_hea
 template <class T>
 void walk(const PagedAttention& a, const Tile& tile, Space& space) {
     const PageStore& s = a.store;
-    const Seen seen = seen_by(a, tile);
+    const Seen seen = seen_by(a, tile, space.positions, space.count);
     Block<T> blocks[kSegmentBlocks];
     int64_t count = 0;
     for (int64_t i = 0; i < tile.num_runs; ++i) {
@@ -180,7 +182,7 @@ void walk(const PagedAttention& a, const Tile& tile, Space& space) {
             const int64_t position = run.start + offset;
             if (position >= seen.end) break;
             if (count && position / kSegmentTokens != blocks->position / kSegmentTokens) {
-                walk_segment(a, tile, space, blocks, count);
+                walk_segment(a, space, blocks, count);
                 count = 0;
             }
             const uint8_t* page = s.arena + a.pages[run.first_page + offset / s.page_tokens] * s.page_bytes;
@@ -188,7 +190,7 @@ void walk(const PagedAttention& a, const Tile& tile, Space& space) {
                 block_at<T>(s, page, tile.kv_head, offset % s.page_tokens, position, run.length - offset);
         }
     }
-    if (count) walk_segment(a, tile, space, blocks, count);
+    if (count) walk_segment(a, space, blocks, count);
 }
 
 }  // namespace

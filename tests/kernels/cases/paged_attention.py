@@ -49,6 +49,13 @@ def cases() -> Iterator[Case]:
     yield _case("segments-int8", [(2500, 1), (1000, 100)], stored=torch.int8, holes=True)
     yield _case("many-rows-bf16", [(40, 90), (2000, 1)], stored=torch.bfloat16)
     yield _case("many-rows-int8-window", [(40, 90), (2000, 1)], stored=torch.int8, window=33)
+    shared = [(2200, 1), (2500, 2), (2047, 1), (1500, 1), (900, 1), (2300, 3), (2210, 1)]
+    yield _case("shared", shared, shared=2048)
+    yield _case("shared-more-than-a-tile", [(2100 + i, 2) for i in range(10)], shared=2048)
+    yield _case("shared-window", shared, shared=2048, window=1300, sink=40)
+    yield _case("shared-holes", shared, shared=2048, holes=True)
+    yield _case("shared-int8-pages-of-48", shared, shared=2016, stored=torch.int8, page_tokens=48)
+    yield _case("shared-bf16-few-heads", shared, shared=2048, stored=torch.bfloat16, heads=2, kv_heads=1)
     yield _case("bf16", [(300, 1), (16, 50)], stored=torch.bfloat16)
     yield _case("int8", [(300, 1), (16, 50)], stored=torch.int8)
     yield _case("int8-window-holes", [(300, 2), (16, 50)], stored=torch.int8, window=150, holes=True)
@@ -76,10 +83,14 @@ def _case(
     window: int | None = None,
     sink: int = 0,
     holes: bool = False,
+    shared: int = 0,
     stored: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """`spans`: (first position, rows) each, of sequences whose pages hold everything up to the last row."""
+    """`spans`: (first position, rows) each, of sequences whose pages hold everything up to the last row.
+
+    shared: tokens at the beginning, in whole pages, that every sequence takes from the first.
+    """
     random = torch.Generator().manual_seed(len(name))
     stored = dtype if dtype == torch.float64 and stored == torch.float32 else stored
     store = PageStore(64, 64, page_tokens, kv_heads, head_size, stored)
@@ -90,9 +101,14 @@ def _case(
     arena = torch.full(
         (len(free), 64 + 2 * half + 64), 0xFF, dtype=torch.uint8
     )  # NaN where nothing is written
+    common: list[int] = []
     for start, count in spans:
-        mine = [free.pop() for _ in range(-(-(start + count) // page_tokens))]
-        _fill(arena, store, mine, start + count, random, dtype)
+        mine = common[: -(-(start + count) // page_tokens)]
+        mine = mine + [free.pop() for _ in range(-(-(start + count) // page_tokens) - len(mine))]
+        if not common:
+            common = mine[: shared // page_tokens]
+        own = min(len(common) * page_tokens, start + count) if row else 0
+        _fill(arena, store, mine, own, start + count, random, dtype)
         for first, last in _kept(len(mine), holes):
             length = min(start + count, last * page_tokens) - first * page_tokens
             runs.append(Run(row, row + count, len(pages), first * page_tokens, length))
@@ -118,14 +134,16 @@ def _fill(
     arena: torch.Tensor,
     store: PageStore,
     pages: list[int],
-    length: int,
+    start: int,
+    stop: int,
     random: torch.Generator,
     dtype: torch.dtype,
 ) -> None:
-    shape = (length, store.kv_heads, store.head_size)
+    shape = (stop - start, store.kv_heads, store.head_size)
     k, v = (torch.randn(shape, generator=random, dtype=torch.float64).to(dtype) for _ in range(2))
-    slots = [pages[p // store.page_tokens] * store.page_tokens + p % store.page_tokens for p in range(length)]
-    write(arena, store, k, v, torch.tensor(slots))
+    size = store.page_tokens
+    slots = [pages[p // size] * size + p % size for p in range(start, stop)]
+    write(arena, store, k, v, torch.tensor(slots, dtype=torch.int64))
 
 
 def _kept(count: int, holes: bool) -> list[tuple[int, int]]:
