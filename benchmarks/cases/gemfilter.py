@@ -77,8 +77,8 @@ def speed(given: Any) -> str:
     return (
         f"# Prompts that the first layers filter (gemfilter)\n\n{where}  \n"
         f"`python {' '.join(sys.argv[:-2] if given.out else sys.argv)}`\n\nRandom weights of {given.shape}, "
-        f"`{given.weights}`, prompts of {given.prompt} tokens, one at a time. {given.repetitions} repetitions in turns: "
-        "median (lowest-highest); ratios within a repetition.\n\n" + "\n".join(rows) + "\n"
+        f"`{given.weights}`, prompts of {given.prompt} tokens, one at a time. {given.repetitions} repetitions in "
+        "turns: median (lowest-highest); ratios within a repetition.\n\n" + "\n".join(rows) + "\n"
     )
 
 
