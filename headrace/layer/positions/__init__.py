@@ -1,7 +1,4 @@
-"""Slot `positions`: how a token's place in the text enters its queries and keys.
-
-Add one: a file here with a frozen dataclass that has `card`, `chunk` and `start`, and a line in the index.
-"""
+"""Slot `positions`: how a token's place enters queries and keys. One is a frozen dataclass, see Positions."""
 
 from __future__ import annotations
 
@@ -25,25 +22,19 @@ class LivePositions(Protocol):
         """The rotation of rows at these positions, int64 [T], each below the context; made once per step.
 
         It takes queries and keys, [T, N, H], rotates every head of row t and keeps shape and dtype. It may overwrite
-        its argument, whose rows may lie apart.
-        """
-        ...
+        its argument, whose rows may lie apart."""
 
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
         """at(positions_T) of a copy of x."""
-        ...
 
 
 class LiveChunks(LivePositions, Protocol):
-    """Of a scheme whose positions begin again after every chunk: `at` is for keys, and queries of the same chunk."""
+    """Of a scheme with chunks: `at` is for keys, and queries of the same chunk. What that has turned, the others turn
+    on, as keys of the chunk before see queries, and those of all chunks before that."""
 
-    def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
-        """Turns queries that at(positions_T) has turned, as keys of the chunk before theirs see them."""
-        ...
+    def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
 
-    def far(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
-        """The same, as keys of all chunks before that one see them."""
-        ...
+    def far(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
 
 
 class Positions(Protocol):
@@ -51,8 +42,7 @@ class Positions(Protocol):
 
     card: ClassVar[Card]
     chunk: int | None
-    """Tokens of a chunk, if keys are read by queries of later chunks with other rotations (LiveChunks); None: a query's
-    and a key's rotation are one."""
+    """Tokens after which keys' positions begin again (LiveChunks); None: a query's and a key's rotation are one."""
 
     def start(
         self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype

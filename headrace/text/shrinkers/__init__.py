@@ -1,13 +1,9 @@
-"""Slot `shrinker`: which tokens of a prompt the model is given to read.
-
-Add one: a file here with a frozen dataclass that has `card` and `shrink`, and a line in the index.
-"""
+"""Slot `shrinker`: which tokens of a prompt are read. One is a frozen dataclass with what Shrinker lists."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from headrace.slots import Card, Slot
 
@@ -15,8 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """What a shrinker wants to see: these tokens, run through the layers below one."""
 
     tokens: tuple[int, ...]
@@ -24,14 +19,11 @@ class Look:
     """At least 1, and one of the model's."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What that layer's attention makes of them, normed and rotated."""
+class Seen(NamedTuple):
+    """What that layer's attention makes of them, rotated: the last one's queries, and everyone's keys."""
 
     query_NH: Tensor
-    """Of the last token."""
     keys_LGH: Tensor
-    """Of every token."""
 
 
 Shrinking = Generator[Look, Seen, Sequence[int]]
@@ -55,8 +47,6 @@ class Shrinker(Protocol):
 SLOT = Slot(
     name="shrinker",
     asks="which tokens of a prompt are read",
-    index={
-        "gemfilter": "headrace.text.shrinkers.gemfilter:GemFilter",
-    },
+    index={"gemfilter": "headrace.text.shrinkers.gemfilter:GemFilter"},
     default="",
 )
