@@ -35,6 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "Time each kernel against the machine's limits.",
     ),
     "bench serve": ("headrace.commands.bench_serve:load", "Put load on a server, and time its answers."),
+    "quantize": (
+        "headrace.commands.quantize:quantize",
+        "Choose the codes of a model's weights, and write a folder that runs.",
+    ),
     "techniques": ("headrace.commands.techniques:techniques", "List every technique, or explain one."),
     "doctor": ("headrace.commands.doctor:doctor", "Say what this machine has, and what costs speed."),
 }

@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, check_decoder, describe, load
+from headrace.forward.load import adapt, check_decoder, describe, load, settle
 from headrace.forward.memory import (
     keep_freed_memory,
     make_cache,
@@ -39,7 +39,7 @@ from headrace.sample.sampler import Sampler
 from headrace.schedule.bounds import Bounds
 from headrace.schedule.queues import Budget, Queues
 from headrace.speculate.draft import Speculator
-from headrace.speculate.drafters import Auxiliary
+from headrace.speculate.second import Auxiliary
 from headrace.stats import Counters, Stats
 from headrace.types import (
     Accepted,
@@ -78,7 +78,9 @@ class Engine:
         device, dtype = torch_device(config.device), torch_dtype(config)
         if decoder is None:
             self.path = box.path(config.model) if config.model in box.MODELS else Path(config.model)
-            architecture = describe(self.path).architecture
+            described = describe(self.path)
+            architecture, config = described.architecture, settle(config, described)
+            self.config = config
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
@@ -102,10 +104,10 @@ class Engine:
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
         self.adapters = Adapters(config, self.path, decoder, self.queues, self.runner.let_go)
         constraints = constraints_of(self.path, self.architecture, self.stack.one("grammar"))
-        self.sampler = Sampler(self.stack.members["processors"], self.architecture.eos, constraints)
-        limits = (self.context, self.policy.longest_span)
-        places = (self.kv.tables, self.queues)
-        self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places, *limits)
+        sampled = (self.stack.members["processors"], self.architecture.eos)
+        self.sampler = Sampler(*sampled, constraints, self.stack.one("verifier").choose)
+        places = (self.kv.tables, self.queues, self.context, self.policy.longest_span)
+        self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places)
         self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
@@ -225,9 +227,8 @@ class Engine:
 
     def describe(self) -> str:
         """Model, arithmetic and stack in one line."""
-        dtype = str(self.decoder.dtype).removeprefix("torch.")
-        native = f"{kernels.threads()} threads, {kernels.isa()}"
-        where = native if self.device.type == "cpu" else str(self.device)
+        dtype, cpu = str(self.decoder.dtype).removeprefix("torch."), self.device.type == "cpu"
+        where = f"{kernels.threads()} threads, {kernels.isa()}" if cpu else str(self.device)
         return f"{self.config.model}, {dtype}, {where}, context {self.context}: {self.stack.describe()}"
 
     def close(self) -> None:
@@ -260,7 +261,7 @@ class Engine:
             self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)
             result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
-            self.speculator.observe(plan, result)
+            self.speculator.observe(plan, result, logits)
             return self.commit(plan, result)
         except BaseException:
             self._start_over()
@@ -296,6 +297,7 @@ class Engine:
         seq.num_scored += len(accepted.prompt_logprobs)
         seq.hidden_sum = accepted.hidden_sum or seq.hidden_sum
         embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
+        self.kv.settle(span, accepted.tokens)
         tokens, reason = self._take(seq, accepted.tokens)
         seq.num_computed = span.stop + max(0, len(tokens) - 1)
         self.counters.generated_tokens += len(tokens)

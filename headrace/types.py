@@ -15,8 +15,8 @@ logits, N query heads, G kv heads, H head size, D model width, F MLP width, V vo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -26,10 +26,13 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
 PoolingKind = Literal["mean", "last"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Uniform = Callable[[str], float]
+"""Purpose -> a number in [0, 1) of one place of a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,14 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
 
+class Guesses(NamedTuple):
+    """What was guessed to come at one place of a sequence."""
+
+    tokens: tuple[int, ...] = ()
+    law_V: Tensor | None = None
+    """What they were drawn from, float64 probabilities; None if they were not drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Tokens [start, stop) of one sequence, to run in this step. There is no phase.
@@ -151,13 +162,41 @@ class Span:
     start: int
     stop: int
     draft: tuple[int, ...] = ()
-    """Guessed tokens at positions stop, stop+1, ...; a chain."""
+    """Guessed tokens: at positions stop, stop+1, ... if they are a chain."""
+    parents: tuple[int, ...] | None = None
+    """Which guess, of those before it, each one follows: -1 is none of them but the last known token. None for a chain.
+    Guesses that follow the same one differ."""
+    laws: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    """What each guess was drawn from, float64 probabilities [V]; empty if they were not drawn."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.start < self.stop, f"empty span {self}"
+        assert self.parents is None or all(-1 <= p < i for i, p in enumerate(self.parents)), "no tree"
 
     def __len__(self) -> int:
         return self.stop - self.start + len(self.draft)
+
+    @property
+    def positions(self) -> list[int]:
+        """Of each row."""
+        if self.parents is None:
+            return list(range(self.start, self.start + len(self)))
+        found = list(range(self.start, self.stop))
+        known = len(found)
+        for parent in self.parents:
+            found.append(found[known + parent] + 1)
+        return found
+
+    @property
+    def end(self) -> int:
+        """The position after the last one."""
+        return self.stop + len(self.draft) if self.parents is None else max(self.positions) + 1
+
+    def below(self, guess: int) -> tuple[int, ...]:
+        """The guesses that follow a guess, or the last known token, -1, by their number."""
+        if self.parents is None:
+            return (guess + 1,) if guess + 1 < len(self.draft) else ()
+        return tuple(child for child, parent in enumerate(self.parents) if parent == guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +338,11 @@ class Batch:
     chunk before a row's own, and of all before that one. `reads` holds the own chunk then."""
     beyond: tuple[int, ...] = ()
     """Per span: how far its first row is beyond its prompt's last token; 0 or less in the prompt."""
+    written: tuple[Tensor, ...] = ()
+    """Per cache group, int64: which row is written to each slot. Empty where every row is written once, in order: where
+    no draft is a tree."""
+    selecting: Mapping[int, Selecting] = field(default_factory=dict)
+    """Of each cache group that has a selector: what it is asked."""
 
 
 @dataclass(frozen=True, slots=True)

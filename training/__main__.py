@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from training import card, corpus, export, gates, loop, probe, tokens
+from headrace.box import library
+from training import card, export, gates, loop, probe, tokens
 from training.mixture import build_corpus
 from training.model import Llama
 from training.recipe import RECIPES
@@ -29,15 +30,15 @@ def tokenizer_step(state: Path) -> Tokenizer:
     """Train the tokenizer and write the held-out text; both are kept once they exist."""
     path = state / "tokenizer.json"
     if not path.exists():
-        tokens.train_tokenizer(corpus.training_texts(), path)
-        (BOX / "heldout.txt").write_text(corpus.held_out_text(), encoding="utf-8")
+        tokens.train_tokenizer(library.training_texts(), path)
+        (BOX / "heldout.txt").write_text(library.held_out_text(), encoding="utf-8")
         say(f"tokenizer: {path}")
     return Tokenizer.from_file(str(path))
 
 
 def train_step(state: Path, name: str, until: int | None, workers: int) -> None:
     recipe, tokenizer = RECIPES[name], tokenizer_step(state)
-    text = build_corpus(tokenizer, corpus.training_texts())
+    text = build_corpus(tokenizer, library.training_texts())
     say(f"{name}: corpus {len(text.ids)} tokens, recipe {recipe.tokens} tokens")
     held_out = (BOX / "heldout.txt").read_text(encoding="utf-8")
     teacher = load_model(state, recipe.teacher) if recipe.teacher else None
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
             progress = json.loads((options.state / name / "progress.json").read_text())
             for line in gates.measure(name, BOX, progress["tokens"], progress["seconds"]):
                 say(line)
-            card.write(BOX / name, corpus.HELD_OUT)
+            card.write(BOX / name, library.HELD_OUT)
     return 0
 
 

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from headrace import LLM
+from headrace.box import library
 from headrace.box.evaluate import SAMPLES, Score, evaluate
 from headrace.box.tasks import TASKS
-from training import corpus
 from training.mixture import build_corpus
 from training.trigram import trigram_bits
 
@@ -68,7 +68,7 @@ def trigram_bits_per_byte(folder: Path, text: str) -> float:
     """What a trigram model of the training text needs for `text`."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids)
-    known = build_corpus(tokenizer, corpus.training_texts()).ids
+    known = build_corpus(tokenizer, library.training_texts()).ids
     return trigram_bits(known, ids, tokenizer.get_vocab_size()) / len(text.encode())
 
 

@@ -48,7 +48,7 @@ def scripts(vocab: int, length: int, every: int, seed: int) -> dict[str, tuple[l
 
 def follow(engine: Engine, script: list[int]) -> None:
     """Whatever the logits are, the token at a position is the script's."""
-    engine.sampler._choose = lambda seq, raw_V, greedy, position: script[position]  # type: ignore[method-assign]
+    engine.sampler._choose = lambda seq, raw_V, greedy, position, guesses: script[position]  # type: ignore[method-assign]
 
 
 def read(engine: Engine, prompt: list[int], answer: list[int]) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def lengthen(engine: Engine, context: int) -> None:
     vocab, groups, chunk = engine.architecture.vocab, range(len(tables.groups)), 64
     for seq in engine.queues:
         live = [[p for p in tables.live_pages(seq.id, g) if p != FREED] for g in groups]
-        models = [tables.pool.arena_PX[pages[0]].clone() for pages in live]
+        models = [tables.pool.arena_PX[pages].clone() for pages in live]
         seq.tokens += draw.choices(range(vocab), k=context - len(seq))
         while seq.num_computed < context - 1:
             stop = min(seq.num_computed + chunk, context - 1)
@@ -56,7 +56,7 @@ def lengthen(engine: Engine, context: int) -> None:
             tables.reserve(seq.id, seq.num_computed, stop)
             for group in groups:
                 for page in set(tables.live_pages(seq.id, group)) - before[group]:
-                    tables.pool.arena_PX[page] = models[group]
+                    tables.pool.arena_PX[page] = models[group][page % len(models[group])]
             seq.num_computed = stop
             tables.advance(seq.id, seq.tokens, stop)
 

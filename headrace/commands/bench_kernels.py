@@ -73,23 +73,25 @@ def prepare(config: EngineConfig, shape: str | None, rows: list[int], contexts: 
         raise ConfigError(f"device={config.device}: bench kernels measures processors; use --device cpu")
     if max(rows) > MOST_ROWS:
         raise ConfigError(f"--rows={max(rows)} is beyond {MOST_ROWS}: no step runs so many; lower it")
-    model = _architecture(config, shape)
+    model, config = _architecture(config, shape)
     stack = compose(config, model.facts())
     set_threads(config.threads, stack.one("weights"))
     return Setting(model, stack, torch_dtype(config), rows, contexts, config.page_tokens, working_bytes())
 
 
-def _architecture(config: EngineConfig, shape: str | None) -> Any:
+def _architecture(config: EngineConfig, shape: str | None) -> tuple[Any, EngineConfig]:
+    """What to measure, and the config with the weights that a quantised folder keeps."""
     from headrace import box
     from headrace.commands import shapes
-    from headrace.forward.load import describe
+    from headrace.forward.load import describe, settle
 
     if config.model == EngineConfig().model:
-        return shapes.architecture(shape or DEFAULT_SHAPE)
+        return shapes.architecture(shape or DEFAULT_SHAPE), config
     if shape is not None:
         raise ConfigError(f"--shape {shape} and --model {config.model} both name a model: give one of them")
     folder = box.path(config.model) if config.model in box.MODELS else config.model
-    return describe(folder).architecture
+    found = describe(folder)
+    return found.architecture, settle(config, found)
 
 
 def time_calls(call: Call, copies: int, seconds: float) -> Spread:

@@ -103,8 +103,10 @@ def _neurons(llm: LLM, tokens: int, words: str, out: Path) -> tuple[int, list[li
 def _run(llm: LLM, ids: list[int], probe: Any) -> None:
     import torch
 
+    from headrace.forward.batch import one_text
+
     with torch.inference_mode():
-        llm.engine.decoder.forward(_batch(ids, llm.engine.device), probe)
+        llm.engine.decoder.forward(one_text(torch.tensor(ids, device=llm.engine.device)), probe)
 
 
 def _read(text: Path | None) -> str:
@@ -116,22 +118,3 @@ def _read(text: Path | None) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--text={path} cannot be read: {error}") from None
-
-
-def _batch(ids: list[int], device: Any) -> Any:
-    """One text, all of it in one span."""
-    import torch
-
-    from headrace.types import Batch, Span
-
-    empty = torch.empty(0, dtype=torch.int64, device=device)
-    return Batch(
-        spans=(Span(0, 0, len(ids)),),
-        ids_T=torch.tensor(ids, device=device),
-        positions_T=torch.arange(len(ids), device=device),
-        starts=(0, len(ids)),
-        slots=(),
-        sealed=(),
-        reads=(),
-        rows_R=empty,
-    )

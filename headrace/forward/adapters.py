@@ -18,7 +18,7 @@ from typing import NamedTuple
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import names_of
+from headrace.forward.load import describe, names_of
 from headrace.schedule.queues import Queues
 from headrace.types import Sequence, Status
 from headrace.weight import memory
@@ -53,6 +53,7 @@ class Adapters:
         memory is wanted back. Raises ConfigError."""
         self._names = names_of(path, decoder.architecture)
         self._sites = sites(decoder.architecture, self._names)
+        self._note = None if path is None else describe(path).note
         self._dtype, self._device = decoder.dtype, decoder.device
         self._queues, self._limit, self._let_go = queues, config.adapter_bytes, let_go
         self._named: dict[str, Adapter] = {}
@@ -76,6 +77,11 @@ class Adapters:
             raise ConfigError(f"an adapter called {name!r} is there already: unload it first")
         if len(self._named) >= MOST:
             raise ConfigError(f"{MOST} adapters are registered, and that is the most: unload one")
+        if self._note is not None and self._note.folds:
+            raise ConfigError(
+                f"{folder}: the model was quantised with the recipe {self._note.recipe}, which changed what its "
+                "products read: merge the adapter before quantising, or use gptq or rtn"
+            )
         _, opened = self._open(Path(folder))
         if opened.nbytes > self._limit:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """build_batch: a plan's spans as packed tensors. The only code that knows the packing.
 
 rows    [ span 0: start .. stop, draft | span 1 ... | span 2 ... ]      starts = 0, len(span 0), ...
+        guesses in the order of the draft, also where they are a tree
 rows_R  the last 1 + len(draft) rows of every span that reaches the end of its sequence, if it goes on from there
 """
 
@@ -10,6 +11,7 @@ import itertools
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from headrace.forward.pooling import pooled_rows
 from headrace.kv.cache import KVCache
@@ -26,7 +28,7 @@ def build_batch(
         for span in spans
         for token in (*sequences[span.seq].tokens[span.start : span.stop], *span.draft)
     ]
-    positions = [p for span in spans for p in range(span.start, span.start + len(span))]
+    positions = [p for span in spans for p in span.positions]
     starts = tuple(itertools.accumulate(map(len, spans), initial=0))
     rows = [
         row
@@ -38,7 +40,7 @@ def build_batch(
     pooled = (
         pooled_rows(span, start, sequences[span.seq]) for span, start in zip(spans, starts, strict=False)
     )
-    placed = kv.place(spans)
+    placed = kv.place(spans, sequences)
     return Batch(
         spans=spans,
         ids_T=torch.tensor(ids, dtype=torch.int64, device=device),
@@ -53,6 +55,23 @@ def build_batch(
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
         beyond=tuple(span.start - sequences[span.seq].prompt_len + 1 for span in spans),
+        selecting=placed.selecting,
+        written=placed.written,
+    )
+
+
+def one_text(ids_T: Tensor) -> Batch:
+    """One text, all of it in one span, for a KV store without pages; nothing is sampled."""
+    count = len(ids_T)
+    return Batch(
+        spans=(Span(0, 0, count),),
+        ids_T=ids_T,
+        positions_T=torch.arange(count, device=ids_T.device),
+        starts=(0, count),
+        slots=(),
+        sealed=(),
+        reads=(),
+        rows_R=ids_T.new_empty(0),
     )
 
 

@@ -133,6 +133,11 @@ class Decoder:
         return live
 
 
+def make_block(architecture: Architecture, layer: int, weights: Weights) -> DecoderBlock:
+    """One block alone, from weights under the names of the whole decoder; it calls the KV store's layer `layer`."""
+    return _Builder(architecture, weights).block(layer, architecture.blocks[layer], 0)
+
+
 class _Builder:
     """Wraps named tensors in layers."""
 

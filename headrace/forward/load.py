@@ -11,13 +11,17 @@ import torch
 
 from headrace.architecture import Architecture
 from headrace.compose import Stack
+from headrace.config import EngineConfig
 from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
 from headrace.models import SLOT, Family
+from headrace.weight.assemble import make
+from headrace.weight.codes import Coded
 from headrace.weight.config import parse, read_generation, read_json
 from headrace.weight.formats import Format
 from headrace.weight.load import Progress, read_weights
 from headrace.weight.names import Names
+from headrace.weight.quantised import UNFINISHED, Note, take_note
 from headrace.weight.synthetic import random_weights
 
 
@@ -30,6 +34,8 @@ class Described:
     architecture: Architecture
     generation: Mapping[str, float]
     """Sampling defaults of generation_config.json, under the names of SamplingParams."""
+    note: Note | None = None
+    """Of a quantised folder: which codes its matrices are."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,14 @@ def describe(path: str | Path) -> Described:
         what = "is a file" if folder.exists() else "does not exist"
         raise ModelError(f"{folder} {what}: a model is a folder with config.json and safetensors")
     config = folder / "config.json"
+    if (folder / UNFINISHED).exists() and not config.exists():
+        raise ModelError(
+            f"{folder} is an unfinished run of `headrace quantize`: start it again to go on with it"
+        )
     if not config.exists():
         raise ModelError(f"{folder} has no config.json: is it a Hugging Face model folder, fully downloaded?")
     data = read_json(config)
+    note = take_note(data, config)
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in SLOT.index:
         raise ModelError(f"{config}: model_type {kind!r} is not supported; {nearest(str(kind), SLOT.index)}")
@@ -63,7 +74,39 @@ def describe(path: str | Path) -> Described:
     ends = tuple(dict.fromkeys((*generation.eos, *architecture.eos)))
     start = generation.bos if generation.bos is not None else architecture.bos
     architecture = dataclasses.replace(architecture, eos=ends, bos=start)
-    return Described(folder, family, architecture, generation.sampling)
+    return Described(folder, family, architecture, generation.sampling, note)
+
+
+def stored_form(described: Described) -> Format | None:
+    """The format whose codes a folder keeps; None if it keeps floats. Raises ModelError."""
+    if described.note is None:
+        return None
+    file = described.folder / "config.json"
+    try:
+        form = make(described.note.weights)
+    except ConfigError as error:
+        raise ModelError(f"{file}: quantization_config: {error}") from None
+    if not isinstance(form, Coded):
+        raise ModelError(
+            f"{file}: quantization_config: weights={described.note.weights} has no codes that a folder keeps: quantise "
+            "the model again"
+        )
+    return form
+
+
+def settle(config: EngineConfig, described: Described) -> EngineConfig:
+    """The config with the format of a quantised folder, where it names none. Raises ConfigError if it names another."""
+    form = stored_form(described)
+    if form is None:
+        return config
+    note, given = described.note, config.stack.get("weights")
+    assert note is not None
+    if given is not None and make(given) != form:
+        raise ConfigError(
+            f"{described.folder} keeps its weights as {note.weights} (recipe {note.recipe}), not as {given}: leave "
+            "--weights out, or load the model that it was made from"
+        )
+    return dataclasses.replace(config, stack={**config.stack, "weights": note.weights})
 
 
 def names_of(path: Path | None, architecture: Architecture) -> Names:
@@ -84,12 +127,21 @@ def load(
     """A decoder from a Hugging Face folder. Peak memory is the weights and one chunk of a file. Raises ModelError.
 
     architecture: run this instead of what describe(path) says; it may differ in positions, context and end tokens.
-    form: of the weight matrices; None keeps them as they are.
+    form: of the weight matrices; None keeps them as they are. Of a quantised folder it is the folder's own.
     """
     described = describe(path)
+    own = stored_form(described)
+    assert own is None or form is None or form == own, "settle() has not been asked"
     architecture = architecture or described.architecture
     weights = read_weights(
-        described.folder, architecture, described.family.names, dtype, device, progress, form=form
+        described.folder,
+        architecture,
+        described.family.names,
+        dtype,
+        device,
+        progress,
+        form=own or form,
+        stored=own is not None,
     )
     return Loaded(architecture, Decoder(architecture, weights), described.generation)
 

@@ -98,10 +98,10 @@ def plan_memory(
     longest_span: most tokens the policy runs at once (None: whole prompts). Groups with a window keep that many tokens
     beside their window.
     """
-    codec = stack.one("kv-codec")
+    codec, selector = stack.one("kv-codec"), stack.one("kv-selector")
     groups = stored_groups(stack.one("kv-layout").groups(architecture), stack.one("kv-keeper"), codec)
     sizes = size_pages(
-        groups, config.page_tokens, lambda group, tokens: page_bytes_of(codec, group, tokens, dtype)
+        groups, config.page_tokens, lambda group, tokens: page_bytes_of(codec, group, tokens, dtype, selector)
     )
     full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
     free = memory.available_bytes(device)
@@ -140,6 +140,7 @@ def make_cache(
         layout=stack.one("kv-layout"),
         codec=stack.one("kv-codec"),
         keeper=stack.one("kv-keeper"),
+        selector=stack.one("kv-selector"),
         dtype=dtype,
         device=device,
         page_tokens=config.page_tokens,

@@ -51,7 +51,7 @@ class Probe:
 
     def _batch(self, start: int, stop: int) -> Batch:
         span, device = Span(0, start, stop), self._decoder.device
-        placed = self._kv.place((span,))
+        placed = self._kv.place((span,), {})
         return Batch(
             spans=(span,),
             ids_T=torch.tensor(self._look.tokens[start:stop], dtype=torch.int64, device=device),
@@ -61,6 +61,8 @@ class Probe:
             sealed=placed.sealed,
             reads=placed.reads,
             segments=placed.segments,
+            written=placed.written,
+            selecting=placed.selecting,
             rows_R=torch.empty(0, dtype=torch.int64, device=device),
             mix=None if self._adapter is None else Mix([(self._adapter, range(stop - start))]),
             beyond=(start - len(self._look.tokens) + 1,),

@@ -57,7 +57,7 @@ class Recordings:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the forward pass returns. A batch's shape is recorded when it has come often enough."""
-        if self.refused or len(batch.ids_T) > MOST_ROWS:
+        if self.refused or len(batch.ids_T) > MOST_ROWS or batch.written:
             return self._forward(batch)
         shape = _shape(batch)
         made = self._made.pop(shape, 0)

@@ -16,9 +16,10 @@ from headrace.types import Batch, Reads, Segment
 
 def rows_within(batch: Batch, reach: int) -> Tensor:
     """Rows at most `reach` beyond their prompts, rising: int64 [K]."""
-    kept: list[int] = []
+    kept, positions = [], batch.positions_T.tolist()
     for span, first, beyond in zip(batch.spans, batch.starts, batch.beyond, strict=False):
-        kept += range(first, first + min(len(span), max(0, reach - beyond + 1)))
+        last = span.start + reach - beyond
+        kept += [row for row in range(first, first + len(span)) if positions[row] <= last]
     return torch.tensor(kept, dtype=torch.int64, device=batch.ids_T.device)
 
 
@@ -26,12 +27,20 @@ def subset(batch: Batch, rows_K: Tensor) -> Batch:
     """These rows, rising, of a batch whose cache groups store every token; they see what they saw before."""
     rows = rows_K.tolist()
     segments = [(_segment(before, rows), _segment(far, rows)) for before, far in batch.segments]
+    slots, written = batch.slots, batch.written
+    if written:
+        held = [torch.isin(which_T, rows_K) for which_T in written]
+        slots = tuple(slots_T[held_T] for slots_T, held_T in zip(slots, held, strict=True))
+        written = tuple(torch.searchsorted(rows_K, w[h]) for w, h in zip(written, held, strict=True))
+    else:
+        slots = tuple(slots_T[rows_K] for slots_T in slots)
     return replace(
         batch,
         ids_T=batch.ids_T[rows_K],
         positions_T=batch.positions_T[rows_K],
         starts=tuple(_new(row, rows) for row in batch.starts),
-        slots=tuple(slots_T[rows_K] for slots_T in batch.slots),
+        slots=slots,
+        written=written,
         reads=tuple(_reads(reads, rows) for reads in batch.reads),
         segments=tuple(segments),
         mix=None if batch.mix is None else batch.mix.of(rows),

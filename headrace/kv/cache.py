@@ -1,6 +1,7 @@
 """KVCache: keys and values from write to read. Layout, codec, keeper and prefix tree meet only here.
 
-Inside a layer:  write -> seal -> attend (per segment) -> merge.    After a step, per sequence:  advance = keep -> free.
+Inside a layer:  write -> seal -> index -> select -> attend (per segment) -> merge.
+After a step, per sequence:  advance = keep -> free.
 
 To seal is to store a block that has become whole, with a codec that takes whole blocks; see kv/groups.py. It may hold
 drafted tokens: if they are refused, the block is sealed again when the right ones are there. Its tokens in the rest are
@@ -9,7 +10,7 @@ let go of once they are final.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,17 @@ from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, State, merge
 from headrace.kv import paged
+from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import GroupSpec, Interval, size_pages
+from headrace.kv.groups import GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
-from headrace.kv.pool import FREED, PagePool
+from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
+from headrace.kv.runs import alike, apart, live_runs
+from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
+from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
 from headrace.types import Batch, Reads, Run, Segment, Sequence, Span, StepPlan
 
@@ -40,6 +45,7 @@ class KVCache:
         layout: Layout,
         codec: Codec,
         keeper: Keeper,
+        selector: Selector | None = None,
         dtype: torch.dtype,
         device: torch.device,
         page_tokens: int,
@@ -49,10 +55,13 @@ class KVCache:
         poison: bool = False,
     ) -> None:
         """fingerprint: the prefix cache's key for this stack and model; None switches the cache off.
-        poison: free pages are filled with NaN, so that a stray read shows (tests).
+        poison: free pages are filled with NaN, so that a stray read shows (tests). Raises ConfigError for a selector
+        that has nothing to choose from.
         """
         groups = stored_groups(layout.groups(architecture), keeper, codec)
-        sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype))
+        sizes = size_pages(
+            groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector)
+        )
         if num_bytes < sizes.page_bytes * 2 * len(groups):
             raise ConfigError(
                 f"a KV pool of {num_bytes:,} bytes has {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}, "
@@ -66,8 +75,7 @@ class KVCache:
         if fingerprint is not None:
             windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
-        partly = any(block.reach is not None for block in architecture.blocks)
-        self.tables = BlockTables(pool, host, groups, sizes, tree, prompts_only=partly)
+        self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._chunks = Chunks(architecture, dtype, device)
         self._chunks.check(groups, sizes)
         self._device = device
@@ -76,6 +84,13 @@ class KVCache:
             for group, tokens in zip(groups, sizes.tokens, strict=True)
         ]
         self._layers = _parts(architecture, groups)
+        self._selector = selector
+        self._selections = begin(selector, codec, dtype, self._live, groups, sizes.tokens)
+        parts = [part for layer in self._layers.values() for part in layer]
+        if selector is not None and selector.card.exact != "bits":
+            expect_choice(part.group in self._selections and part.window is None for part in parts)
+        partly = any(block.reach is not None for block in architecture.blocks)
+        self.tables.prompts_only = partly or bool(self._selections)
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
         """Stores the batch's keys and values of one layer, then attends; returns [T, N, H] in q's dtype.
@@ -86,10 +101,15 @@ class KVCache:
         parts = self._layers[layer]
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
-            slots_T = batch.slots[part.group]
-            self._live[part.group].write(arena, layer, k_TGH[:, heads], v_TGH[:, heads], slots_T)
+            slots_T, k, v = batch.slots[part.group], k_TGH, v_TGH
+            if batch.written:
+                k, v = k[batch.written[part.group]], v[batch.written[part.group]]
+            self._live[part.group].write(arena, layer, k[:, heads], v[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
+            selection = self._selections.get(part.group)
+            if selection is not None and part.window is None:
+                selection.index(arena, layer, batch.selecting[part.group])
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
@@ -116,30 +136,39 @@ class KVCache:
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
-            tables.reserve(span.seq, span.start, span.start + len(span))
+            own, *others = ends(span)
+            tables.reserve(span.seq, span.start, own)
+            tables.branch(span.seq, span.stop, others)
 
     def advance(self, seq: Sequence) -> None:
-        """Positions [0, seq.num_computed) are final. Those that are in the cache for others enter the prefix tree."""
-        whole = min(seq.num_computed, seq.prompt_len) if self.tables.prompts_only else seq.num_computed
-        self.tables.advance(seq.id, seq.tokens, seq.num_computed, whole)
+        """Its positions up to num_computed are final: see BlockTables.advance."""
+        cached = min(seq.num_computed, seq.prompt_len) if self.tables.prompts_only else seq.num_computed
+        self.tables.advance(seq.id, seq.tokens, seq.num_computed, cached)
 
-    def place(self, spans: tuple[Span, ...]) -> Placed:
+    def place(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, sealed, reads, segments = [], [], [], []
+        slots, written, sealed, reads, segments = [], [], [], [], []
+        rows = stretches(spans, self.tables)
+        trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
-            ranges = [
-                (span.seq, group.stored(span.start), group.stored(span.start + len(span))) for span in spans
-            ]
-            slots.append(self._tensor([slot for part in ranges for slot in self._slots(index, *part)]))
-            sources = [page for part in ranges for page in self._pages(index + 1, *part)] if blocks else []
+            parts = writes(spans, self.tables, index)
+            slots.append(self._tensor([slot for part in parts for slot in self._slots(index, *part[:3])]))
+            sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(spans, index, OWN)[1])
+            reads.append(self._reads(rows, index)[1])
             if self._chunks.size is not None:
-                before, far = (self._segment(spans, index, segment) for segment in (BEFORE, FAR))
-                segments.append((before, far))
-        some = any(len(before.rows_K) for before, _ in segments)
-        return Placed(tuple(slots), tuple(sealed), tuple(reads), tuple(segments) if some else ())
+                segments.append((self._segment(rows, index, BEFORE), self._segment(rows, index, FAR)))
+            if trees:
+                written.append(self._tensor([row for part in parts for row in part.rows]))
+        some = tuple(segments) if any(len(before.rows_K) for before, _ in segments) else ()
+        selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
+        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads), selecting, some)
+
+    def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
+        """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
+        if span.parents is not None:
+            self.tables.settle(span.seq, right_branch(span, accepted))
 
     def bytes_per_token(self) -> float:
         """Bytes that one stored token takes over every group, from the pages themselves; those of an unfinished block
@@ -162,6 +191,11 @@ class KVCache:
     def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         arena = self.tables.pool.arena_PX
         queries = Queries(q_TNH, batch.positions_T, part.scale, part.window, part.sink)
+        selection = self._selections.get(part.group)
+        if selection is not None and part.window is None:
+            out_TNH = selection.attend(arena, layer, queries, batch.selecting[part.group])
+            if out_TNH is not None:
+                return out_TNH
         state = self._live[part.group].attend(arena, layer, queries, batch.reads[part.group])
         if part.blocks is not None:
             blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
@@ -194,34 +228,48 @@ class KVCache:
         size = self.tables.sizes.tokens[group]
         return self.tables.live_pages(seq, group)[start // size : stop // size]
 
-    def _segment(self, spans: tuple[Span, ...], group: int, segment: int) -> Segment:
-        rows, reads = self._reads(spans, group, segment)
-        return Segment(self._tensor(rows), reads)
+    def _selecting(
+        self, rows: list[Stretch], spans: tuple[Span, ...], sequences: Mapping[int, Sequence], group: int
+    ) -> Selecting:
+        tables, parts = self.tables, writes(spans, self.tables, group)
+        assert self._selector is not None
+        return select_rows(
+            rows,
+            {table: sequences[s.seq].prompt_len for s in spans for table in tables.branches(s.seq)},
+            self._selector,
+            tables.sizes.tokens[group],
+            lambda table: tables.live_pages(table, group),
+            lambda others: self._reads(others, group)[1],
+            self._tensor([page for part in parts for page in self._pages(group, *part[:3])]),
+        )
 
-    def _reads(self, spans: tuple[Span, ...], group: int, segment: int) -> tuple[list[int], Reads]:
-        """Runs of live pages, from the first that a query can see; and whose. Rows of a span that see different blocks,
-        or chunks, have runs of their own. Those that see no block of their own chunk have an empty one, and those that
-        see nothing of another are left out."""
+    def _segment(self, rows: list[Stretch], group: int, segment: int) -> Segment:
+        own, reads = self._reads(rows, group, segment)
+        return Segment(self._tensor(own), reads)
+
+    def _reads(self, rows: list[Stretch], group: int, segment: int = OWN) -> tuple[list[int], Reads]:
+        """Whose they are, and runs of live pages, from the first that a query can see. Rows that see different blocks,
+        or chunks, have runs of their own. Those that see no block of their own chunk have an empty one; those
+        that see nothing of another segment are left out, and the others counted among themselves."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
-        rows: list[int] = []
-        row = 0
-        for span in spans:
-            pages = self.tables.live_pages(span.seq, group)
-            for first, end in _alike(span, spec, self._chunks):
-                before, at = len(runs), len(rows)
-                for low, high in _apart(self._chunks.part(spec.readable(first, end), first, segment), size):
-                    for start, stop in _live_runs(pages, low // size, -(-high // size)):
+        found: list[int] = []
+        for part in rows:
+            pages, row = self.tables.live_pages(part.table, group), part.row
+            for first, end in alike(part, spec, self._chunks):
+                before, at = len(runs), row if segment == OWN else len(found)
+                for low, high in apart(self._chunks.part(spec.readable(first, end), first, segment), size):
+                    for start, stop in live_runs(pages, low // size, -(-high // size)):
                         length = min(high, stop * size) - start * size
                         runs.append(Run(at, at + end - first, len(listed), start * size, length))
                         listed += pages[start:stop]
                 if len(runs) == before and spec.holds == "blocks" and segment == OWN:
                     runs.append(Run(at, at + end - first, len(listed), 0, 0))
                 if len(runs) > before:
-                    rows += range(row, row + end - first)
+                    found += range(row, row + end - first)
                 row += end - first
-        return rows, Reads(self._tensor(listed), tuple(runs))
+        return found, Reads(self._tensor(listed), tuple(runs))
 
 
 class Placed(NamedTuple):
@@ -230,9 +278,13 @@ class Placed(NamedTuple):
     slots: tuple[Tensor, ...]
     """int64: where each row is written, page * page_tokens + offset; in a group of blocks, each token of the blocks
     that become whole."""
+    written: tuple[Tensor, ...]
+    """int64: which row goes to each slot; nothing at all where every row is written once, in order."""
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
+    selecting: Mapping[int, Selecting]
+    """Only of groups that have a selector."""
     segments: tuple[tuple[Segment, Segment], ...] = ()
     """See Batch."""
 
@@ -246,11 +298,15 @@ def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -
     return tuple(part for group in groups for part in group.split(codec.block_tokens))
 
 
-def page_bytes_of(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of a page that holds this many tokens of a group of stored_groups."""
+def page_bytes_of(
+    codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype, selector: Selector | None = None
+) -> int:
+    """Bytes of a page that holds this many tokens of a group of stored_groups: what a selector knows of it comes
+    last."""
     if group.holds == "rest":
         return paged.page_bytes(group, tokens, codec.rest or dtype)
-    return codec.page_bytes(group, tokens, dtype)
+    known = selector.page_bytes(group) if selector is not None and group.window is None else 0
+    return codec.page_bytes(group, tokens, dtype) + -(-known // paged.ALIGN) * paged.ALIGN
 
 
 def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:
@@ -266,35 +322,6 @@ def _sink(group: GroupSpec) -> int:
     return 0 if group.holds == "rest" else group.sink
 
 
-def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
-    """The same, as one where they meet in a page: runs do not overlap, and a query masks what lies between."""
-    if len(intervals) < 2 or -(-intervals[0][1] // size) <= intervals[1][0] // size:
-        return intervals
-    return ((intervals[0][0], intervals[1][1]),)
-
-
-def _alike(span: Span, spec: GroupSpec, chunks: Chunks) -> Iterator[tuple[int, int]]:
-    """[first, end) of each stretch of the span's positions that see the same blocks and chunks."""
-    first, stop = span.start, span.start + len(span)
-    while first < stop:
-        end = chunks.end(first, stop)
-        end = end if spec.holds == "all" else min(end, (first // spec.block + 1) * spec.block)
-        yield first, end
-        first = end
-
-
-def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of each stretch of pages in [first, last) that were not freed."""
-    start = first
-    for index in range(first, last):
-        if pages[index] == FREED:
-            if start < index:
-                yield start, index
-            start = index + 1
-    if start < last:
-        yield start, last
-
-
 def namespace(seq: Sequence) -> str:
     """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
     assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
@@ -302,12 +329,13 @@ def namespace(seq: Sequence) -> str:
     return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
 
 
-def reusable(seq: Sequence, prompts_only: bool) -> list[int]:
+def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
     """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
 
     prompts_only: see BlockTables.
     Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
     where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
+    prompts_only: see BlockTables.
     """
     if seq.request.params.prompt_logprobs is not None and seq.num_scored < seq.prompt_len:
         return seq.tokens[: seq.num_scored]

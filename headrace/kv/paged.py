@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -30,6 +31,7 @@ class Paged:
         """dtype: the model's; stored: see PageStore."""
         self._dtype = dtype
         self._stores = _stores(group, page_tokens, stored)
+        self._by_head: dict[int, list[PageStore]] = {}
 
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
         paged_attention.write(arena_PX, self._stores[layer], k_TGH, v_TGH, slots_T)
@@ -40,6 +42,27 @@ class Paged:
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
         return paged_attention.attend(queries, arena_PX, self._stores[layer], reads)
+
+    def attend_heads(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Sequence[Reads]) -> Tensor:
+        """The same, [T, N, H], where each kv head reads pages of its own."""
+        q_TNH, heads = queries.q_TNH, self._heads(layer)
+        each = q_TNH.shape[1] // len(heads)
+        outs = [
+            paged_attention.attend(queries._replace(q_TNH=q_TMH), arena_PX, head, own).out_TNH
+            for q_TMH, head, own in zip(q_TNH.split(each, 1), heads, reads, strict=True)
+        ]
+        return torch.cat(outs, 1)
+
+    def _heads(self, layer: int) -> list[PageStore]:
+        """Each kv head's part, as if the layer had no other."""
+        if layer not in self._by_head:
+            store = self._stores[layer]
+            size = store.nbytes // store.kv_heads
+            self._by_head[layer] = [
+                replace(store, k_at=store.k_at + g * size, v_at=store.v_at + g * size, kv_heads=1)
+                for g in range(store.kv_heads)
+            ]
+        return self._by_head[layer]
 
 
 def _stores(group: GroupSpec, page_tokens: int, stored: torch.dtype) -> dict[int, PageStore]:

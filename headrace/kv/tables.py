@@ -3,6 +3,7 @@
     admit      a sequence without pages takes those of its longest cached prefix
     reserve    pages exist, and are its own, for the positions that a span will write
     advance    positions are computed: full granules enter the prefix tree, pages nobody can read again are freed
+    branch     a draft that is a tree: tables that differ from `stop` on; settle keeps one of them (kv/branches.py)
     share      a fork lists its parent's pages; whoever writes a shared page first copies it
     swap       pages move to host memory and back
     release    the sequence lets go of everything
@@ -47,10 +48,7 @@ class BlockTables:
         groups: Sequence[GroupSpec],
         sizes: PageSizes,
         tree: PrefixTree | None,
-        prompts_only: bool = False,
     ) -> None:
-        """prompts_only: what is stored of generated tokens depends on where their prompt ended, so nobody shares it."""
-        self.prompts_only = prompts_only
         self.pool = pool
         self.host = host
         self.groups = tuple(groups)
@@ -59,6 +57,10 @@ class BlockTables:
         self._tables: dict[int, list[list[int]]] = {}
         self._tips: dict[int, Node] = {}
         self._swapped: dict[int, list[list[int]]] = {}
+        self.prompts_only = False
+        """Whether what a sequence generated differs from the same tokens in a prompt, and so is not looked up."""
+        self._branches: dict[int, list[int]] = {}
+        """Sequence -> further tables of its own in this step, called by negative numbers."""
 
     # ---- what a policy asks; changes nothing ----
 
@@ -103,6 +105,15 @@ class BlockTables:
         triples = zip(self.groups, self._tables[seq], self.sizes.tokens, strict=True)
         return sum(max(0, -(-group.stored(stop) // tokens) - len(pages)) for group, pages, tokens in triples)
 
+    def missing_branches(self, stop: int, ends: Sequence[int]) -> int:
+        """Pages that `branch` would take."""
+        pairs = [(group, size) for group, size in zip(self.groups, self.sizes.tokens, strict=True)]
+        return sum(-(-g.stored(end) // size) - g.stored(stop) // size for end in ends for g, size in pairs)
+
+    def branches(self, seq: int) -> list[int]:
+        """The sequence's own table, and its branches."""
+        return [seq, *self._branches.get(seq, ())]
+
     def holds(self, seq: int) -> bool:
         return seq in self._tables
 
@@ -139,11 +150,29 @@ class BlockTables:
             while len(pages) * tokens < end:
                 pages.append(self._take())
 
-    def advance(self, seq: int, tokens: Sequence[int], computed: int, shareable: int | None = None) -> None:
-        """Positions [0, computed) are final: caches full granules, of [0, shareable) if given, and frees what no later
-        query reads."""
+    def branch(self, seq: int, stop: int, ends: Sequence[int]) -> None:
+        """Further tables of the sequence, the same before `stop`, and writable from there to one of `ends` each. They
+        live until `settle` or `release`."""
+        for end in ends:
+            twin = min(-1, min(self._tables) - 1)
+            self._branches.setdefault(seq, []).append(twin)
+            self.share(seq, twin, stop)
+            self.reserve(twin, stop, end)
+
+    def settle(self, seq: int, kept: int) -> None:
+        """Of branches(seq), number `kept` becomes the sequence's table; the others let go of their pages."""
+        twins = self._branches.pop(seq, [])
+        if kept:
+            own, twin = self._tables[seq], twins[kept - 1]
+            self._tables[seq], self._tables[twin] = self._tables[twin], own
+        for twin in twins:
+            self.release(twin)
+
+    def advance(self, seq: int, tokens: Sequence[int], computed: int, cached: int | None = None) -> None:
+        """Positions [0, computed) are final: caches full granules (of [0, cached), if given), frees what no later query
+        reads."""
         if self._tree is not None:
-            self._grow_tree(seq, tokens, computed if shareable is None else shareable)
+            self._grow_tree(seq, tokens, computed if cached is None else cached)
         for group, pages in enumerate(self._tables[seq]):
             size = self.sizes.tokens[group]
             kept = self.groups[group].kept(computed)
@@ -176,6 +205,7 @@ class BlockTables:
 
     def release(self, seq: int) -> None:
         """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
+        self.settle(seq, 0)
         for page in _live(self._swapped.pop(seq, [])):
             assert self.host is not None
             self.host.drop(page)
@@ -237,6 +267,7 @@ class BlockTables:
             assert set(self._tips) == set(self._tables), "every table, and nothing else, hangs on the tree"
             assert all(tip.tips == tips[id(tip)] for tip in self._tips.values()), "a node miscounts its tips"
         assert not set(self._tables) & set(self._swapped), "a sequence is here and away"
+        assert not self._branches, "between steps there are no branches"
 
     # ---- details ----
 

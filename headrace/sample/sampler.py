@@ -1,16 +1,16 @@
-"""Sampler: logits to tokens. Runs processors row by row, draws, and follows a draft as long as it guesses right.
+"""Sampler: logits to tokens. Runs processors row by row, chooses, and follows a draft as long as it guesses right.
 
-The token at a position is chosen as if it were alone: same processors, same draw, whatever the batch. So a draft can be
-checked by comparing it with what would have been chosen anyway (sample matching), and the output keeps its law.
-
-Paper   https://arxiv.org/abs/2211.17192 (speculative decoding), in its sample-matching form
+Processors see a place only once the walk has come there, with everything before it accepted: what they remember follows
+the text. Who chooses the token is the slot `verifier`; without one, the token at a position is drawn as if it were
+alone, and a guess is right if it is that token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -22,25 +22,40 @@ from headrace.params import SamplingParams
 from headrace.sample import draw
 from headrace.sample.constrained import Constrained, Constraints
 from headrace.sample.processors import SLOT, Processor, State
-from headrace.types import Accepted, Delta, HiddenSum, Logprob, Span, StepResult
+from headrace.types import Accepted, Delta, Guesses, HiddenSum, Logprob, Span, StepResult, Uniform
 from headrace.types import Sequence as Seq
 
 _MOMENT_S = 0.01
+Choose = Callable[[Tensor, Guesses, Uniform], int]
+"""(logits [V] after the processors, guesses, draws of the place) -> token."""
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"
+
+
+def as_if_alone(logits_V: Tensor, guesses: Guesses, uniform: Uniform) -> int:
+    """The token that comes where nobody guesses."""
+    return draw.choose(logits_V, uniform("token"))
 
 
 class Sampler:
     """Holds each living sequence's processor states; everything else comes with the call."""
 
     def __init__(
-        self, processors: Sequence[Processor], eos: Sequence[int], constraints: Constraints | None = None
+        self,
+        processors: Sequence[Processor],
+        eos: Sequence[int],
+        constraints: Constraints | None = None,
+        choose: Choose = as_if_alone,
     ) -> None:
-        """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of."""
+        """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of.
+        choose: see Verifier.choose."""
         self._processors = tuple(processors)
         here = {type(processor) for processor in processors}
         self._left_out = [other for other in SLOT.parse(SLOT.default) if type(other) not in here]
         self._eos = tuple(eos)
         self.constraints = constraints
+        self._verify = choose
+        self.tap: Callable[[Seq, Tensor], None] | None = None
+        """Told the logits that a sequence's token is drawn from, after the processors: [V], not to be kept."""
         self._states: dict[int, list[State]] = {}
         self._grammars: dict[int, Constrained] = {}
 
@@ -141,19 +156,22 @@ class Sampler:
     ) -> tuple[tuple[int, ...], tuple[Logprob, ...]]:
         tokens: list[int] = []
         logprobs: list[Logprob] = []
-        for row in range(len(logits_RV)):
-            token = self._choose(seq, logits_RV[row], greedy_R[row], position=span.stop + row)
+        guess: int | None = -1
+        while guess is not None:
+            row, below = 1 + guess, span.below(guess)
+            law_V = span.laws[below[0]] if below and span.laws else None
+            guesses = Guesses(tuple(span.draft[child] for child in below), law_V)
+            token = self._choose(seq, logits_RV[row], greedy_R[row], span.stop + len(tokens), guesses)
             params = seq.request.params
             if params.logprobs is not None:
                 logprobs += raw_logprobs(
                     logits_RV[row : row + 1], [token], params.logprobs, params.logprob_token_ids
                 )
             tokens.append(token)
-            if row < len(span.draft) and span.draft[row] != token:
-                break
+            guess = next((child for child in below if span.draft[child] == token), None)
         return tuple(tokens), tuple(logprobs)
 
-    def _choose(self, seq: Seq, raw_V: Tensor, greedy: int, position: int) -> int:
+    def _choose(self, seq: Seq, raw_V: Tensor, greedy: int, position: int, guesses: Guesses) -> int:
         states, grammar = self._states[seq.id], self._grammars.get(seq.id)
         changed, logits_V = bool(states) or grammar is not None, raw_V
         if grammar is not None:
@@ -165,7 +183,9 @@ class Sampler:
         if seq.request.params.temperature == 0:
             token = int(argmax(logits_V[None])) if changed else greedy
         else:
-            token = draw.choose(logits_V, draw.uniform(seq.seed, position, "token"))
+            if self.tap is not None:
+                self.tap(seq, logits_V)
+            token = self._verify(logits_V, guesses, partial(draw.uniform, seq.seed, position))
         if changed and not float(logits_V[token]) > -math.inf:
             raise ConfigError("nothing can follow: together, what was asked for forbids every token")
         for state in states:

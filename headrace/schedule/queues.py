@@ -193,8 +193,7 @@ class _Candidates:
             if seq.status is Status.SWAPPED:
                 holding = self._tables.swapped_holding(seq.id, seq.num_computed)
             else:
-                tokens = reusable(seq, self._tables.prompts_only)
-                holding = self._tables.hit(tokens, namespace(seq))
+                holding = self._tables.hit(reusable(seq, self._tables.prompts_only), namespace(seq))
             yield _view(seq, holding)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.errors import ModelError
 from headrace.weight import neurons
+from headrace.weight.codes import Coded
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix, Packing
 from headrace.weight.names import Shape, shapes
@@ -28,6 +30,11 @@ from headrace.weight.neurons import Neurons
 STACKS: Mapping[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 """Ours -> whose rows it has, first rows first."""
 _STACK_OF = {part: whole for whole, parts in STACKS.items() for part in parts}
+
+
+def stack_of(module: str) -> str:
+    """The stack that a module's rows go to, or the module itself."""
+    return _STACK_OF.get(module, module)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def places(architecture: Architecture) -> tuple[dict[str, Place], dict[str, Shap
     for name, shape in sizes.items():
         *path, module, leaf = name.split(".")
         alone = f"{'.'.join(path)}.up.weight" in apart
-        target = ".".join((*path, module if alone else _STACK_OF.get(module, module), leaf))
+        target = ".".join((*path, module if alone else stack_of(module), leaf))
         rows = stacked.get(target, (0,))[0]
         found[name] = Place(target, rows)
         stacked[target] = (rows + shape[0], *shape[1:])
@@ -88,7 +95,7 @@ class Assembly:
     def num_bytes(self) -> int:
         """Of all weights, when they are there."""
         return self._neurons.num_bytes() + sum(
-            self._format(name).num_bytes(shape[0], shape[1], self._dtype)
+            self.form_of(name).num_bytes(shape[0], shape[1], self._dtype)
             if len(shape) == 2
             else shape[0] * self._dtype.itemsize
             for name, shape in self._shapes.items()
@@ -96,7 +103,8 @@ class Assembly:
         )
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
-        """Rows first, first + 1, ... of the architecture's tensor `name`: floats of any dtype. Copies them.
+        """Rows first, first + 1, ... of the architecture's tensor `name`: floats of any dtype, or uint8 as a folder
+        keeps codes (headrace/weight/codes.py). Copies them.
 
         Raises ModelError for values that the format cannot hold.
         """
@@ -110,10 +118,11 @@ class Assembly:
             self._tensors[place.name][place.first + first : place.first + first + len(rows)] = rows
             return
         if place.name not in self._packings:
-            form = self._format(place.name)
+            form = self.form_of(place.name)
             self._packings[place.name] = form.start(shape[0], shape[1], self._dtype, self._device)
+        packing: Any = self._packings[place.name]
         try:
-            self._packings[place.name].put(place.first + first, rows)
+            (packing.put_stored if rows.dtype is torch.uint8 else packing.put)(place.first + first, rows)
         except ValueError as error:
             raise ModelError(f"{place.name}: {error}") from None
 
@@ -125,7 +134,15 @@ class Assembly:
         matrices = {name: packing.finish() for name, packing in self._packings.items()}
         return Weights(matrices, tensors, self._dtype, self._device)
 
-    def _format(self, name: str) -> Format:
+    def row_bytes(self, name: str, shape: Shape) -> int | None:
+        """Bytes per output of a tensor whose codes a folder may keep; None for others."""
+        if len(shape) != 2:
+            return None
+        form = self.form_of(name)
+        return form.row_bytes(shape[1]) if isinstance(form, Coded) else None
+
+    def form_of(self, name: str) -> Format:
+        """The format of a matrix."""
         module = name.split(".")[-2]
         if module == "router":
             return make("plain")  # small, and a wrong expert costs more than a rounded one

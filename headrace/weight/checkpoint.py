@@ -33,6 +33,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
 }
 """What weights may be stored as."""
+CODES = "U8"
+"""What codes are stored as."""
 _ITEM_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 _ITEM_BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 _ITEM_BITS |= {name: dtype.itemsize * 8 for name, dtype in DTYPES.items()}
@@ -48,7 +50,7 @@ class Entry:
     file: Path
     name: str
     dtype: str
-    """As the header spells it; a key of DTYPES if it can be loaded."""
+    """As the header spells it; a key of DTYPES, or CODES, if it can be loaded."""
     shape: tuple[int, ...]
     start: int
     """First byte, from the beginning of the file."""
@@ -71,7 +73,8 @@ class Entry:
                     count = min(at_once, rows)
                     view = memoryview(scratch)[: count * row_size]
                     _fill(file, view)
-                    flat = torch.frombuffer(view, dtype=torch.uint8).view(DTYPES[self.dtype])
+                    flat = torch.frombuffer(view, dtype=torch.uint8)
+                    flat = flat if self.dtype == CODES else flat.view(DTYPES[self.dtype])
                     yield flat.view(count, *self.shape[1:])
                     rows -= count
         except OSError as error:

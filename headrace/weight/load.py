@@ -12,7 +12,7 @@ from headrace.architecture import Architecture
 from headrace.errors import ModelError
 from headrace.weight import memory
 from headrace.weight.assemble import Assembly, Weights, make
-from headrace.weight.checkpoint import CHUNK, DTYPES, Entry, find_tensors
+from headrace.weight.checkpoint import CHUNK, CODES, DTYPES, Entry, find_tensors
 from headrace.weight.formats import Format
 from headrace.weight.names import Names, Shape
 
@@ -32,8 +32,11 @@ def read_weights(
     progress: Progress | None = None,
     *,
     form: Format | None = None,
+    stored: bool = False,
 ) -> Weights:
     """The decoder's weights: matrices in `form` (None: plain), the rest as `dtype`, on `device`.
+
+    stored: the folder keeps codes of `form` (headrace/weight/quantised.py), not floats.
 
     Headers are read and checked first, then memory is, then tensor after tensor is read; nothing is mapped and nothing
     is kept twice. Raises ModelError for files that are missing or damaged, tensors that are missing, left over, of the
@@ -42,9 +45,9 @@ def read_weights(
     check_dtype(dtype)
     found = _rename(find_tensors(folder), names)
     plan = names.plan(architecture)
-    _check_wanted(folder, plan, found)
-    _check_extra(folder, plan, found, names, architecture.tied_head)
     assembly = Assembly(architecture, form or make(), dtype, device)
+    _check_wanted(folder, plan, found, assembly if stored else None)
+    _check_extra(folder, plan, found, names, architecture.tied_head)
     memory.require(assembly.num_bytes() + CHUNK, device, f"{folder} as {dtype}")
     total, done, room = sum(found[source].size for source in plan), 0, bytearray(CHUNK)
     # in the order of the files, so that a disk reads forward
@@ -59,6 +62,17 @@ def read_weights(
                     progress(done, total)
             first_row += shape[0]
     return assembly.finish()
+
+
+def check_floats(folder: Path, architecture: Architecture, names: Names) -> dict[str, Entry]:
+    """The folder's tensors under the family's standard names, all that the architecture wants and all floats.
+
+    Raises ModelError.
+    """
+    found, plan = _rename(find_tensors(folder), names), names.plan(architecture)
+    _check_wanted(folder, plan, found, None)
+    _check_extra(folder, plan, found, names, architecture.tied_head)
+    return {source: found[source] for source in plan}
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -82,8 +96,8 @@ def _rename(entries: Mapping[str, Entry], names: Names) -> dict[str, Entry]:
     return found
 
 
-def _check_wanted(folder: Path, plan: Plan, found: Mapping[str, Entry]) -> None:
-    """Every tensor of the plan is there, in the right shape and a dtype that can be read."""
+def _check_wanted(folder: Path, plan: Plan, found: Mapping[str, Entry], stored: Assembly | None) -> None:
+    """Every tensor of the plan is there, in the right shape and a dtype that can be read; `stored` knows the codes."""
     missing = [source for source in plan if source not in found]
     if missing == ["lm_head.weight"]:
         raise ModelError(
@@ -97,6 +111,14 @@ def _check_wanted(folder: Path, plan: Plan, found: Mapping[str, Entry]) -> None:
     for source, parts in plan.items():
         entry = found[source]
         shape = (sum(part[0] for _, part in parts), *parts[0][1][1:])
+        size = None if stored is None else stored.row_bytes(*parts[0])
+        if size is not None:
+            if entry.dtype != CODES or entry.shape != (shape[0], size):
+                raise ModelError(
+                    f"{entry.file}: {entry.name} is {entry.dtype} {list(entry.shape)}, but codes of this format are "
+                    f"{CODES} {[shape[0], size]}: quantise the model again"
+                )
+            continue
         if entry.shape != shape:
             raise ModelError(
                 f"{entry.file}: {entry.name} has shape {list(entry.shape)}, but config.json asks for {list(shape)}: "

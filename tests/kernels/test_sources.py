@@ -14,6 +14,7 @@ PER_LEVEL = sorted([*KERNELS.glob("*/cpu.cpp"), *KERNELS.glob("*/*.h")]) + [
         "simd_int.h",
         "simd_math.h",
         "dots.h",
+        "lookup.h",
         "norm.h",
         "amx.h",
         "bf16.h",

@@ -392,3 +392,42 @@ def test_check_notices(corrupt: str) -> None:
         tables._swapped[1] = [[]]
     with pytest.raises(AssertionError):
         tables.check()
+
+
+# ---- branches ----
+
+
+@pytest.mark.parametrize("length", [8, 9, 11])
+def test_branches_take_what_they_said_and_give_it_back(length: int) -> None:
+    """Pages of four tokens; one group keeps a window."""
+    tables = make(windows=(None, 6), sizes=(4, 2))
+    started(tables, 1, length - 1)
+    tables.reserve(1, length - 1, length + 3)
+    free, ends = tables.pool.num_free, [length + 2, length + 5]
+    missing = tables.missing_branches(length, ends)
+    tables.branch(1, length, ends)
+    assert free - tables.pool.num_free == missing
+    tables_of = [[tables.live_pages(table, group) for group in (0, 1)] for table in tables.branches(1)]
+    for group, size in enumerate((4, 2)):
+        lists = [pages[group] for pages in tables_of]
+        assert len({tuple(pages[: length // size]) for pages in lists}) == 1, "what came before is shared"
+        written = [page for pages in lists for page in pages[length // size :]]
+        assert len(set(written)) == len(written), "what is guessed is not"
+    kept = [list(pages) for pages in tables_of[2]]
+    tables.settle(1, 2)
+    assert [tables.live_pages(1, group) for group in (0, 1)] == kept
+    tables.advance(1, TOKENS, length + 5)
+    tables.check()
+    tables.release(1)
+    tables.clear_cache()
+    assert tables.pool.num_free == len(tables.pool)
+
+
+def test_a_sequence_that_goes_takes_its_branches_along() -> None:
+    tables = make()
+    started(tables, 1, 9)
+    tables.reserve(1, 9, 12)
+    tables.branch(1, 10, [12, 14])
+    tables.release(1)
+    tables.check()
+    assert tables.available == len(tables.pool)

@@ -119,8 +119,7 @@ def test_whole_engine_with_chunks_drafts_forks_and_pauses() -> None:
     page = Engine(
         EngineConfig(page_tokens=4, threads=1), decoder=models.decoder("full")
     ).kv.tables.sizes.page_bytes
-    assert (
-        run(stack={"policy": "sarathi:tokens=5", "drafter": "copyspec:gamma=1", "draft-budget": "fixed"})
-        == plain
-    )
+    for drafter in ("copyspec:gamma=1", "recycle"):
+        drafting = {"policy": "sarathi:tokens=5", "drafter": drafter, "draft-budget": "fixed"}
+        assert run(stack=drafting) == plain
     assert run(stack={"policy": "sarathi:tokens=5"}, kv_bytes=26 * page, context=60) == plain

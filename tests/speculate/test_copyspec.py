@@ -12,7 +12,7 @@ from headrace.engine import Engine
 from headrace.errors import ConfigError
 from headrace.params import SamplingParams
 from headrace.slots import slots
-from headrace.speculate.drafters import Auxiliary
+from headrace.speculate.second import Auxiliary
 from headrace.types import Request
 from tests.whole import models
 from tests.whole.drive import Ask, Fork, Outputs, collect, nothing_left, scripted
@@ -37,7 +37,7 @@ def searched(tokens: Sequence[int], gamma: int, count: int) -> tuple[int, ...]:
 def test_guesses_are_what_a_search_finds(gamma: int) -> None:
     """Texts of few words grow by one to three tokens; guesses are wanted now and then, of several sequences."""
     draw = random.Random(gamma)
-    live = slots()["drafter"].make(f"copyspec:gamma={gamma},length=5").start(no_model)
+    live = slots()["drafter"].make(f"copyspec:gamma={gamma},length=5").start(no_model, laws=False)
     texts: dict[int, list[int]] = {seq: [] for seq in range(3)}
     found = 0
     for _ in range(400):
@@ -45,7 +45,7 @@ def test_guesses_are_what_a_search_finds(gamma: int) -> None:
         texts[seq] += draw.choices(range(4), k=draw.randint(1, 3))
         room = draw.randint(1, 7)
         want = searched(texts[seq], gamma, min(room, 5)) if len(texts[seq]) >= gamma else ()
-        assert live.propose(seq, texts[seq], room) == want
+        assert live.copied(seq, texts[seq], room) == want
         found += bool(want)
         if draw.random() < 0.02:
             live.forget(seq)  # it begins anew, from whatever it is shown next

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.params import SamplingParams
 from headrace.speculate.draft import MOST, extend
+from headrace.speculate.tree import Draft
 from headrace.types import Request, Sequence, Span, StepPlan
 
 LENGTH = 10
@@ -47,7 +48,12 @@ def drafts(
     sequences = {span.seq: sequence(span.seq, max_tokens) for span in spans}
     known = tuple(range(100, 100 + guess))
     plan = extend(
-        StepPlan(tuple(spans)), lambda seq, room, rows: known[:room], tables, sequences, context, longest
+        StepPlan(tuple(spans)),
+        lambda seq, room, depth, rows: Draft(known[: min(room, depth)]),
+        tables,
+        sequences,
+        context,
+        longest,
     )  # type: ignore[arg-type]
     for before, after in zip(spans, plan.spans, strict=True):
         assert (after.seq, after.start, after.stop) == (before.seq, before.start, before.stop)

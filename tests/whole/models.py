@@ -28,6 +28,8 @@ NATIVE: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "bf16": ((None, 9), "bf16", "bf16"),
     "int3_windows": ((20, 33), "int3:group=32,asymmetric=true,head=int4", "int8"),
     "int4_dual": ((None, 11), "int4_dual:group=32,head=int4_dual", "bf16"),
+    "int8_landmarks": ((None, 20), "int8", "int8"),
+    "tmac": ((None, 13), "tmac:bits=3,group=32,head=tmac", "int8"),
 }
 """Windows, weights and KV codec of the models that run on native kernels."""
 BLOCKS: dict[str, tuple[tuple[int | None, ...], str]] = {
@@ -37,24 +39,34 @@ BLOCKS: dict[str, tuple[tuple[int | None, ...], str]] = {
     "sinks": ((None, None), "plain"),
     "sinks_windows": ((6, None), "plain"),
     "kivi_sinks": ((None, 30), "kivi:group=16,residual=16"),
+    "landmarks": ((None, 9), "plain"),
+    "squeezed": ((None, None), "int8"),
 }
-"""Windows and KV codec of models in float64 with codecs that store whole blocks, or with keepers."""
+"""Windows and KV codec of models in float64 with codecs that store whole blocks, or with keepers or selectors."""
 KEEPERS = {
     "sinks": "streaming:sink=3,window=8",
     "sinks_windows": "streaming:sink=5,window=12",
     "kivi_sinks": "streaming:sink=3,window=20",
 }
+SELECTORS = {
+    "landmarks": "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
+    "squeezed": "squeezed:share=0.4,least=4,sink=0,recent=3",
+    "int8_landmarks": "landmarks:share=0.3,least=16,sink=4,recent=4,dense=0",
+}
 
 
 def stack(name: str) -> dict[str, str]:
     """What this model's engines have in common."""
+    chosen = {"kv-selector": SELECTORS[name]} if name in SELECTORS else {}
     if name in BLOCKS:
-        return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything")}
-    return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2]} if name in NATIVE else {}
+        return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything"), **chosen}
+    return {"weights": NATIVE[name][1], "kv-codec": NATIVE[name][2], **chosen} if name in NATIVE else {}
 
 
 def page_tokens(name: str) -> tuple[int, ...]:
     """Page sizes that its kernels take."""
+    if name in SELECTORS:  # a page is what is chosen
+        return (16,) if name in NATIVE else (4,)
     if name in BLOCKS:
         return (1, 2, 4, 8, 16)
     return (16,) if name in NATIVE else (1, 1, 2, 3, 4, 8)

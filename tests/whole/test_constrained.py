@@ -139,6 +139,7 @@ PRESSED = {
     "swap": Company(
         "swaps", {"page_tokens": 4, "kv_bytes": 16 << 10, "preempt": "swap", "swap_bytes": 1 << 20}
     ),
+    "trees": Company("drafted_tokens", {"stack": {"drafter": "recycle", "draft-budget": "fixed:tokens=6"}}),
     "two-at-a-time": Company("accepted_tokens", {"max_seqs": 2}),
 }
 

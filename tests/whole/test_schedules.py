@@ -78,9 +78,10 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     known = slots()
     codec = known["kv-codec"].make(stack.get("kv-codec", "plain"))
     keeper = known["kv-keeper"].make(stack.get("kv-keeper", "everything"))
+    selector = known["kv-selector"].make(stack.get("kv-selector", "everything"))
     groups = stored_groups(known["kv-layout"].make(layout).groups(architecture), keeper, codec)
     dtype = models.decoder(model).dtype
-    sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype))
+    sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector))
     span = known["policy"].make(policy).longest_span
     least = max(pages_for(groups, sizes, longest, span), 2 * len(groups))
     pages = least + draw(st.sampled_from([0, 0, 0, 1, 3, least // 2, 2 * least]))

@@ -19,6 +19,8 @@ from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.slots import Card
 
+_STORES = "a layer that is left out stores nothing of a token, and has nothing to choose from"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SkipDecode:
@@ -28,7 +30,10 @@ class SkipDecode:
         slot="skipper",
         exact="lossy",
         paper="https://arxiv.org/abs/2307.02628",
-        breaks=(("whole_blocks", "a block of tokens is stored at once, and some of them leave layers out"),),
+        breaks=(
+            *((f"kv-selector={name}", _STORES) for name in ("landmarks", "squeezed", "vslash")),
+            ("whole_blocks", "a block of tokens is stored at once, and some of them leave layers out"),
+        ),
     )
     most: float = 1.0
     """Share of the layers that the first generated token runs through."""

@@ -15,28 +15,44 @@ _LEAST_SCALE = 2.0**-126  # whose inverse is finite
 
 def round_to_nearest(rows_OI: Tensor, group: int) -> Parts:
     """Floats [O, I] -> codes, steps, zero points and scales."""
-    if not torch.isfinite(rows_OI).all():
-        raise ValueError(NOT_FINITE)
     width = rows_OI.shape[1]
-    scale_O1 = rows_OI.float().abs().amax(-1, keepdim=True) / MOST_W8
-    scale_O1 = torch.where(scale_O1 < _LEAST_SCALE, 0, scale_O1)
-    factor_O1 = torch.where(scale_O1 > 0, 1 / scale_O1, 0)
-    w8_OGI = pad((rows_OI.float() * factor_O1).round(), min(group, width)).unflatten(
-        1, (-1, min(group, width))
-    )
-    assert w8_OGI.abs().max() <= MOST_W8
-    low_OG1 = w8_OGI.amin(-1, keepdim=True).clamp(max=0)
-    high_OG1 = w8_OGI.amax(-1, keepdim=True).clamp(min=0)
-    step_OG1 = ((high_OG1 - low_OG1) / 15).round().clamp(min=1)
-    factor_OG1 = 1 / step_OG1
-    zero_OG1 = (-low_OG1 * factor_OG1).round().clamp(max=15)
-    codes_OGI = ((w8_OGI * factor_OG1).round() + zero_OG1).clamp(0, 15)
+    scale_O1 = fit_rows(rows_OI)
+    w8_OGI = pad(to_bytes(rows_OI.float(), scale_O1), min(group, width)).unflatten(1, (-1, min(group, width)))
+    step_OG1, zero_OG1 = fit_groups(w8_OGI)
+    codes_OGI = encode(w8_OGI, step_OG1, zero_OG1)
     return Parts(
-        codes_OGI.flatten(1)[:, :width].contiguous().to(torch.uint8),
+        codes_OGI.flatten(1)[:, :width].contiguous(),
         step_OG1.squeeze(-1).to(torch.uint8),
         zero_OG1.squeeze(-1).to(torch.uint8),
         scale_O1.squeeze(-1),
     )
+
+
+def fit_rows(rows_OI: Tensor) -> Tensor:
+    """Each output's scale, float32 [O, 1]."""
+    if not torch.isfinite(rows_OI).all():
+        raise ValueError(NOT_FINITE)
+    scale_O1 = rows_OI.float().abs().amax(-1, keepdim=True) / MOST_W8
+    return torch.where(scale_O1 < _LEAST_SCALE, 0, scale_O1)
+
+
+def to_bytes(rows_OC: Tensor, scale_O1: Tensor) -> Tensor:
+    """Weights in units of their output's scale, rounded, as floats; beyond MOST_W8 they are held there."""
+    factor_O1 = torch.where(scale_O1 > 0, 1 / scale_O1, 0)
+    return (rows_OC * factor_O1).round().clamp(-MOST_W8, MOST_W8)
+
+
+def fit_groups(w8_OGI: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups of such units -> steps and zero points, as floats: [O, G, 1] each."""
+    low_OG1 = w8_OGI.amin(-1, keepdim=True).clamp(max=0)
+    high_OG1 = w8_OGI.amax(-1, keepdim=True).clamp(min=0)
+    step_OG1 = ((high_OG1 - low_OG1) / 15).round().clamp(min=1)
+    return step_OG1, (-low_OG1 * (1 / step_OG1)).round().clamp(max=15)
+
+
+def encode(w8: Tensor, steps: Tensor, zeros: Tensor) -> Tensor:
+    """The nearest codes, uint8; steps and zero points broadcast."""
+    return ((w8 * (1 / steps)).round() + zeros).clamp(0, 15).to(torch.uint8)
 
 
 def multiply(rows: Rows, weight: DualWeight) -> Tensor:

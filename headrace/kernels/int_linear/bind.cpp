@@ -45,12 +45,6 @@ const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
     return packed.data<const uint8_t>();
 }
 
-// As reference.py says it.
-constexpr const char kNotFinite[] =
-    "some weights are infinite or not a number: the checkpoint is damaged, download it again";
-constexpr const char kTooLarge[] =
-    "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16";
-
 }  // namespace
 
 void bind_int_linear(nb::module_& m, Level level) {

@@ -91,6 +91,12 @@ struct IntCodes {
 // What stands in the way of rounding them.
 enum class Unfit { nothing, not_finite, too_large };
 
+// As reference.py says it.
+constexpr const char kNotFinite[] =
+    "some weights are infinite or not a number: the checkpoint is damaged, download it again";
+constexpr const char kTooLarge[] =
+    "some weights are too large: the scale of their codes is beyond float16's 65504; store them in bf16";
+
 struct IntLinearTable {
     bool (*stepwise)(const IntShape&, int64_t rows, int64_t few);  // whether rows are wanted step by step
     void (*quantise)(const IntShape&, const RowSource&, const IntRows&);

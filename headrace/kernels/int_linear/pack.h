@@ -10,6 +10,7 @@
 #include "headrace/parallel.h"
 #include "headrace/transpose.h"
 #include "int_linear/codes.h"
+#include "int_linear/rounding.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -87,58 +88,6 @@ void pack(const IntShape& shape, const IntCodes& from, uint8_t* packed) {
         for (int64_t g = 0, at = output * shape.groups(); g < shape.groups(); ++g, ++at)
             place.put_head(g, lane, {from.scales[at]}, from.zeros ? from.zeros[at] : uint8_t{0});
     });
-}
-
-template <class T>
-inline F32x16 load_up_to(const T* x, int64_t n) {
-    return n >= kLanes ? load(x) : load_first(x, n);
-}
-
-// The numbers of a group, zero among them.
-struct Range {
-    float low, high;
-    bool finite;
-};
-
-template <class T>
-inline Range range_of(const T* x, int64_t count) {
-    const F32x16 nothing = broadcast(0);
-    F32x16 low = nothing, high = nothing, bad = nothing;
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const F32x16 v = load_up_to(x + i, count - i);
-        low = min(v, low);
-        high = max(v, high);
-        bad = fma(v, nothing, bad);
-    }
-    return {-largest(nothing - low), largest(high), sum(bad) == 0};
-}
-
-// A code is nearest(x * factor) + zero, and stands for scale * (code - zero).
-struct Grid {
-    float factor, zero, top;
-    f16 scale;
-    bool fits;
-};
-
-inline Grid grid_of(const IntShape& shape, const Range& range) {
-    const float top = static_cast<float>((1 << shape.bits) - 1),
-                middle = static_cast<float>(1 << (shape.bits - 1));
-    const float extreme = range.high > -range.low ? range.high : range.low;
-    const f16 scale = to_f16(shape.zeros ? (range.high - range.low) / top : extreme / -middle);
-    const float wide = to_float(scale);
-    if (wide == 0) return {0, shape.zeros ? 0 : middle, top, {0}, true};
-    const float factor = 1 / wide, zero = shape.zeros ? __builtin_rintf(-range.low * factor) : middle;
-    return {factor, zero < top ? zero : top, top, scale, (scale.bits & 0x7c00) != 0x7c00};
-}
-
-template <class T>
-inline void round_group(const T* x, int64_t count, const Grid& grid, uint8_t* codes) {
-    const F32x16 factor = broadcast(grid.factor), zero = broadcast(grid.zero);
-    const F32x16 least = broadcast(-grid.zero), most = broadcast(grid.top - grid.zero);
-    const I32x16 middle = nearest(zero);
-    for (int64_t i = 0; i < count; i += kLanes)
-        store_u8(codes + i, nearest(max(min(load_up_to(x + i, count - i) * factor, most), least)) + middle);
-    for (int64_t i = count; i % kLanes; ++i) codes[i] = 0;
 }
 
 template <class T>

@@ -18,8 +18,17 @@ def round_to_nearest(
     rows_OI: Tensor, group: int, bits: int, asymmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Floats [O, I] -> codes uint8 [O, I], scales float16 [O, G], zero points uint8 [O, G] or None."""
-    width, top, middle = rows_OI.shape[1], (1 << bits) - 1, 1 << (bits - 1)
+    width = rows_OI.shape[1]
     parts_OGI = pad(rows_OI.float(), min(group, width)).unflatten(1, (-1, min(group, width)))
+    scale_OG1, zero_OG1 = fit(parts_OGI, bits, asymmetric)
+    codes_OGI = encode(parts_OGI, scale_OG1, zero_OG1, bits)
+    zeros_OG = zero_OG1.squeeze(-1).to(torch.uint8) if asymmetric else None
+    return codes_OGI.flatten(1)[:, :width].contiguous(), scale_OG1.squeeze(-1), zeros_OG
+
+
+def fit(parts_OGI: Tensor, bits: int, asymmetric: bool) -> tuple[Tensor, Tensor]:
+    """Groups of weights, float32 -> their scales, float16, and zero points, float32: [O, G, 1] each."""
+    top, middle = (1 << bits) - 1, 1 << (bits - 1)
     if not torch.isfinite(parts_OGI).all():
         raise ValueError(NOT_FINITE)
     low_OG1 = parts_OGI.amin(-1, keepdim=True).clamp(max=0)
@@ -29,13 +38,19 @@ def round_to_nearest(
     if not torch.isfinite(scale_OG1).all():
         raise ValueError(TOO_LARGE)
     scale_OG1 = torch.where(scale_OG1 != 0, scale_OG1, 0)  # no minus zero
-    factor_OG1 = torch.where(scale_OG1 != 0, 1 / scale_OG1.float(), 0)
     zero_OG1 = torch.full_like(low_OG1, middle)
     if asymmetric:
-        zero_OG1 = (-low_OG1 * factor_OG1).round().clamp(max=top)
-    codes_OGI = ((parts_OGI * factor_OG1).round() + zero_OG1).clamp(0, top).to(torch.uint8)
-    zeros_OG = zero_OG1.squeeze(-1).to(torch.uint8) if asymmetric else None
-    return codes_OGI.flatten(1)[:, :width].contiguous(), scale_OG1.squeeze(-1), zeros_OG
+        zero_OG1 = (-low_OG1 * _inverse(scale_OG1)).round().clamp(max=top)
+    return scale_OG1, zero_OG1
+
+
+def encode(weights: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """float32 weights -> the nearest codes, uint8; scales and zero points broadcast."""
+    return ((weights * _inverse(scales)).round() + zeros).clamp(0, (1 << bits) - 1).to(torch.uint8)
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    return torch.where(scales != 0, 1 / scales.float(), 0)
 
 
 def quantise(x_TI: Tensor, group: int) -> Rows:

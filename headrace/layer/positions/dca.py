@@ -23,6 +23,7 @@ from torch import Tensor
 from headrace.layer import rotary
 from headrace.slots import Card
 
+_CHOOSES = "it scores keys with one rotation of a query, and far chunks have others"
 _FORGETS = "it would forget keys that far segments read: chunks need all of them"
 
 
@@ -39,6 +40,7 @@ class Dca:
             ("sliding_window", "windowed layers see no far chunk, and were trained with their own distances"),
             ("kv-keeper=streaming", _FORGETS),
             ("kv-layout=duo", _FORGETS),
+            *((f"kv-selector={name}", _CHOOSES) for name in ("landmarks", "squeezed", "vslash")),
         ),
     )
     chunk: int

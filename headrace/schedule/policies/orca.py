@@ -21,7 +21,10 @@ class Orca:
     """Whole prompts, in order of arrival."""
 
     card: ClassVar[Card] = Card(
-        slot="policy", exact="bits", paper="https://www.usenix.org/conference/osdi22/presentation/yu"
+        slot="policy",
+        exact="bits",
+        paper="https://www.usenix.org/conference/osdi22/presentation/yu",
+        gives=("whole_prompts",),
     )
 
     @property

@@ -6,7 +6,8 @@ Idea    Two things are learnt from every step: how long a step of so many rows t
         guesses are right. With p for the share of right ones, the k-th guess is kept with p^k. It is worth its row if
         (tokens + p^k) / time(rows + 1) is more than tokens / time(rows).
 Trades  On text that cannot be guessed it falls silent, but for a try now and then.
-Differs Times are measured as the engine runs, not modelled: rows that never occurred are interpolated.
+Differs Times are measured as the engine runs, not modelled: rows that never occurred are interpolated. Of a tree the
+        levels count as guesses, though its rows are more: its share of right ones is that of a level.
 """
 
 from __future__ import annotations

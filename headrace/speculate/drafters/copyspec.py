@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import Tensor
+
 from headrace.slots import Card
-from headrace.speculate.drafters import Open
+from headrace.speculate.second import Open
+from headrace.speculate.tree import Draft
+from headrace.types import Sequence as Seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class CopySpec:
         if not 1 <= self.gamma <= 64 or not 1 <= self.length <= 64:
             raise ValueError(f"gamma={self.gamma} and length={self.length} must be between 1 and 64")
 
-    def start(self, open_model: Open) -> _Copies:
+    def start(self, open_model: Open, laws: bool) -> _Copies:
         return _Copies(self.gamma, self.length)
 
 
@@ -51,8 +55,12 @@ class _Copies:
         self._gamma, self._length = gamma, length
         self._seen: dict[int, _Seen] = {}
 
-    def propose(self, seq: int, tokens: Sequence[int], room: int) -> tuple[int, ...]:
+    def propose(self, seq: Seq, room: int, depth: int) -> Draft:
         """See the contract."""
+        return Draft(self.copied(seq.id, seq.tokens, min(room, depth)))
+
+    def copied(self, seq: int, tokens: Sequence[int], room: int) -> tuple[int, ...]:
+        """At most `room` tokens that followed the newest ones when they were last seen."""
         seen = self._seen.setdefault(seq, _Seen())
         for end in range(max(seen.stop, self._gamma), len(tokens)):
             seen.after[self._run(tokens, end)] = end
@@ -61,6 +69,9 @@ class _Copies:
             return ()
         first = seen.after.get(self._run(tokens, len(tokens)))
         return () if first is None else _copy(tokens, first, min(self._length, room))
+
+    def learn(self, seq: Seq, tokens: tuple[int, ...], logits_RV: Tensor) -> None:
+        """Nothing to learn."""
 
     def forget(self, seq: int) -> None:
         """See the contract."""

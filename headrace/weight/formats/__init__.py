@@ -53,6 +53,7 @@ SLOT = Slot(
         "int4_dual": "headrace.weight.formats.int4_dual:Int4Dual",
         "int3": f"{_INT}:Int3",
         "int2": f"{_INT}:Int2",
+        "tmac": "headrace.weight.formats.tmac:Tmac",
     },
     default="plain",
 )

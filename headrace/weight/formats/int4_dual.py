@@ -21,10 +21,21 @@ from torch import Tensor
 
 from headrace.kernels import dual_linear
 from headrace.kernels.before import Before
-from headrace.kernels.dual_linear.layout import MAX_WIDTH, DualWeight, block_bytes, packed_bytes
-from headrace.kernels.int_linear.layout import BLOCK, CHUNK
+from headrace.kernels.dual_linear.layout import (
+    MAX_WIDTH,
+    DualWeight,
+    Parts,
+    block_bytes,
+    pack,
+    packed_bytes,
+    to_w8,
+)
+from headrace.kernels.dual_linear.reference import encode, fit_groups, fit_rows, to_bytes
+from headrace.kernels.int_linear.layout import BLOCK, CHUNK, pad
+from headrace.kernels.int_linear.reference import NOT_FINITE
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
+from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.memory import huge
 
 
@@ -56,7 +67,7 @@ class Int4Dual:
             )
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        return packed_bytes(outputs, inputs, self._group(inputs))
+        return packed_bytes(outputs, inputs, self.group_of(inputs))
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> DualPacking:
         if inputs > MAX_WIDTH:
@@ -64,32 +75,90 @@ class Int4Dual:
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
         memory = huge(self.num_bytes(outputs, inputs, dtype))
-        return DualPacking(DualWeight(memory, outputs, inputs, self._group(inputs)))
+        return DualPacking(self, DualWeight(memory, outputs, inputs, self.group_of(inputs)))
 
-    def _group(self, inputs: int) -> int:
+    def group_of(self, inputs: int) -> int:
         return min(self.group or inputs, inputs)
+
+    def row_bytes(self, inputs: int) -> int:
+        """Codes, then a byte per group: step - 1 and zero point; then the output's float32 scale."""
+        return code_bytes(inputs, 4) + -(-inputs // self.group_of(inputs)) + 4
+
+    def grid(self, rows_OI: Tensor) -> DualGrid:
+        return DualGrid(rows_OI, self.group_of(rows_OI.shape[1]))
+
+    def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
+        parts = self.taken_apart(stored_RB, inputs)
+        return to_w8(parts, self.group_of(inputs)).float() * parts.scales_O[:, None]
+
+    def taken_apart(self, stored_RB: Tensor, inputs: int) -> Parts:
+        size = code_bytes(inputs, 4)
+        heads_RG = stored_RB[:, size:-4]
+        scales_R = floats(stored_RB[:, -4:], torch.float32).squeeze(-1)
+        if not torch.isfinite(scales_R).all():
+            raise ValueError(NOT_FINITE)
+        codes_RI = read_codes(stored_RB[:, :size], inputs, 4)
+        return Parts(codes_RI, (heads_RG & 15) + 1, heads_RG >> 4, scales_R)
+
+
+class DualGrid:
+    """See headrace/weight/codes.py. The outputs' scales are those of the rows as they first were."""
+
+    def __init__(self, rows_OI: Tensor, group: int) -> None:
+        outputs, inputs = rows_OI.shape
+        self._group, self._scale_O1 = group, fit_rows(rows_OI)
+        self._codes_OI = torch.zeros(outputs, inputs, dtype=torch.uint8)
+        self._steps_OG, self._zeros_OG = (torch.ones(outputs, -(-inputs // group)) for _ in range(2))
+
+    def fit(self, first: int, rows_OC: Tensor) -> None:
+        w8_OGI = pad(to_bytes(rows_OC.float(), self._scale_O1), self._group).unflatten(1, (-1, self._group))
+        step_OG1, zero_OG1 = fit_groups(w8_OGI)
+        groups = slice(first // self._group, first // self._group + w8_OGI.shape[1])
+        self._steps_OG[:, groups], self._zeros_OG[:, groups] = step_OG1.squeeze(-1), zero_OG1.squeeze(-1)
+
+    def round(self, first: int, rows_OC: Tensor) -> Tensor:
+        inputs = torch.arange(first, first + rows_OC.shape[1])
+        step_OC, zero_OC = (t[:, inputs // self._group] for t in (self._steps_OG, self._zeros_OG))
+        codes_OC = encode(to_bytes(rows_OC.float(), self._scale_O1), step_OC, zero_OC)
+        self._codes_OI[:, first : first + len(inputs)] = codes_OC
+        return (codes_OC.float() - zero_OC) * step_OC * self._scale_O1
+
+    def stored(self) -> Tensor:
+        heads_OG = (self._steps_OG - 1 + 16 * self._zeros_OG).to(torch.uint8)
+        return torch.cat((write_codes(self._codes_OI, 4), heads_OG, self._scale_O1.view(torch.uint8)), 1)
 
 
 class DualPacking:
     """Rounds and packs blocks of 64 rows as soon as they are whole."""
 
-    def __init__(self, weight: DualWeight) -> None:
-        self._weight = weight
+    def __init__(self, form: Int4Dual, weight: DualWeight) -> None:
+        self._form, self._weight = form, weight
         self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
+        self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
 
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
 
+    def put_stored(self, first: int, stored_RB: Tensor) -> None:
+        self._stored.put(first, stored_RB)
+
     def finish(self) -> DualMatrix:
         self._blocks.finish()
+        self._stored.finish()
         return DualMatrix(self._weight)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
+        dual_linear.round_and_pack(rows_RI, group=self._weight.group, into=self._into(first, len(rows_RI)))
+
+    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
+        w = self._weight
+        self._into(first, len(stored_RB)).copy_(pack(self._form.taken_apart(stored_RB, w.width), w.group))
+
+    def _into(self, first: int, rows: int) -> Tensor:
         w = self._weight
         size = block_bytes(w.width, w.group)
         start = first // BLOCK * size
-        into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
-        dual_linear.round_and_pack(rows_RI, group=w.group, into=into)
+        return w.packed[start : start + -(-rows // BLOCK) * size]
 
 
 class DualMatrix:

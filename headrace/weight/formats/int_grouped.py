@@ -20,9 +20,11 @@ from torch import Tensor
 from headrace.kernels import int_linear
 from headrace.kernels.before import Before
 from headrace.kernels.int_linear.crossing import few_rows
-from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes
+from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
+from headrace.kernels.int_linear.reference import NOT_FINITE, encode, fit
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks
+from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.memory import huge
 
 
@@ -57,14 +59,45 @@ class IntGrouped:
             )
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        return packed_bytes(outputs, inputs, self._group(inputs), self.bits, self.asymmetric)
+        return packed_bytes(outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> IntPacking:
         memory = huge(self.num_bytes(outputs, inputs, dtype))
-        return IntPacking(IntWeight(memory, outputs, inputs, self._group(inputs), self.bits, self.asymmetric))
+        return IntPacking(
+            self, IntWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
+        )
 
-    def _group(self, inputs: int) -> int:
+    def group_of(self, inputs: int) -> int:
         return min(self.group or inputs, inputs)
+
+    def row_bytes(self, inputs: int) -> int:
+        """Codes, then float16 scales, then zero points."""
+        groups = -(-inputs // self.group_of(inputs))
+        return code_bytes(inputs, self.bits) + groups * (3 if self.asymmetric else 2)
+
+    def grid(self, rows_OI: Tensor) -> IntGrid:
+        outputs, inputs = rows_OI.shape
+        return IntGrid(outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
+
+    def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
+        codes_RI, scales_RG, zeros_RG = self.taken_apart(stored_RB, inputs)
+        middle = torch.full_like(scales_RG, 1 << (self.bits - 1))
+        scale_RI, zero_RI = (
+            t.float().repeat_interleave(self.group_of(inputs), -1)[:, :inputs]
+            for t in (scales_RG, middle if zeros_RG is None else zeros_RG)
+        )
+        return (codes_RI.float() - zero_RI) * scale_RI
+
+    def taken_apart(self, stored_RB: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes uint8 [R, I], scales float16 [R, G], zero points uint8 [R, G] or None."""
+        size, groups = code_bytes(inputs, self.bits), -(-inputs // self.group_of(inputs))
+        scales_RG = floats(stored_RB[:, size : size + 2 * groups], torch.float16)
+        if not torch.isfinite(scales_RG).all():
+            raise ValueError(NOT_FINITE)
+        zeros_RG = stored_RB[:, size + 2 * groups :].contiguous() if self.asymmetric else None
+        if zeros_RG is not None and int(zeros_RG.max()) >= 1 << self.bits:
+            raise ValueError(f"some zero points are beyond {self.bits} bits: the checkpoint is damaged")
+        return read_codes(stored_RB[:, :size], inputs, self.bits), scales_RG, zeros_RG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,26 +150,67 @@ class Int2(IntGrouped):
     bits: ClassVar[int] = 2
 
 
+class IntGrid:
+    """See headrace/weight/codes.py."""
+
+    def __init__(self, outputs: int, inputs: int, group: int, bits: int, asymmetric: bool) -> None:
+        self._group, self._bits, self._asymmetric = group, bits, asymmetric
+        groups = -(-inputs // group)
+        self._codes_OI = torch.zeros(outputs, inputs, dtype=torch.uint8)
+        self._scales_OG = torch.zeros(outputs, groups, dtype=torch.float16)
+        self._zeros_OG = torch.zeros(outputs, groups)
+
+    def fit(self, first: int, rows_OC: Tensor) -> None:
+        parts_OGI = pad(rows_OC.float(), self._group).unflatten(1, (-1, self._group))
+        scale_OG1, zero_OG1 = fit(parts_OGI, self._bits, self._asymmetric)
+        groups = slice(first // self._group, first // self._group + parts_OGI.shape[1])
+        self._scales_OG[:, groups], self._zeros_OG[:, groups] = scale_OG1.squeeze(-1), zero_OG1.squeeze(-1)
+
+    def round(self, first: int, rows_OC: Tensor) -> Tensor:
+        inputs = torch.arange(first, first + rows_OC.shape[1])
+        scale_OC, zero_OC = (t[:, inputs // self._group] for t in (self._scales_OG, self._zeros_OG))
+        codes_OC = encode(rows_OC.float(), scale_OC, zero_OC, self._bits)
+        self._codes_OI[:, first : first + len(inputs)] = codes_OC
+        return (codes_OC.float() - zero_OC) * scale_OC.float()
+
+    def stored(self) -> Tensor:
+        parts = [write_codes(self._codes_OI, self._bits), self._scales_OG.view(torch.uint8)]
+        return torch.cat([*parts, self._zeros_OG.to(torch.uint8)] if self._asymmetric else parts, 1)
+
+
 class IntPacking:
     """Rounds and packs blocks of 64 rows as soon as they are whole."""
 
-    def __init__(self, weight: IntWeight) -> None:
-        self._weight = weight
+    def __init__(self, form: IntGrouped, weight: IntWeight) -> None:
+        self._form, self._weight = form, weight
         self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
+        self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
 
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
 
+    def put_stored(self, first: int, stored_RB: Tensor) -> None:
+        self._stored.put(first, stored_RB)
+
     def finish(self) -> IntMatrix:
         self._blocks.finish()
+        self._stored.finish()
         return IntMatrix(replace(self._weight, few=few_rows(self._weight)))
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
+        w, into = self._weight, self._into(first, len(rows_RI))
+        int_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, asymmetric=w.zeros, into=into)
+
+    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
+        w, into = self._weight, self._into(first, len(stored_RB))
+        codes_RI, scales_RG, zeros_RG = self._form.taken_apart(stored_RB, w.width)
+        int_linear.pack(codes_RI, scales_RG, zeros_RG, group=w.group, bits=w.bits, into=into)
+
+    def _into(self, first: int, rows: int) -> Tensor:
         w = self._weight
         size = block_bytes(w.width, w.group, w.bits, w.zeros)
         start = first // BLOCK * size
-        into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
-        int_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, asymmetric=w.zeros, into=into)
+        return w.packed[start : start + -(-rows // BLOCK) * size]
 
 
 class IntMatrix:

@@ -215,6 +215,66 @@ inline __m512i _mm512_sub_epi8(__m512i a, __m512i b) {
     for (int i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(x[i] - y[i]);
     return emulated_cast<__m512i>(x);
 }
+inline __m512i _mm512_add_epi8(__m512i a, __m512i b) {
+    uint8_t x[64], y[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(x[i] + y[i]);
+    return emulated_cast<__m512i>(x);
+}
+// word(i) for every one of the thirty-two words of the result.
+template <class Word>
+inline __m512i emulate_words(const Word& word) {
+    uint16_t out[32];
+    for (int i = 0; i < 32; ++i) out[i] = static_cast<uint16_t>(word(i));
+    return emulated_cast<__m512i>(out);
+}
+inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
+    uint16_t x[32], y[32];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return emulate_words([&](int i) { return x[i] + y[i]; });
+}
+inline __m512i _mm512_sub_epi16(__m512i a, __m512i b) {
+    uint16_t x[32], y[32];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return emulate_words([&](int i) { return x[i] - y[i]; });
+}
+inline __m512i _mm512_slli_epi16(__m512i a, unsigned count) {
+    uint16_t x[32];
+    memcpy(x, &a, sizeof x);
+    return emulate_words([&](int i) { return count < 16 ? x[i] << count : 0; });
+}
+// vpmaddubsw: unsigned bytes times signed ones, in pairs; sums saturate.
+inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
+    uint8_t x[64];
+    int8_t y[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return emulate_words([&](int i) {
+        const int sum = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+        return sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum;
+    });
+}
+// vpshufb: within each sixteen bytes; an index of 128 and more gives 0.
+inline __m512i _mm512_shuffle_epi8(__m512i table, __m512i index) {
+    uint8_t x[64], y[64], out[64];
+    memcpy(x, &table, sizeof x);
+    memcpy(y, &index, sizeof y);
+    for (int i = 0; i < 64; ++i) out[i] = y[i] & 128 ? uint8_t{0} : x[i / 16 * 16 + (y[i] & 15)];
+    return emulated_cast<__m512i>(out);
+}
+inline __m512i _mm512_broadcast_i32x4(__m128i x) {
+    uint32_t lane[4];
+    memcpy(lane, &x, sizeof lane);
+    return emulate<__m512i>([&](int i) { return lane[i % 4]; });
+}
+inline __m256i _mm512_extracti64x4_epi64(__m512i x, int half) {
+    uint32_t lane[8];
+    memcpy(lane, x.lane + 8 * half, sizeof lane);
+    return emulated_cast<__m256i>(lane);
+}
 inline int _mm512_reduce_add_epi32(__m512i x) {
     uint32_t total = 0;
     for (uint32_t lane : x.lane) total += lane;
@@ -257,6 +317,11 @@ inline __m512i _mm512_cvtepu8_epi32(__m128i bytes) {
     uint8_t byte[16];
     memcpy(byte, &bytes, sizeof byte);
     return emulate<__m512i>([&](int i) { return uint32_t{byte[i]}; });
+}
+inline __m512i _mm512_cvtepi16_epi32(__m256i words) {
+    int16_t word[16];
+    memcpy(word, &words, sizeof word);
+    return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{word[i]}); });
 }
 inline __m512i _mm512_cvtepu16_epi32(__m256i words) {
     uint16_t word[16];

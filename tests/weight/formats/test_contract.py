@@ -20,6 +20,9 @@ SPECS = (
     "int8:group=64",
     "int4_dual:group=32",
     "int4_dual:group=0",
+    "tmac:bits=1",
+    "tmac:bits=3,group=32",
+    "tmac:bits=4,group=0",
 )
 SIZES = ((192, 256), (130, 70), (3, 8), (1, 1))
 CPU = torch.device("cpu")
@@ -139,11 +142,21 @@ def test_the_error_falls_with_the_bits(spec: str) -> None:
         parts = weight_OI.view(64, -1, group)
         step = 2 * parts.abs().amax(-1) / ((1 << bits) - 1 if bits < 8 else 255)
         error = (got_OI - weight_OI).view(64, -1, group).abs().amax(-1)
-        slack = 2 if not form(spec).asymmetric else 0.51  # the code opposite to the extreme does not exist
+        slack = (
+            0.51 if getattr(form(spec), "asymmetric", False) else 2
+        )  # the code opposite to the extreme does not exist
         assert (error <= slack * step + 1e-3).all()
 
 
-@pytest.mark.parametrize("spec", ["int4:group=33", "int4:group=-32", "int3:group=16", "int4_dual:group=33"])
+@pytest.mark.parametrize(
+    "spec", ["int4:group=33", "int4:group=-32", "int3:group=16", "int4_dual:group=33", "tmac:group=48"]
+)
 def test_groups_are_whole_chunks(spec: str) -> None:
     with pytest.raises(ValueError, match="must be a multiple of 32"):
         form(spec)
+
+
+@pytest.mark.parametrize("bits", [0, 5])
+def test_tmac_has_one_to_four_planes(bits: int) -> None:
+    with pytest.raises(ValueError, match="must be 1 to 4; use int5 to int8 for more"):
+        form(f"tmac:bits={bits}")

@@ -1,4 +1,4 @@
-"""The text corpus: the Python standard library's own source, read from the interpreter that runs the training.
+"""Python's standard library as text: its own source, read from the interpreter that runs. What models were trained on.
 
 Some modules are held out by name; their text is shipped with the package so that figures on it reproduce on any
 Python version.
@@ -6,6 +6,7 @@ Python version.
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -41,25 +42,28 @@ def library_files() -> list[Path]:
     """Every source file of the standard library that is not a test or a table, sorted by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
-    for path in sorted(root.rglob("*.py")):
-        folders = path.relative_to(root).parts[:-1]
-        table = "encodings" in folders and path.name.startswith(("cp", "iso", "mac_", "koi"))
-        if not table and not any(folder.startswith(SKIPPED_FOLDERS) for folder in folders):
-            found.append(path)
-    return [path for path in found if path.stat().st_size <= LARGEST_FILE]
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(SKIPPED_FOLDERS)]
+        for name in names:
+            table = "encodings" in Path(folder).parts and name.startswith(("cp", "iso", "mac_", "koi"))
+            if name.endswith(".py") and not table:
+                found.append(Path(folder) / name)
+    return [path for path in sorted(found) if path.stat().st_size <= LARGEST_FILE]
 
 
 def is_held_out(path: Path) -> bool:
+    """Whether it is a module that nobody was trained on."""
     return path.name in HELD_OUT and path.parent == Path(sysconfig.get_paths()["stdlib"])
+
+
+def training_files() -> list[Path]:
+    """Every file to train on, in a fixed order."""
+    return [path for path in library_files() if not is_held_out(path)]
 
 
 def training_texts() -> list[str]:
     """The texts to train on, in a fixed order, empty files left out."""
-    texts = [
-        path.read_text(encoding="utf-8", errors="replace")
-        for path in library_files()
-        if not is_held_out(path)
-    ]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in training_files()]
     return [text for text in texts if len(text) > 200]
 
 

@@ -1,0 +1,121 @@
+"""Bit planes of 1 to 4 bits, multiplied by looking up sums of activations; one scale per group of inputs.
+
+Paper   https://arxiv.org/abs/2407.00088 (T-MAC), https://arxiv.org/abs/2408.06003 (LUT Tensor Core)
+Idea    Four bits of a plane name one of the 16 sums that four activations and their negatives have. These sums are
+        tabulated once per token, in 7 bits; a plane is then read, looked up and added, whatever bit it stands for.
+Trades  Time is linear in bits, down to one. Tables round the activations: to fewer steps than `int4` does, but with a
+        scale for each group of inputs. No calibration, so few bits lose much.
+Deviates  The codes are those of `int4`, `int3` and `int2`, with a zero among them, where the paper takes numbers that
+        are symmetric about 0: a table's last entry, summed up, makes up for it. Groups of a ternary model's weights
+        get the scale that keeps them; one bit is a sign and the mean magnitude. Two planes lie byte beside byte, so
+        that one instruction weighs and widens them. Entries have 7 bits instead of 8: two of them are added before
+        that. Sums are exact; the paper's averages, which are not, are left out. Tile sizes are fixed, not searched for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import lut_linear
+from headrace.kernels.before import Before
+from headrace.kernels.int_linear.layout import BLOCK, CHUNK
+from headrace.kernels.lut_linear.layout import MAX_BITS, MAX_WIDTH, LutWeight, block_bytes, packed_bytes
+from headrace.slots import Card
+from headrace.weight.blocks import Blocks
+from headrace.weight.memory import huge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tmac:
+    """Bit planes and tables."""
+
+    card: ClassVar[Card] = Card(
+        slot="weights",
+        exact="lossy",
+        paper="https://arxiv.org/abs/2407.00088",
+        recordable=True,
+        needs=(
+            ("float32", "tables are made of float32 activations"),
+            ("cpu", "its kernels are for processors"),
+        ),
+    )
+    torch_products: ClassVar[bool] = False
+    arithmetic: ClassVar[str] = "int8"
+    bits: int = 2
+    """Planes, 1 to 4: 2 hold a ternary model as it is; 1 is a sign."""
+    group: int = 128
+    """Inputs that share a scale: a multiple of 32; 0 is all of them (one scale per output)."""
+    head: str = "int8"
+    """The format of embedding and head."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits={self.bits} must be 1 to {MAX_BITS}; use int5 to int8 for more")
+        if self.group < 0 or self.group % CHUNK:
+            raise ValueError(
+                f"group={self.group} must be a multiple of {CHUNK}, or 0 for one scale per output"
+            )
+
+    def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
+        return packed_bytes(outputs, inputs, self._group(inputs), self.bits)
+
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> LutPacking:
+        if inputs > MAX_WIDTH:
+            raise ValueError(
+                f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
+            )
+        memory = huge(self.num_bytes(outputs, inputs, dtype))
+        return LutPacking(LutWeight(memory, outputs, inputs, self._group(inputs), self.bits))
+
+    def _group(self, inputs: int) -> int:
+        return min(self.group or inputs, inputs)
+
+
+class LutPacking:
+    """Rounds and packs blocks of 64 rows as soon as they are whole."""
+
+    def __init__(self, weight: LutWeight) -> None:
+        self._weight = weight
+        self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
+
+    def put(self, first: int, rows_RI: Tensor) -> None:
+        self._blocks.put(first, rows_RI)
+
+    def finish(self) -> LutMatrix:
+        self._blocks.finish()
+        return LutMatrix(self._weight)
+
+    def _pack(self, first: int, rows_RI: Tensor) -> None:
+        w = self._weight
+        size = block_bytes(w.width, w.group, w.bits)
+        start = first // BLOCK * size
+        into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
+        lut_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
+
+
+class LutMatrix:
+    """Packed planes, and the kernel that multiplies by them."""
+
+    __slots__ = ("nbytes", "weight")
+
+    def __init__(self, weight: LutWeight) -> None:
+        self.weight = weight
+        self.nbytes = weight.nbytes
+
+    def multiply(
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
+    ) -> Tensor:
+        return lut_linear.lut_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        return lut_linear.outputs(self.weight, ids_T)
