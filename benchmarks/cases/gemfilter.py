@@ -30,6 +30,7 @@ from headrace.commands.bench import start
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.meter import Spread
+from headrace.stats import Counters
 from headrace.types import Request, SamplingParams
 
 
@@ -59,6 +60,7 @@ def speed(given: Any) -> str:
         engines[spec] = Engine(config, decoder=plain.decoder)
     for engine in engines.values():
         first_token(engine, given.prompt // 4, 0)
+        engine.counters = Counters()
     found: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(given.repetitions):
         for name, engine in engines.items():
