@@ -137,7 +137,7 @@ def run(seed: int, happened: Counter[str]) -> None:
         assert (
             "\n" not in text
             and len(text) > 20
-            and any(word in text for word in ("use ", "write ", "Nearest", "lower", "raise"))
+            and any(word in text for word in ("use ", "write ", "Nearest", "lower", "raise", "start from"))
         )
         happened["refused"] += 1
         return
