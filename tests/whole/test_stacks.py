@@ -54,7 +54,7 @@ PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
 OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
 OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
 NEURONS = Path(tempfile.gettempdir()) / "headrace-test-stacks-neurons.json"
-OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", ""]
+OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 5]
 OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
 OPTIONS["kv-selector"] = [
     "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
@@ -192,7 +192,7 @@ def profile() -> None:
 
 def test_random_stacks() -> None:
     happened: Counter[str] = Counter()
-    for seed in range(150):
+    for seed in range(230):
         try:
             run(seed, happened)
         except AssertionError as error:
