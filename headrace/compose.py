@@ -17,7 +17,7 @@ them before there is an engine, or a program does that runs above one."""
 KV_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
-FORWARD_SLOTS = ("positions", "weights", "skipper", "kv-codec", "kv-selector")
+FORWARD_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
 """Slots whose members act inside a forward pass."""
 
 
@@ -45,9 +45,11 @@ class Stack:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def exactness(self) -> str:
-        """The weakest promise among the members: bits, law or lossy."""
+        """The weakest promise among the members, and among those that members promise to equal: bits, law or lossy."""
         grades = ("bits", "law", "lossy")
-        return max((m.card.exact for members in self.members.values() for m in members), key=grades.index)
+        cards = [card for _, card in _cards(self)]
+        cards += [slots()[card.slot].load(card.exact_as).card for card in cards if card.exact_as]  # type: ignore[attr-defined]
+        return max((card.exact for card in cards), key=grades.index)
 
     def recordable(self) -> bool:
         """Whether a forward pass is the same native calls each time, as far as techniques have a say in it."""

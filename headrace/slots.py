@@ -33,6 +33,8 @@ class Card:
 
     slot: str
     exact: Exact
+    exact_as: str = ""
+    """The member of the slot that `exact` compares with; empty: the plain engine."""
     paper: str
     """Where it was published (a URL), or what it is when nobody published it."""
     needs: tuple[tuple[str, str], ...] = ()

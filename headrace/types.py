@@ -269,6 +269,23 @@ class Segment(NamedTuple):
     """Of these rows, counted among themselves."""
 
 
+class Fold(NamedTuple):
+    """A block of tokens that leaves a group's window in this step, and the records that change (kv/summary.py)."""
+
+    end: int
+    """The position after the block that has become whole."""
+    window_B: Tensor
+    """int64: the pages of the window's positions before that; the first that leave come first."""
+    sink_B: Tensor
+    """int64: those of the sink."""
+    before_B: Tensor
+    """int64: those of the record so far; none if nothing has left before."""
+    after_B: Tensor
+    """int64: those of the record that it becomes."""
+    queries_B: Tensor
+    """int64: those of the queries of the block that has become whole; none if they are not stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Consecutive rows of one span whose next tokens are known: prompt tokens to score. Part of a Batch."""
@@ -325,6 +342,8 @@ class Batch:
     """Per cache group, int64: the pages that these are read from; of other groups none."""
     reads: tuple[Reads, ...]
     """Per cache group: the stored positions that each span's rows may read."""
+    folds: tuple[tuple[Fold, ...], ...]
+    """Per cache group: in one of records, those that are made in this step, in order of position."""
     rows_R: Tensor
     """Rows whose logits are sampled, int64, span after span."""
     scored: tuple[Scored, ...] = ()

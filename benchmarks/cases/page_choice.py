@@ -101,6 +101,7 @@ def decoding(given: Any) -> tuple[dict[str, list[tuple[float, float]]], dict[str
                 },
                 model=given.shape,
                 prefix_cache=False,
+                page_tokens=given.page_tokens,
                 threads=given.threads,
             )
             small = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=decoder)
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--page-tokens", type=int, default=16)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found, sizes = decoding(given)
@@ -142,14 +144,15 @@ def report(
         f"{platform.machine()}, level {kernels.isa()}, {kernels.threads()} threads, {datetime.date.today()}.  \n"
         f"`python benchmarks/cases/page_choice.py --n {given.n} --shape {given.shape} --weights {given.weights} "
         f"--codec {given.codec} --context {given.context} --steps {given.steps} --repetitions {given.repetitions} "
-        f"--threads {given.threads}`",
+        f"--threads {given.threads} --page-tokens {given.page_tokens}`",
         f"Passkeys found, of {given.n} on `tiny`: about 1,020 tokens each, greedy, seed 0.",
         "| stack | found | 95 % interval |\n|---|---|---|",
     ]
     for stack, value, low, high in keys:
         lines[-1] += f"\n| `{stack or 'plain'}` | {value:.2f} | {low:.2f}-{high:.2f} |"
     lines += [
-        f"Decoding at the end of {given.context} tokens, one sequence, {given.threads or 'all'} threads, random "
+        f"Decoding at the end of {given.context} tokens, one sequence, {given.threads or 'all'} threads, pages of "
+        f"{given.page_tokens} tokens, random "
         f"weights. {given.repetitions} repetitions in turns: median (lowest-highest); ratios within a repetition. "
         "Busy: the processor's time, whatever else the machine did.",
         "| KV selector | ms per step | busy, ms | speed of plain | by busy time | bytes per token |\n"

@@ -1,7 +1,6 @@
-"""`headrace profile`: what is to be known of a model before parts of it may be left out.
+"""`headrace profile`: which heads look far back, how far the gates of MLPs open, codebooks of keys and values.
 
-heads    which of them look far back, for `--kv-layout duo`: found with repeated random tokens
-neurons  how far the gates of its MLPs open, for `--skipper cats`: found on some text
+For `--kv-layout duo` and `razor`, for `--skipper cats`, and for `--kv-codec kvquant`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import argparse
 import random
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,97 +23,154 @@ if TYPE_CHECKING:
     from headrace.llm import LLM
 
 PERIODS = 3
-MAX_TEXT = 64 << 20
+TEXTS = 8
+"""That codebooks are learnt from."""
 SHARES = (25, 50, 75, 90)
 """Quantiles that are shown, of 100."""
+MAX_TEXT = 64 << 20
 
 
 class Of(str, Enum):
-    """What is profiled."""
+    """What is found out."""
 
     heads = "heads"
     neurons = "neurons"
+    codes = "codes"
 
 
 def profile(
     config: EngineConfig,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    of: Annotated[Of, typer.Option(help="For --kv-layout duo, or --skipper cats.")] = Of.heads,
+    of: Annotated[
+        Of,
+        typer.Option(
+            help="Heads that look far back, gates that hardly open, or codebooks of keys and values."
+        ),
+    ] = Of.heads,
     tokens: Annotated[
-        int | None,
-        typer.Option(min=8, max=4096, help="Random ones that are repeated (128); or of the text (1024)."),
+        int,
+        typer.Option(
+            min=8, max=4096, help="Heads: random tokens that are repeated. Others: of each of 8 texts."
+        ),
+    ] = 128,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="For neurons and codes. Default: a Python module; what the model itself writes."),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text for neurons; a Python module if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random tokens.")] = 0,
+    rare: Annotated[
+        float,
+        typer.Option(min=0, max=0.1, help="Codes: share of a channel's keys beyond each end of its range."),
+    ] = 0.001,
+    seed: Annotated[int, typer.Option(help="Of the tokens.")] = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the heads that look far back, or how far the gates of MLPs open."""
+    """Find the heads that look far back, how far the gates of MLPs open, or codebooks of keys and values."""
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out={out}: there is no folder {out.parent}")
     if of is Of.heads and text is not None:
-        raise ConfigError("--text is for neurons: heads are profiled with random tokens; leave it out")
-    words = _read(text) if of is Of.neurons else ""
+        raise ConfigError(
+            "--text is for --of codes and neurons: heads are found from random tokens; leave it out"
+        )
     with start(config, quiet) as llm:
         if of is Of.heads:
-            count, found = _heads(llm, tokens or 128, random.Random(seed), out)
+            _heads(llm, out, tokens, seed, as_json, quiet)
+        elif of is Of.neurons:
+            texts = _texts(llm, Path(argparse.__file__) if text is None else text, tokens, seed)
+            _neurons(llm, out, [token for ids in texts for token in ids], as_json, quiet)
         else:
-            count, found = _neurons(llm, tokens or 1024, words, out)
-    if as_json:
-        write_json({"file": str(out), "tokens": count, "scores" if of is Of.heads else "quantiles": found})
-        return
-    if of is Of.heads:
-        names, use = [f"head {g}" for g in range(max(map(len, found)))], f"--kv-layout duo:profile={out}"
-    else:
-        names, use = [f"{share} % below" for share in SHARES], f"--skipper cats:profile={out}"
-        found = [[layer[share] for share in SHARES] for layer in found]
-    rows = [[str(i), *(f"{value:.3f}" for value in layer)] for i, layer in enumerate(found)]
-    write_table(["layer", *names], [row + [""] * (len(names) + 1 - len(row)) for row in rows], numbers=names)
-    note(f"written to {out}: use it with {use}", quiet)
+            _codes(llm, out, _texts(llm, text, tokens, seed), rare, as_json, quiet)
 
 
-def _heads(llm: LLM, tokens: int, draw: random.Random, out: Path) -> tuple[int, list[list[float]]]:
-    """Tokens of a period, and scores per layer and head."""
+def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bool) -> None:
+    import torch
+
+    from headrace.forward.batch import one_text
     from headrace.kv.heads import Probe, write_profile
 
     engine = llm.engine
     period = min(tokens, engine.context // PERIODS)
+    draw = random.Random(seed)
+    ids = draw.choices(range(engine.architecture.vocab), k=period) * PERIODS
     probe = Probe(engine.architecture, period)
-    _run(llm, draw.choices(range(engine.architecture.vocab), k=period) * PERIODS, probe)
-    write_profile(out, engine.architecture, probe.scores)
-    return period, probe.scores
+    with torch.inference_mode():
+        engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), probe)
+    write_profile(out, engine.architecture, probe.scores, probe.spread())
+    if as_json:
+        write_json({"file": str(out), "tokens": period, "scores": probe.scores, "spread": probe.spread()})
+        return
+    rows = [[str(i), *(f"{score:.3f}" for score in layer)] for i, layer in enumerate(probe.scores)]
+    heads = [f"head {g}" for g in range(max(map(len, probe.scores)))]
+    write_table(["layer", *heads], [row + [""] * (len(heads) + 1 - len(row)) for row in rows], numbers=heads)
+    note(f"written to {out}: use it with --kv-layout duo:profile={out}", quiet)
 
 
-def _neurons(llm: LLM, tokens: int, words: str, out: Path) -> tuple[int, list[list[float]]]:
-    """Tokens that were run, and quantiles per layer."""
-    from headrace.forward.neurons import watch, write_profile
-    from headrace.kv.heads import Probe
-
-    engine = llm.engine
-    ids = llm.tokenizer.encode(words[: 32 * tokens], parse_special=False)[: min(tokens, engine.context)]
-    if len(ids) < 8:
-        raise ConfigError(f"the text has only {len(ids)} tokens: give a longer one with --text")
-    found = watch(engine.decoder)
-    _run(llm, ids, Probe(engine.architecture, len(ids) // 2))
-    write_profile(out, engine.architecture, found)
-    return len(ids), found
-
-
-def _run(llm: LLM, ids: list[int], probe: Any) -> None:
+def _neurons(llm: LLM, out: Path, ids: list[int], as_json: bool, quiet: bool) -> None:
     import torch
 
     from headrace.forward.batch import one_text
+    from headrace.forward.neurons import watch, write_profile
+    from headrace.kv.heads import Probe
 
+    engine, ids = llm.engine, ids[: llm.engine.context]
+    if len(ids) < 8:
+        raise ConfigError(f"the text has only {len(ids)} tokens: give a longer one with --text")
+    found = watch(engine.decoder)
     with torch.inference_mode():
-        llm.engine.decoder.forward(one_text(torch.tensor(ids, device=llm.engine.device)), probe)
+        text = one_text(torch.tensor(ids, device=engine.device))
+        engine.decoder.forward(text, Probe(engine.architecture, len(ids) // 2))
+    write_profile(out, engine.architecture, found)
+    if as_json:
+        write_json({"file": str(out), "tokens": len(ids), "quantiles": found})
+        return
+    names = [f"{share} % below" for share in SHARES]
+    rows = [[str(i), *(f"{layer[share]:.3f}" for share in SHARES)] for i, layer in enumerate(found)]
+    write_table(["layer", *names], rows, numbers=names)
+    note(f"written to {out}: use it with --skipper cats:profile={out}", quiet)
 
 
-def _read(text: Path | None) -> str:
-    """The text to profile neurons on: without any, a module that the models in the box were trained on."""
-    path = Path(argparse.__file__) if text is None else text
+def _codes(llm: LLM, out: Path, texts: list[list[int]], rare: float, as_json: bool, quiet: bool) -> None:
+    import torch
+
+    from headrace.forward.batch import one_text
+    from headrace.kv import codebooks
+    from headrace.kv.unrotated import rotaries
+
+    engine = llm.engine
+    turns = rotaries(engine.architecture, engine.device, engine.decoder.dtype)
+    samples = codebooks.Samples(engine.architecture, turns)
+    with torch.inference_mode():
+        for ids in texts:
+            engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), samples)
+    books = codebooks.learn(engine.architecture.family, samples, rare)
+    codebooks.write(out, books)
+    size = sum(map(len, texts))
+    if as_json:
+        write_json({"file": str(out), "tokens": size, "layers": len(books.layers), "weights": "uniform"})
+        return
+    note(
+        f"learnt from {size} tokens, all weighing the same: use it with --kv-codec kvquant:codebooks={out}",
+        quiet,
+    )
+
+
+def _texts(llm: LLM, path: Path | None, tokens: int, seed: int) -> list[list[int]]:
+    """Of so many tokens each: cut from a file, or written by the model at temperature 1."""
+    from headrace.params import SamplingParams
+
+    length = min(tokens, llm.engine.context - 1)
+    if path is None:
+        first = llm.tokenizer.bos if llm.tokenizer.bos is not None else random.Random(seed).randrange(256)
+        params = SamplingParams(temperature=1, n=TEXTS, max_tokens=length - 1, seed=seed, ignore_eos=True)
+        [output] = llm.generate([[first]], params, progress=False)
+        return [[first, *sample.token_ids] for sample in output.samples]
     try:
         if path.stat().st_size > MAX_TEXT:
-            raise ConfigError(f"--text={path} has more than {MAX_TEXT} bytes: give a shorter one")
-        return path.read_text(encoding="utf-8")
+            raise ConfigError(f"--text={path} is larger than {MAX_TEXT} bytes: give a part of it")
+        ids = llm.tokenizer.encode(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--text={path} cannot be read: {error}") from None
+        raise ConfigError(f"--text={path} cannot be read as UTF-8 text: {error}") from None
+    texts = [ids[at : at + length] for at in range(0, min(len(ids), TEXTS * length), length)]
+    if not texts:
+        raise ConfigError(f"--text={path} is empty: give some text")
+    return texts

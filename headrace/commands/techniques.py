@@ -17,7 +17,7 @@ from headrace.errors import ConfigError, nearest
 from headrace.slots import Slot, slots
 
 EXACT = {
-    "bits": "the same tokens, bit for bit, as the plain engine",
+    "bits": "the same tokens, bit for bit, as the plain engine (or as the technique that is named)",
     "law": "the same distribution",
     "lossy": "drifts; the drift is measured",
 }
@@ -61,6 +61,7 @@ def to_json(slot: Slot, name: str) -> dict[str, Any]:
         "slot": slot.name,
         "paper": card.paper,
         "exact": card.exact,
+        "exact_as": card.exact_as,
         "needs": [{"fact": fact, "why": why} for fact, why in card.needs],
         "breaks": [{"fact": fact, "why": why} for fact, why in card.breaks],
         "options": options(slot.load(name)),
@@ -97,7 +98,7 @@ def explain(slot: Slot, name: str) -> str:
         "",
         doc(technique),
         "",
-        f"exact: {facts['exact']} ({EXACT[facts['exact']]})",
+        f"exact: {_exact(facts)} ({EXACT[facts['exact']]})",
     ]
     lines += [f"needs {need['fact']}: {need['why']}" for need in facts["needs"]]
     lines += [f"cannot run with {clash['fact']}: {clash['why']}" for clash in facts["breaks"]]
@@ -127,7 +128,7 @@ def to_markdown() -> str:
 
 def _row(slot: Slot, name: str) -> tuple[str, str, str, str]:
     technique = slot.load(name)
-    return (slot.name, name, technique.card.exact, doc(technique).partition("\n")[0])  # type: ignore[attr-defined]
+    return (slot.name, name, _exact(to_json(slot, name)), doc(technique).partition("\n")[0])
 
 
 def _markdown_row(slot: Slot, name: str) -> str:
@@ -136,8 +137,12 @@ def _markdown_row(slot: Slot, name: str) -> str:
     rules = [f"Needs `{need['fact']}`: {need['why']}." for need in facts["needs"]]
     rules += [f"Not with `{clash['fact']}`: {clash['why']}." for clash in facts["breaks"]]
     chosen = ", ".join(f"`{_option(option)}`" for option in facts["options"])
-    cells = (f"`{name}`", " ".join([what, *rules]), facts["exact"], chosen, facts["paper"])
+    cells = (f"`{name}`", " ".join([what, *rules]), _exact(facts), chosen, facts["paper"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _exact(facts: dict[str, Any]) -> str:
+    return f"{facts['exact']}, beside {facts['exact_as']}" if facts["exact_as"] else str(facts["exact"])
 
 
 def _option(option: dict[str, Any]) -> str:

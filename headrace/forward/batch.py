@@ -50,6 +50,7 @@ def build_batch(
         sealed=placed.sealed,
         reads=placed.reads,
         segments=placed.segments,
+        folds=placed.folds,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
@@ -71,6 +72,7 @@ def one_text(ids_T: Tensor) -> Batch:
         slots=(),
         sealed=(),
         reads=(),
+        folds=(),
         rows_R=ids_T.new_empty(0),
     )
 

@@ -61,6 +61,7 @@ class Probe:
             sealed=placed.sealed,
             reads=placed.reads,
             segments=placed.segments,
+            folds=placed.folds,
             written=placed.written,
             selecting=placed.selecting,
             rows_R=torch.empty(0, dtype=torch.int64, device=device),

@@ -1,16 +1,17 @@
 """KVCache: keys and values from write to read. Layout, codec, keeper and prefix tree meet only here.
 
-Inside a layer:  write -> seal -> index -> select -> attend (per segment) -> merge.
+Inside a layer:  write -> seal -> fold -> index -> select -> attend (per segment) -> merge.
 After a step, per sequence:  advance = keep -> free.
 
 To seal is to store a block that has become whole, with a codec that takes whole blocks; see kv/groups.py. It may hold
 drafted tokens: if they are refused, the block is sealed again when the right ones are there. Its tokens in the rest are
-let go of once they are final.
+let go of once they are final. To fold is to merge what leaves a window into a record; see kv/summary.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,20 +20,22 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, State, merge
-from headrace.kv import paged
+from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import GroupSpec, size_pages
+from headrace.kv.groups import ALIGN, GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
+from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
-from headrace.types import Batch, Reads, Run, Segment, Sequence, Span, StepPlan
+from headrace.kv.unrotated import Unrotated, rotaries
+from headrace.types import Batch, Fold, Reads, Run, Segment, Sequence, Span, StepPlan
 
 
 class KVCache:
@@ -79,11 +82,20 @@ class KVCache:
         self._chunks = Chunks(architecture, dtype, device)
         self._chunks.check(groups, sizes)
         self._device = device
-        self._live = [
-            _rest(codec, group, tokens, dtype) if group.holds == "rest" else codec.start(group, tokens, dtype)
-            for group, tokens in zip(groups, sizes.tokens, strict=True)
-        ]
-        self._layers = _parts(architecture, groups)
+        self._live: dict[int, LiveCodec] = {}
+        self._summaries: dict[int, summary.LiveSummary] = {}
+        self._asked: dict[int, summary.AskedQueries] = {}
+        for index, (group, tokens) in enumerate(zip(groups, sizes.tokens, strict=True)):
+            if group.holds == "summary":
+                self._summaries[index] = summary.start_summary(group, group.block // tokens, dtype)
+            elif group.holds == "queries":
+                self._asked[index] = summary.AskedQueries(group, tokens, dtype)
+            elif group.holds == "rest":
+                self._live[index] = paged.Paged(group, tokens, dtype, codec.rest or dtype)
+            else:
+                self._live[index] = codec.start(group, tokens, dtype)
+        self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
+        self._layers = parts_of(architecture, groups)
         self._selector = selector
         self._selections = begin(selector, codec, dtype, self._live, groups, sizes.tokens)
         parts = [part for layer in self._layers.values() for part in layer]
@@ -101,12 +113,17 @@ class KVCache:
         parts = self._layers[layer]
         for part in parts:
             heads = slice(None) if part.kv_heads is None else part.kv_heads
-            slots_T, k, v = batch.slots[part.group], k_TGH, v_TGH
+            slots_T, k, v, positions_T = batch.slots[part.group], k_TGH, v_TGH, batch.positions_T
             if batch.written:
-                k, v = k[batch.written[part.group]], v[batch.written[part.group]]
-            self._live[part.group].write(arena, layer, k[:, heads], v[:, heads], slots_T)
+                k, v, positions_T = (x[batch.written[part.group]] for x in (k, v, positions_T))
+            keys = k[:, heads]
+            if self._unrotated is not None:
+                keys = self._unrotated.back(layer, keys, positions_T)
+            self._live[part.group].write(arena, layer, keys, v[:, heads], slots_T)
             if part.blocks is not None and len(batch.slots[part.blocks]):
                 self._seal(part, layer, batch)
+            if part.records is not None:
+                self._fold(part, layer, q_TNH[:, part.heads], batch)
             selection = self._selections.get(part.group)
             if selection is not None and part.window is None:
                 selection.index(arena, layer, batch.selecting[part.group])
@@ -147,23 +164,31 @@ class KVCache:
 
     def place(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, written, sealed, reads, segments = [], [], [], [], []
+        slots, written, sealed, reads, folded, segments = [], [], [], [], [], []
         rows = stretches(spans, self.tables)
         trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
             blocks = group.holds == "blocks"
             parts = writes(spans, self.tables, index)
-            slots.append(self._tensor([slot for part in parts for slot in self._slots(index, *part[:3])]))
+            rowwise = [] if group.holds == "summary" else parts
+            slots.append(self._tensor([slot for part in rowwise for slot in self._slots(index, *part[:3])]))
             sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
             reads.append(self._reads(rows, index)[1])
             if self._chunks.size is not None:
-                segments.append((self._segment(rows, index, BEFORE), self._segment(rows, index, FAR)))
+                before, far = (self._reads(rows, index, segment) for segment in (BEFORE, FAR))
+                segments.append(
+                    (Segment(self._tensor(before[0]), before[1]), Segment(self._tensor(far[0]), far[1]))
+                )
+            folded.append(
+                tuple(summary.folds(self.tables, index, [part[:3] for part in parts], self._device))
+            )
             if trees:
                 written.append(self._tensor([row for part in parts for row in part.rows]))
-        some = tuple(segments) if any(len(before.rows_K) for before, _ in segments) else ()
+        some = tuple(segments) if any(len(pair[0].rows_K) for pair in segments) else ()
         selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
-        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads), selecting, some)
+        placed = (tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
+        return Placed(*placed, some)
 
     def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
         """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
@@ -175,20 +200,43 @@ class KVCache:
         take more for a while."""
         tables = self.tables
         pairs = zip(tables.groups, tables.sizes.tokens, strict=True)
-        return sum(tables.sizes.page_bytes / tokens for group, tokens in pairs if group.holds != "rest")
+        return sum(
+            tables.sizes.page_bytes / tokens for group, tokens in pairs if group.holds in ("all", "blocks")
+        )
 
     def check(self) -> None:
         """Every invariant of pages, tables and prefix tree; tests call it after each step."""
         self.tables.check()
 
-    def _seal(self, part: _Part, layer: int, batch: Batch) -> None:
+    def _seal(self, part: Part, layer: int, batch: Batch) -> None:
         """Stores the blocks that have become whole, read from the pages that hold their tokens."""
         assert part.blocks is not None
         arena, slots_T = self.tables.pool.arena_PX, batch.slots[part.blocks]
         k_TGH, v_TGH = self._live[part.group].read(arena, layer, batch.sealed[part.blocks], len(slots_T))
         self._live[part.blocks].write(arena, layer, k_TGH, v_TGH, slots_T)
 
-    def _attend_part(self, part: _Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
+    def _fold(self, part: Part, layer: int, q_TNH: Tensor, batch: Batch) -> None:
+        """Makes the records of blocks that have become whole."""
+        assert part.records is not None
+        arena, read = self.tables.pool.arena_PX, partial(self._read, part.stored)
+        asked = None if part.asked is None else self._asked[part.asked]
+        if asked is not None and part.asked is not None:
+            rows = q_TNH[batch.written[part.asked]] if batch.written else q_TNH
+            asked.write(arena, layer, rows, batch.slots[part.asked])
+        for fold in batch.folds[part.records]:
+            queries = None if asked is None else asked.read(arena, layer, fold, part.scale)
+            self._summaries[part.records].merge(arena, layer, fold, read, queries)
+
+    def _read(
+        self, group: int, layer: int, pages_B: Tensor, length: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values of the tokens from position `start` on."""
+        store, arena = self._live[group], self.tables.pool.arena_PX
+        if self._unrotated is None:
+            return store.read(arena, layer, pages_B, length)
+        return self._unrotated.read(store, arena, start, layer, pages_B, length)
+
+    def _attend_part(self, part: Part, layer: int, q_TNH: Tensor, batch: Batch) -> Tensor:
         arena = self.tables.pool.arena_PX
         queries = Queries(q_TNH, batch.positions_T, part.scale, part.window, part.sink)
         selection = self._selections.get(part.group)
@@ -196,10 +244,18 @@ class KVCache:
             out_TNH = selection.attend(arena, layer, queries, batch.selecting[part.group])
             if out_TNH is not None:
                 return out_TNH
-        state = self._live[part.group].attend(arena, layer, queries, batch.reads[part.group])
+        live, reads = self._live[part.group], batch.reads[part.group]
+        if self._unrotated is None:
+            state = live.attend(arena, layer, queries, reads)
+        else:
+            size = self.tables.sizes.tokens[part.group]
+            state = self._unrotated.attend(live, arena, size, layer, queries, reads)
         if part.blocks is not None:
             blocks = self._live[part.blocks].attend(arena, layer, queries, batch.reads[part.blocks])
             state = merge([blocks, state])
+        if part.records is not None and batch.reads[part.records].runs:
+            reads = batch.reads[part.records]
+            state = merge([self._summaries[part.records].attend(arena, layer, queries, reads), state])
         for group in (part.group, part.blocks) if batch.segments else ():
             if group is not None:
                 self._add_segments(state, layer, queries, batch, group)
@@ -243,14 +299,9 @@ class KVCache:
             self._tensor([page for part in parts for page in self._pages(group, *part[:3])]),
         )
 
-    def _segment(self, rows: list[Stretch], group: int, segment: int) -> Segment:
-        own, reads = self._reads(rows, group, segment)
-        return Segment(self._tensor(own), reads)
-
     def _reads(self, rows: list[Stretch], group: int, segment: int = OWN) -> tuple[list[int], Reads]:
-        """Whose they are, and runs of live pages, from the first that a query can see. Rows that see different blocks,
-        or chunks, have runs of their own. Those that see no block of their own chunk have an empty one; those
-        that see nothing of another segment are left out, and the others counted among themselves."""
+        """Whose rows, and runs of live pages from the first that a query can see; apart where rows see other blocks or
+        chunks. Of their own chunk all rows have one; of others those that see something, counted among themselves."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
@@ -283,6 +334,7 @@ class Placed(NamedTuple):
     sealed: tuple[Tensor, ...]
     """int64: in a group of blocks, the pages of the group beside it that these tokens are read from."""
     reads: tuple[Reads, ...]
+    folds: tuple[tuple[Fold, ...], ...]
     selecting: Mapping[int, Selecting]
     """Only of groups that have a selector."""
     segments: tuple[tuple[Segment, Segment], ...] = ()
@@ -291,11 +343,15 @@ class Placed(NamedTuple):
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
     """The groups that have block tables: within the keeper's limits, and with a codec that takes whole blocks split in
-    two, the blocks first."""
-    groups = tuple(keeper.limit(group) for group in groups)
-    if codec.block_tokens is None:
-        return groups
-    return tuple(part for group in groups for part in group.split(codec.block_tokens))
+    two, the blocks first; then the records of those that have a summary."""
+    found: list[GroupSpec] = []
+    for group in map(keeper.limit, groups):
+        found += [group] if codec.block_tokens is None else group.split(codec.block_tokens)
+        if group.summary is not None:
+            summary.check_window(group, codec.block_tokens)
+            found.append(group.records())
+            found += [group.asked()] if group.summary.asks else []
+    return tuple(found)
 
 
 def page_bytes_of(
@@ -303,23 +359,25 @@ def page_bytes_of(
 ) -> int:
     """Bytes of a page that holds this many tokens of a group of stored_groups: what a selector knows of it comes
     last."""
+    if group.holds == "summary":
+        return summary.page_bytes(group, group.block // tokens, dtype)
+    if group.holds == "queries":
+        return summary.AskedQueries(group, tokens, dtype).page_bytes
     if group.holds == "rest":
         return paged.page_bytes(group, tokens, codec.rest or dtype)
     known = selector.page_bytes(group) if selector is not None and group.window is None else 0
-    return codec.page_bytes(group, tokens, dtype) + -(-known // paged.ALIGN) * paged.ALIGN
-
-
-def _rest(codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype) -> LiveCodec:
-    return paged.Paged(group, tokens, dtype, codec.rest or dtype)
+    return codec.page_bytes(group, tokens, dtype) + -(-known // ALIGN) * ALIGN
 
 
 def _resumed(group: GroupSpec) -> int | None:
-    """How far back a sequence reads that resumes after whole blocks: of the rest, nothing."""
-    return 0 if group.holds == "rest" else group.window
+    """How far back a sequence reads that resumes after whole blocks: of the rest, nothing; of records, the last."""
+    if group.holds == "summary":
+        return 1
+    return 0 if group.passing else group.window
 
 
 def _sink(group: GroupSpec) -> int:
-    return 0 if group.holds == "rest" else group.sink
+    return group.sink if group.holds in ("all", "blocks") else 0
 
 
 def namespace(seq: Sequence) -> str:
@@ -342,43 +400,3 @@ def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
     if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
         return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
     return seq.tokens[: seq.prompt_len + 1] if prompts_only else seq.tokens
-
-
-class _Part:
-    """The heads of one layer that one group stores; or two, if one has whole blocks."""
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        layer: int,
-        within: GroupSpec,
-        group: int,
-        blocks: int | None,
-        kv_heads: tuple[int, ...],
-    ) -> None:
-        """within: the group that is number `group`; what it keeps, its layers see."""
-        spec = architecture.blocks[layer].attention
-        self.group, self.blocks = group, blocks
-        self.scale = spec.scale
-        self.window = min((w for w in (spec.window, within.window) if w is not None), default=None)
-        self.sink = within.sink if spec.window is None else 0
-        whole = kv_heads == tuple(range(spec.kv_heads))
-        each = spec.heads // spec.kv_heads
-        self.kv_heads = None if whole else list(kv_heads)
-        self.heads = [g * each + i for g in kv_heads for i in range(each)]
-
-
-def _parts(architecture: Architecture, groups: tuple[GroupSpec, ...]) -> Mapping[int, list[_Part]]:
-    parts: dict[int, list[_Part]] = {}
-    for index, group in enumerate(groups):
-        if group.holds == "blocks":  # it goes with the next one
-            continue
-        blocks = index - 1 if group.holds == "rest" else None
-        for member in group.members:
-            parts.setdefault(member.layer, []).append(
-                _Part(architecture, member.layer, group, index, blocks, member.kv_heads)
-            )
-    for layer, block in enumerate(architecture.blocks):
-        heads = sorted(h for part in parts[layer] for h in (part.kv_heads or range(block.attention.kv_heads)))
-        assert heads == list(range(block.attention.kv_heads)), f"the layout leaves out heads of layer {layer}"
-    return parts

@@ -11,11 +11,8 @@ from torch import Tensor
 from headrace.kernels import paged_attention
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.paged_attention import PageStore
-from headrace.kv.groups import GroupSpec
+from headrace.kv.groups import ALIGN, GroupSpec
 from headrace.types import Reads
-
-ALIGN = 64
-"""Pages start on cache lines."""
 
 
 def page_bytes(group: GroupSpec, tokens: int, stored: torch.dtype) -> int:

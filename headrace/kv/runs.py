@@ -21,8 +21,9 @@ def alike(part: Stretch, spec: GroupSpec, chunks: Chunks) -> Iterator[tuple[int,
     """[first, end) of the positions that see the same blocks and chunks."""
     first = part.start
     while first < part.stop:
+        limit = spec.alike(first)
         end = chunks.end(first, part.stop)
-        end = end if spec.holds == "all" else min(end, (first // spec.block + 1) * spec.block)
+        end = end if limit is None else min(end, limit)
         yield first, end
         first = end
 

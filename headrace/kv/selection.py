@@ -301,7 +301,7 @@ def begin(
     selector: Selector | None,
     codec: Codec,
     dtype: torch.dtype,
-    live: list[LiveCodec],
+    live: Mapping[int, LiveCodec],
     groups: tuple[GroupSpec, ...],
     page_tokens: tuple[int, ...],
 ) -> dict[int, Selection]:
@@ -310,9 +310,10 @@ def begin(
     if selector is None:
         return found
     for index, (group, tokens) in enumerate(zip(groups, page_tokens, strict=True)):
+        if group.window is not None:
+            continue
         pages = live[index]
-        at = codec.page_bytes(group, tokens, dtype)
-        begun = None if group.window else selector.start(group, at, pages)
+        begun = selector.start(group, codec.page_bytes(group, tokens, dtype), pages)
         if begun is not None:
             assert isinstance(pages, Paged), "cards refuse codecs of whole blocks"
             found[index] = Selection(begun, pages)

@@ -178,7 +178,7 @@ class BlockTables:
             kept = self.groups[group].kept(computed)
             if kept == ((0, computed),):
                 continue
-            for index in range(computed // size):
+            for index in range(self.groups[group].stored(computed) // size):
                 if pages[index] != FREED and not any(
                     a < (index + 1) * size and index * size < b for a, b in kept
                 ):
@@ -282,7 +282,8 @@ class BlockTables:
                 granule = node.pages[group]
                 assert self._tree is not None
                 usable = granule is not None and self._tree.needs(group, index, len(path))
-                pages += granule if usable and granule else [FREED] * (self.sizes.granule // size)
+                found = granule if usable and granule else ()
+                pages += [FREED] * (self.sizes.granule // size - len(found)) + list(found)
             table.append(pages)
         return table
 
@@ -301,16 +302,17 @@ class BlockTables:
             self._tips[seq] = node
 
     def _slice(self, pages: list[int], group: int, start: int) -> tuple[int, ...] | None:
-        """The granule's pages if all are here and none is already some other node's."""
-        size = self.sizes.tokens[group]
-        if self.groups[group].holds == "rest":  # nobody who comes later reads it
+        """The granule's pages if all are here and none is already some other node's. Of records, those of its last."""
+        size, spec, stop = self.sizes.tokens[group], self.groups[group], start + self.sizes.granule
+        if spec.passing:  # nobody who comes later reads it
             return None
-        part = tuple(pages[start // size : (start + self.sizes.granule) // size])
+        part = tuple(pages[(stop - spec.block if spec.holds == "summary" else start) // size : stop // size])
         return None if any(page == FREED or self.pool.is_cached(page) for page in part) else part
 
     def _adopt(self, pages: list[int], group: int, start: int, node_pages: tuple[int, ...] | None) -> None:
         """Replaces the sequence's copies of a granule by the tree's."""
-        for index, page in enumerate(node_pages or (), start // self.sizes.tokens[group]):
+        stop = (start + self.sizes.granule) // self.sizes.tokens[group]
+        for index, page in enumerate(node_pages or (), stop - len(node_pages or ())):
             if pages[index] not in (FREED, page):
                 self.pool.hold(page)
                 self.pool.drop(pages[index])

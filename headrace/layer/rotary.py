@@ -41,6 +41,13 @@ class Rotary:
         """Rotates row t of [T, N, H] to its position; x stays as it is."""
         return self.at(positions_T)(x_TNH.clone())
 
+    def undo(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
+        """Rotates row t of [T, N, H] back from its position; x stays as it is."""
+        back = -self.sin_LF[positions_T]
+        rows_T = torch.arange(len(positions_T), device=positions_T.device)
+        scaled = x_TNH / self.scale**2  # both rotations make it longer
+        return kernel.rotate(scaled, self.cos_LF[positions_T], back, rows_T)
+
 
 def frequencies(head_size: int, theta: float) -> Tensor:
     """Radians per position of each pair: theta ** (-2i / H), float64 [F]."""

@@ -103,7 +103,7 @@ class Target:
         """What the model becomes. Raises ConfigError for a format without codes, or a model that cannot be."""
         if not isinstance(self.form, Coded):
             raise ConfigError(
-                f"--weights {self.weights_spec} has no codes that a recipe could choose: name a format that has, such as "
+                f"--weights {self.weights_spec} has no codes that a recipe could choose: name one that has, such as "
                 "int4:group=128"
             )
         return self.recipe.plan(architecture)

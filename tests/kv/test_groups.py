@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import ConfigError
 from headrace.kv.groups import MAX_GRANULE, GroupSpec, Member, size_pages
+from headrace.kv.layouts.razor import Mean
 
 
 def group(layers: int, heads: int = 1, size: int = 1) -> GroupSpec:
@@ -111,6 +112,41 @@ def test_each_position_is_read_from_one_of_the_two(window: int | None, sink: int
                 kept = set(positions(part.kept(computed))) | set(range(computed, position + 1))
                 assert set(read) <= kept, "what is read was let go of"
     assert rest.behind == 8 and blocks.behind == window
+
+
+@pytest.mark.parametrize("sink", [0, 8])
+@pytest.mark.parametrize("window", [8, 24])
+def test_each_position_is_read_or_has_gone_into_the_record(window: int, sink: int) -> None:
+    """And the record is kept for whoever may still read it, as the window is for what it is made of."""
+    spec = replace(group(2, 1, 8), window=window, sink=sink, summary=Mean(8))
+    records = spec.records()
+    for position in range(90):
+        left, start = spec.left(position), position // 8 * 8
+        seen = positions(spec.readable(position, position + 1))
+        assert seen == [p for p in range(position + 1) if p < sink or p >= sink + left]
+        assert len(seen) <= sink + window and (left == 0 or seen[sink] % 8 == 0)
+        assert spec.alike(position) == start + 8
+        read = records.readable(position, position + 1)
+        assert read == (((start - 8, start),) if left else ())
+        for computed in (position, position + 1):
+            kept = set(positions(records.kept(computed))) | set(range(computed, position + 1))
+            assert set(positions(read)) <= kept, "a record was let go of"
+            still = set(positions(spec.kept(computed))) | set(range(computed, position + 1))
+            leaving = range(max(sink, start + 8 - window), start + 16 - window)
+            assert set(leaving) & set(range(position + 1)) <= still, "what a record is made of was let go of"
+    assert records.stored(23) == 16 and records.behind == 16
+
+
+def test_a_record_may_need_several_pages() -> None:
+    """As many as divide its block, so that a page stands for a part of the block's tokens."""
+    spec = replace(group(2, 2, 16), window=24, sink=8, summary=Mean(8))
+    for wanted in (1, 3):
+        sizes = size_pages(
+            [spec, spec.records()], 4, lambda g, n, w=wanted: 1024 * n * (1 if g.holds == "all" else w)
+        )
+        assert sizes.tokens == (4, 4 if wanted == 1 else 1) and sizes.granule == 8
+    with pytest.raises(ConfigError, match="use 1"):
+        size_pages([spec, spec.records()], 3, lambda g, n: 64)
 
 
 def positions(intervals: tuple[tuple[int, int], ...]) -> list[int]:

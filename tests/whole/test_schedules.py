@@ -71,9 +71,9 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
             ["orca", "sarathi:tokens=1,idle=1", "sarathi:tokens=4,idle=9", "sarathi:tokens=16,idle=64"]
         )
     )
-    layout = draw(st.sampled_from(["windows", "windows", "single"]))
-    page_tokens = draw(st.sampled_from(models.page_tokens(model)))
     stack = models.stack(model)
+    layout = stack.get("kv-layout") or draw(st.sampled_from(["windows", "windows", "single"]))
+    page_tokens = draw(st.sampled_from(models.page_tokens(model)))
     architecture = models.decoder(model).architecture
     known = slots()
     codec = known["kv-codec"].make(stack.get("kv-codec", "plain"))
@@ -105,7 +105,7 @@ def schedules(
     draw: st.DrawFn, names: tuple[str, ...] = tuple(models.WINDOWS)
 ) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
     model = draw(st.sampled_from(sorted(names)))
-    paged = model in models.NATIVE or model in models.BLOCKS
+    paged = model in models.NATIVE or model in models.BLOCKS or model in models.ARTIFACTS
     wanted = draw(asks((17, 17, 33, 40) if paged else (0, 3, 5, 8, 12, 21, 40)))
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in wanted)
     forks = [

@@ -32,7 +32,12 @@ from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, scripted
 
 OPTIONS = {
     "policy": ["sarathi:tokens=3,idle=7", "sarathi:tokens=16,idle=16"],
-    "kv-codec": ["kivi:group=16,residual=16", "kivi:bits=2,group=16,residual=32"],
+    "kv-codec": [
+        "kivi:group=16,residual=16",
+        "kivi:bits=2,group=16,residual=32",
+        models.with_file("kvquant"),
+        models.with_file("kvquant:bits=2"),
+    ],
     "drafter": [
         "copyspec:gamma=1",
         "copyspec:gamma=2,length=3",
@@ -51,11 +56,20 @@ OPTIONS = {
 }
 """Specs beside the bare names of the index."""
 PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
-OPTIONS["kv-layout"] = [f"duo:profile={PROFILE},share=0.5,sink=2,window=8"]
-OPTIONS["kv-keeper"] = ["streaming:sink=3,window=10", "streaming:sink=0,window=30"]
 NEURONS = Path(tempfile.gettempdir()) / "headrace-test-stacks-neurons.json"
 OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 5]
 OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
+OPTIONS["kv-layout"] = [
+    f"duo:profile={PROFILE},share=0.5,sink=2,window=8",
+    f"razor:profile={PROFILE},share=0.5,sink=4,window=8,block=4",
+    f"razor:profile={PROFILE},share=0,sink=0,window=32,block=16",
+]
+OPTIONS["kv-keeper"] = [
+    "streaming:sink=3,window=10",
+    "streaming:sink=0,window=30",
+    "d2o:heavy=4,window=8,sink=4,block=4",
+    "d2o:heavy=12,window=32,sink=0,block=16",
+]
 OPTIONS["kv-selector"] = [
     "landmarks:share=0.3,least=4,sink=2,recent=4,dense=0",
     "landmarks:share=0,least=9,sink=0,recent=1,dense=1",
@@ -72,7 +86,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "cats")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "cats")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 

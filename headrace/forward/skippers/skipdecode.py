@@ -31,6 +31,7 @@ class SkipDecode:
         exact="lossy",
         paper="https://arxiv.org/abs/2307.02628",
         breaks=(
+            *((fact, _STORES) for fact in ("kv-codec=kvquant", "kv-keeper=d2o", "kv-layout=razor")),
             *((f"kv-selector={name}", _STORES) for name in ("landmarks", "squeezed", "vslash")),
             ("whole_blocks", "a block of tokens is stored at once, and some of them leave layers out"),
         ),

@@ -60,7 +60,7 @@ void bind_bf16_linear(nb::module_& m, Level level) {
                 if (rows == 0) return;
                 const int64_t tiled = (rows + 31) / 32 * 32, chunk_items = tiled * Bf16Shape::kChunk;
                 void* memory = scratch(Scratch::call, shape.chunks() * chunk_items * table.row_item_bytes);
-                table.multiply({shape, source, weights, memory, rows, Bf16Shape::kChunk, chunk_items, end});
+                table.multiply({{shape, source, memory, rows, Bf16Shape::kChunk, chunk_items, end}, weights});
             };
         },
         "x"_a, "packed"_a, "outputs"_a, "width"_a, "out"_a, "bias"_a.none(), "add"_a.none(), "before"_a,

@@ -4,13 +4,9 @@
 // products of a pair are rounded is the instruction's business, so levels differ in the last bits.
 //
 // Bounds, per 64 outputs x 32 inputs: 4,096 bytes read; 64 r dot instructions of 32 products for r rows.
+#include "bf16_linear/block.h"
+#include "bf16_linear/pack.h"
 #include "headrace/parallel.h"
-#if defined(HR_LEVEL_AMX)
-#include "bf16_linear/tiles.h"
-#else
-#include "bf16_linear/dots.h"
-#endif
-#include "headrace/transpose.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -18,44 +14,18 @@ namespace {
 void multiply(const Bf16Linear& a) {
     read_rows(a);
     in_pieces(a.shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) multiply_block(a, block);
+        for (int64_t block = begin; block < end; ++block) {
+            const Packed weights{a.packed + block * a.shape.block_items()};
+            multiply_block(a, weights, block);
+        }
     });
-}
-
-// The next 32 inputs of one output, of which `count` exist.
-template <class T>
-inline void read_inputs(const T* weight, int64_t count, bf16* out) {
-    for (int64_t i = 0; i < Shape::kChunk && i < count; i += kLanes) {
-        const int64_t n = count - i;
-        store(out + i, n >= kLanes ? load(weight + i) : load_first(weight + i, n));
-    }
-}
-inline void read_inputs(const bf16* weight, int64_t count, bf16* out) {
-    if (count >= Shape::kChunk) {
-        memcpy(out, weight, Shape::kChunk * sizeof(bf16));
-    } else {
-        memcpy(out, weight, static_cast<size_t>(count) * sizeof(bf16));
-    }
-}
-
-template <class T>
-void pack_tile(const Shape& shape, const T* weight, int64_t tile, bf16* packed) {
-    bf16* to = packed + tile / Shape::kTiles * shape.block_items() + tile % Shape::kTiles * Shape::kTileItems;
-    const int64_t first = tile * Shape::kTile, rest = shape.outputs - first;
-    for (int64_t i = 0; i < shape.width; i += Shape::kChunk, to += Shape::kTiles * Shape::kTileItems) {
-        bf16 rows[Shape::kTile][Shape::kChunk] = {};
-        for (int64_t o = 0; o < Shape::kTile && o < rest; ++o)
-            read_inputs(weight + (first + o) * shape.width + i, shape.width - i, rows[o]);
-        uint32_t pairs[kPairs][Shape::kTile];
-        transpose(rows, sizeof rows[0], pairs);
-        memcpy(to, pairs, sizeof pairs);
-    }
 }
 
 void pack(const Shape& shape, const Floats& weight, bf16* packed) {
     with_type(weight, [&](const auto* rows) {
         in_pieces(shape.blocks() * Shape::kTiles, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t tile = begin; tile < end; ++tile) pack_tile(shape, rows, tile, packed);
+            for (int64_t tile = begin; tile < end; ++tile)
+                pack_tile(shape, rows, tile, packed + tile / Shape::kTiles * shape.block_items());
         });
     });
 }

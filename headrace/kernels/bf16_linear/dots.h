@@ -7,9 +7,11 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kSliceChunks = 4;  // inputs of a block that all rows pass together: first-level cache
+template <class Weights>
+inline int64_t most_chunks(const Shape&) {  // that are asked for at once
+    return Weights::kSlice;
+}
 constexpr int64_t kPassRows = 96;  // rows per pass over a block: their inputs stay in the second-level cache
-constexpr int64_t kAhead = 8192;   // items from what is read to what is fetched
 
 // What one instruction, or two, multiply of a pair of sixteen outputs: both inputs, or the first, then the
 // second.
@@ -62,13 +64,14 @@ struct Slice {
     const bf16* weights;
     const RowItem* x;
     int64_t chunks;
-    bool fetch;  // nobody has read the weights before
+    const char* ahead;  // what is fetched meanwhile,
+    bool fetch;         // if nobody has read the weights before
 };
 
 // A slice's tiles from `t` on for kRows rows, sums of kAtOnce tiles in registers together; between slices
 // they lie in `sums`, [row][64].
-template <int kRows, int kAtOnce>
-void add_slice(const Bf16Linear& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
+template <class Weights, int kRows, int kAtOnce>
+void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
     const int64_t stride = a.stride;
     F32x16 sum[kRows][kAtOnce];
     HR_UNROLL
@@ -80,13 +83,13 @@ void add_slice(const Bf16Linear& a, const Slice& slice, int64_t t, int64_t row, 
     for (int64_t c = 0; c < slice.chunks; ++c) {
         const bf16* tile = slice.weights + (c * Shape::kTiles + t) * Shape::kTileItems;
         // In the order of memory, which is not that of reading: the processor follows nothing else.
-        const bf16* next = slice.weights + (t * slice.chunks + c * kAtOnce) * Shape::kTileItems + kAhead;
+        const char* next = slice.ahead + (t * slice.chunks + c * kAtOnce) * kPairs * Weights::kLine;
         const RowItem* x = slice.x + c * a.chunk_items + row * stride;
         for (int64_t k = 0; k < kPairs; ++k) {
             HR_UNROLL
             for (int u = 0; u < kAtOnce; ++u) {
                 const bf16* pairs = tile + u * Shape::kTileItems + k * 2 * Shape::kTile;
-                if (fetch) prefetch(next + (k * kAtOnce + u) * 2 * Shape::kTile);
+                if (fetch) prefetch(next + (k * kAtOnce + u) * Weights::kLine);
                 HR_UNROLL
                 for (int part = 0; part < kParts; ++part) {
                     const Part weights = load_part(pairs, part);
@@ -106,13 +109,14 @@ void add_slice(const Bf16Linear& a, const Slice& slice, int64_t t, int64_t row, 
 
 // As many rows at a time as there are registers for. On AVX2 six would just fit, but GCC keeps one of their
 // sums in memory, and waiting for that costs a third. All rows pass a tile before the next one.
-void add_rows(const Bf16Linear& a, const Slice& slice, int64_t count, float* sums) {
+template <class Weights>
+void add_rows(const Bf16Rows& a, const Slice& slice, int64_t count, float* sums) {
     int64_t done = 0;
     auto take = [&]<int kRows, int kAtOnce>() {
         const int64_t first = done;
         for (int64_t t = 0; t < Shape::kTiles; t += kAtOnce)
             for (done = first; done + kRows <= count; done += kRows)
-                add_slice<kRows, kAtOnce>(a, slice, t, done, sums + done * Shape::kBlock);
+                add_slice<Weights, kRows, kAtOnce>(a, slice, t, done, sums + done * Shape::kBlock);
     };
 #if defined(HR_LEVEL_AVX512)
     take.template operator()<6, 4>();
@@ -127,16 +131,16 @@ void add_rows(const Bf16Linear& a, const Slice& slice, int64_t count, float* sum
 #endif
 }
 
-void pass_rows(const Bf16Linear& a, int64_t block, int64_t first, int64_t count) {
+template <class Weights>
+void pass_rows(const Bf16Rows& a, Weights& weights, int64_t block, int64_t first, int64_t count) {
     alignas(64) float sums[kPassRows * Shape::kBlock];
     memset(sums, 0, static_cast<size_t>(count * Shape::kBlock) * sizeof(float));
-    const bf16* weights = a.packed + block * a.shape.block_items();
     const RowItem* x = static_cast<const RowItem*>(a.rows) + first * a.stride;
     const int64_t chunks = a.shape.chunks();
-    for (int64_t c = 0; c < chunks; c += kSliceChunks) {
-        const int64_t n = chunks - c < kSliceChunks ? chunks - c : kSliceChunks;
-        add_rows(a, {weights + c * Shape::kTiles * Shape::kTileItems, x + c * a.chunk_items, n, first == 0},
-                 count, sums);
+    for (int64_t c = 0; c < chunks; c += Weights::kSlice) {
+        const int64_t n = chunks - c < Weights::kSlice ? chunks - c : Weights::kSlice;
+        add_rows<Weights>(a, {weights.chunks(c, n), x + c * a.chunk_items, n, weights.ahead(c), first == 0},
+                          count, sums);
     }
     for (int64_t r = 0; r < count; ++r)
         for (int64_t t = 0; t < Shape::kTiles; ++t)
@@ -144,9 +148,10 @@ void pass_rows(const Bf16Linear& a, int64_t block, int64_t first, int64_t count)
                           load(sums + r * Shape::kBlock + t * Shape::kTile));
 }
 
-void multiply_block(const Bf16Linear& a, int64_t block) {
+template <class Weights>
+void multiply_block(const Bf16Rows& a, Weights& weights, int64_t block) {
     for (int64_t row = 0; row < a.count; row += kPassRows)
-        pass_rows(a, block, row, a.count - row < kPassRows ? a.count - row : kPassRows);
+        pass_rows(a, weights, block, row, a.count - row < kPassRows ? a.count - row : kPassRows);
 }
 
 }  // namespace

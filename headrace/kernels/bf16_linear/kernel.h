@@ -27,15 +27,19 @@ struct Bf16Shape {
     int64_t block_items() const { return chunks() * kTiles * kTileItems; }
 };
 
-struct Bf16Linear {
+// A product but for its weights, which may lie in memory in another form (dfloat_linear).
+struct Bf16Rows {
     Bf16Shape shape;
     RowSource source;
-    const bf16* packed;
     // Room for the rows: input i of one lies at row * stride + i / 32 * chunk_items + i % 32: chunk by chunk,
     // [chunks][rows][32].
     void* rows;
     int64_t count, stride, chunk_items;
     ProductEnd end;
+};
+
+struct Bf16Linear : Bf16Rows {
+    const bf16* packed;
 };
 
 struct Bf16LinearTable {

@@ -17,6 +17,24 @@ using RowItem = bf16;
 using RowItem = float;
 #endif
 
+// Weights that lie packed in memory. Others are made as they are asked for (dfloat_linear/decode.h): chunk by
+// chunk, in order, and again from the first one on for each pass of rows.
+struct Packed {
+    static constexpr int64_t kSlice = 4;  // chunks of a block that all rows pass together: first-level cache
+    static constexpr int64_t kLine = 64;  // bytes of memory that 32 weights are read from
+    const bf16* block;
+
+    // `count` chunks from chunk `first` on; they last until the next call.
+    const bf16* chunks(int64_t first, int64_t) const {
+        return block + first * Shape::kTiles * Shape::kTileItems;
+    }
+    // What is read a while after chunk `first`.
+    const char* ahead(int64_t first) const {
+        constexpr int64_t kAhead = 16384;
+        return reinterpret_cast<const char*>(chunks(first, 0)) + kAhead;
+    }
+};
+
 inline void store_rounded(bf16* p, F32x16 x) {
     store(p, x);
 }
@@ -26,7 +44,7 @@ inline void store_rounded(float* p, F32x16 x) {
     store(p, load(part));
 }
 
-void read_rows(const Bf16Linear& a) {
+void read_rows(const Bf16Rows& a) {
     for_each_row(a.count, 4 * a.shape.width, [&](int64_t row) {
         const int64_t padded = a.shape.chunks() * Shape::kChunk;
         float* x = static_cast<float*>(scratch(Scratch::piece, padded * 4));

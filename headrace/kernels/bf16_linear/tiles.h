@@ -10,8 +10,13 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 
+template <class Weights>
+inline int64_t most_chunks(const Shape& shape) {  // that are asked for at once
+    return shape.chunks();
+}
+
 // Thirty-two rows (or fewer) of one block, over all inputs: sums stay in tiles.
-void multiply_rows(const Bf16Linear& a, const bf16* block, int64_t first, int64_t count, float* sums) {
+void multiply_rows(const Bf16Rows& a, const bf16* block, int64_t first, int64_t count, float* sums) {
     const int64_t bytes = a.stride * 2;
     const bool both = count > kTileRows;
     for (int64_t t = 0; t < Shape::kTiles; t += 2) {
@@ -46,8 +51,9 @@ void multiply_rows(const Bf16Linear& a, const bf16* block, int64_t first, int64_
     }
 }
 
-void multiply_block(const Bf16Linear& a, int64_t block) {
-    const bf16* w = a.packed + block * a.shape.block_items();
+template <class Weights>
+void multiply_block(const Bf16Rows& a, Weights& weights, int64_t block) {
+    const bf16* w = weights.chunks(0, a.shape.chunks());
     alignas(64) float sums[2 * kTileRows * Shape::kBlock];
     const Tiles tiles(a.count < kTileRows ? a.count : kTileRows, 64);
     for (int64_t first = 0; first < a.count; first += 2 * kTileRows) {

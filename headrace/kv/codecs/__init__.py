@@ -26,12 +26,10 @@ class LiveCodec(Protocol):
         pages that are not shared. G are the kv heads of `layer` in this group."""
 
     def read(self, arena_PX: Tensor, layer: int, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [length, G, H] of the first `length` tokens in these pages, in order, in the model's dtype.
-        Slots that were never written may hold anything: the caller passes the number that were."""
+        """Keys and values [length, G, H] of the first `length` tokens in these pages, all of which were written."""
 
     def attend(self, arena_PX: Tensor, layer: int, queries: Queries, reads: Reads) -> State:
-        """Attention of a batch's rows over their runs, as kernels.paged_attention.reference has it: what one without
-        a kernel of its own calls. N are the query heads that share this group's kv heads."""
+        """Attention of a batch's rows over their runs, as in kernels.paged_attention. N: this group's query heads."""
 
 
 class Codec(Protocol):
@@ -39,10 +37,12 @@ class Codec(Protocol):
 
     card: ClassVar[Card]
     block_tokens: int | None
-    """None: tokens are written as they come. Else only whole blocks of this many are, in slots that follow each
-    other, in pages of whole blocks; those of an unfinished block the cache keeps apart, rounded to `rest` only."""
+    """None: tokens are written as they come. Else only whole blocks of this many are, in slots that follow each other,
+    in pages of whole blocks; those of an unfinished block the cache keeps apart, rounded to `rest` only."""
     rest: torch.dtype | None
     """What the tokens of an unfinished block are kept in; None is the model's own dtype."""
+    rotated: bool
+    """False: keys come before rotation, without blocks, and kv/unrotated.py attends to what is read."""
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of a page that holds `tokens` tokens of every member of the group. Pure; a multiple of 64."""
@@ -59,6 +59,7 @@ SLOT = Slot(
         "bf16": "headrace.kv.codecs.plain:Bf16",
         "int8": "headrace.kv.codecs.int8:Int8",
         "kivi": "headrace.kv.codecs.kivi:Kivi",
+        "kvquant": "headrace.kv.codecs.kvquant:Kvquant",
     },
     default="plain",
 )

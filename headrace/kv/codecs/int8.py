@@ -33,6 +33,7 @@ class Int8:
 
     block_tokens: ClassVar[None] = None
     rest: ClassVar[None] = None
+    rotated: ClassVar[bool] = True
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         return page_bytes(group, tokens, torch.int8)

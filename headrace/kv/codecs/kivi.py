@@ -22,8 +22,7 @@ from torch import Tensor
 from headrace.kernels import block_attention
 from headrace.kernels.attention import Queries, State
 from headrace.kernels.block_attention import BlockStore
-from headrace.kv.groups import GroupSpec
-from headrace.kv.paged import ALIGN
+from headrace.kv.groups import ALIGN, GroupSpec
 from headrace.slots import Card
 from headrace.types import Reads
 
@@ -36,6 +35,7 @@ class Kivi:
         slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2402.02750", gives=("whole_blocks",)
     )
     rest: ClassVar[torch.dtype] = torch.bfloat16
+    rotated: ClassVar[bool] = True
     bits: int = 4
     """Per number: 4 or 2."""
     group: int = 64

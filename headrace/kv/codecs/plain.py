@@ -29,6 +29,7 @@ class Plain:
 
     block_tokens: ClassVar[None] = None
     rest: ClassVar[None] = None
+    rotated: ClassVar[bool] = True
 
     def page_bytes(self, group: GroupSpec, tokens: int, dtype: torch.dtype) -> int:
         return page_bytes(group, tokens, self._stored(dtype))

@@ -17,7 +17,8 @@ class Keeper(Protocol):
     card: ClassVar[Card]
 
     def limit(self, group: GroupSpec) -> GroupSpec:
-        """The group with a window, and perhaps a sink beside it, no larger than its own. Pure.
+        """The group with a window, and perhaps a sink beside it, no larger than its own. Pure. What leaves the window
+        may be merged into a record that stays: GroupSpec.summary.
 
         A query's view is a matter of its position, so that it does not depend on how its prompt was cut: rows of one
         chunk see no more of each other than if they had come one by one.
@@ -31,6 +32,7 @@ SLOT = Slot(
     index={
         "everything": "headrace.kv.keepers.everything:Everything",
         "streaming": "headrace.kv.keepers.streaming:Streaming",
+        "d2o": "headrace.kv.keepers.d2o:D2O",
     },
     default="everything",
 )

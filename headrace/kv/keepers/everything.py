@@ -18,7 +18,9 @@ from headrace.slots import Card
 class Everything:
     """Drops nothing."""
 
-    card: ClassVar[Card] = Card(slot="kv-keeper", exact="bits", paper="none: plain attention")
+    card: ClassVar[Card] = Card(
+        slot="kv-keeper", exact="bits", paper="none: plain attention", recordable=True
+    )
 
     def limit(self, group: GroupSpec) -> GroupSpec:
         return group

@@ -21,7 +21,9 @@ from headrace.slots import Card
 class Streaming:
     """A sink and a window."""
 
-    card: ClassVar[Card] = Card(slot="kv-keeper", exact="lossy", paper="https://arxiv.org/abs/2309.17453")
+    card: ClassVar[Card] = Card(
+        slot="kv-keeper", exact="lossy", paper="https://arxiv.org/abs/2309.17453", recordable=True
+    )
     sink: int = 4
     """First tokens that stay."""
     window: int = 1020

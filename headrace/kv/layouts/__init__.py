@@ -21,7 +21,8 @@ class Layout(Protocol):
         """Every (layer, kv head) pair of the model, each in exactly one group. Pure.
 
         A group's window must be at least that of each of its layers (None is larger than any): pages that leave the
-        group's window are freed, and a layer must never want to read them again.
+        group's window are freed, and a layer must never want to read them again. What leaves a window may be merged
+        into a record that stays: GroupSpec.summary.
         """
         ...
 
@@ -33,6 +34,7 @@ SLOT = Slot(
         "windows": "headrace.kv.layouts.windows:Windows",
         "single": "headrace.kv.layouts.single:Single",
         "duo": "headrace.kv.layouts.duo:Duo",
+        "razor": "headrace.kv.layouts.razor:Razor",
     },
     default="windows",
 )

@@ -6,17 +6,17 @@ Idea    Some heads retrieve, from anywhere in the text; most attend to the first
         per model, with block tables of different lengths: memory of a long text is that of the heads that retrieve.
 Trades  Static, so nothing is computed while it runs. A head judged wrongly forgets what somebody asks for.
 Differs Heads are chosen by a profile that `headrace profile` makes from repeated random tokens, not by training. Layers
-        with windows of their own keep these. RazorAttention's compensation token is not kept.
+        with windows of their own keep these.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.architecture import Architecture
-from headrace.kv.groups import GroupSpec, Member
-from headrace.kv.heads import read_profile
+from headrace.kv.groups import GroupSpec
+from headrace.kv.heads import read_profile, split_heads
 from headrace.slots import Card
 
 
@@ -28,6 +28,7 @@ class Duo:
         slot="kv-layout",
         exact="lossy",
         paper="https://arxiv.org/abs/2410.10819",
+        recordable=True,
         artifact="a profile of the model's heads: headrace profile --model DIR --out FILE",
     )
     profile: str
@@ -44,33 +45,5 @@ class Duo:
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         scores = read_profile(self.profile, architecture)
-        far = [
-            (layer, head)
-            for layer, block in enumerate(architecture.blocks)
-            if block.attention.window is None
-            for head in range(block.attention.kv_heads)
-        ]
-        far.sort(key=lambda place: (-scores[place[0]][place[1]], place))
-        chosen = set(far[: round(self.share * len(far))])
-        parts: dict[tuple[int | None, int], list[Member]] = {}
-        for layer, block in enumerate(architecture.blocks):
-            attention = block.attention
-            for head in range(attention.kv_heads):
-                everything = attention.window is not None or (layer, head) in chosen
-                key = (attention.window, 0) if everything else (self.window, self.sink)
-                members = parts.setdefault(key, [])
-                if members and members[-1].layer == layer:
-                    members[-1] = replace(members[-1], kv_heads=(*members[-1].kv_heads, head))
-                else:
-                    members.append(Member(layer, (head,), attention.head_size))
-        ordered = sorted(
-            parts.items(), key=lambda item: (item[0][0] is not None, item[0][0] or 0, item[0][1])
-        )
-        return tuple(
-            GroupSpec(_name(window, sink), tuple(members), window, sink)
-            for (window, sink), members in ordered
-        )
-
-
-def _name(window: int | None, sink: int) -> str:
-    return "full" if window is None else f"window{window}" + (f"+{sink}" if sink else "")
+        near = GroupSpec("near", (), self.window, self.sink)
+        return split_heads(architecture, scores, self.share, near)

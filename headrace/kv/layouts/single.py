@@ -19,11 +19,18 @@ from headrace.slots import Card
 class Single:
     """All layers in one group without a window."""
 
-    card: ClassVar[Card] = Card(slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2309.06180")
+    card: ClassVar[Card] = Card(
+        slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2309.06180", recordable=True
+    )
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         members = tuple(
-            Member(layer, tuple(range(block.attention.kv_heads)), block.attention.head_size)
+            Member(
+                layer,
+                tuple(range(block.attention.kv_heads)),
+                block.attention.head_size,
+                block.attention.heads // block.attention.kv_heads,
+            )
             for layer, block in enumerate(architecture.blocks)
         )
         return (GroupSpec("all", members),)

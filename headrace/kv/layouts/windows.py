@@ -20,7 +20,9 @@ from headrace.slots import Card
 class Windows:
     """Groups layers by attention window; full attention first."""
 
-    card: ClassVar[Card] = Card(slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2503.18292")
+    card: ClassVar[Card] = Card(
+        slot="kv-layout", exact="bits", paper="https://arxiv.org/abs/2503.18292", recordable=True
+    )
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         layers: dict[int | None, list[Member]] = {}
@@ -29,7 +31,12 @@ class Windows:
             window = attention.window
             if window is not None and window >= architecture.context:
                 window = None  # it never slides
-            member = Member(layer, tuple(range(attention.kv_heads)), attention.head_size)
+            member = Member(
+                layer,
+                tuple(range(attention.kv_heads)),
+                attention.head_size,
+                attention.heads // attention.kv_heads,
+            )
             layers.setdefault(window, []).append(member)
         by_reach = sorted(layers.items(), key=lambda item: (item[0] is not None, item[0] or 0))
         return tuple(

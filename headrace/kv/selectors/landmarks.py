@@ -39,7 +39,10 @@ class Landmarks:
         paper="https://arxiv.org/abs/2406.10774",
         breaks=(
             ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
-            ("kv-keeper=streaming", "a window is all that is read, and there is nothing to choose from"),
+            (
+                "kv-keeper=streaming",
+                "a window is all that is read, and there is nothing to choose from; use one of them",
+            ),
         ),
     )
     answers: ClassVar[bool] = True

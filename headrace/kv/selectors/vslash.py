@@ -40,7 +40,10 @@ class VSlash:
         breaks=(
             ("prefix_cache", "what a prompt's beginning reads depends on its end; use --no-prefix-cache"),
             ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
-            ("kv-keeper=streaming", "a window is all that is read, and there is nothing to choose from"),
+            (
+                "kv-keeper=streaming",
+                "a window is all that is read, and there is nothing to choose from; use one of them",
+            ),
         ),
     )
     answers: ClassVar[bool] = False

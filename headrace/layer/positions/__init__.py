@@ -27,6 +27,9 @@ class LivePositions(Protocol):
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
         """at(positions_T) of a copy of x."""
 
+    def undo(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
+        """What was rotated to these positions as it was before, in a tensor of its own."""
+
 
 class LiveChunks(LivePositions, Protocol):
     """Of a scheme with chunks: `at` is for keys, and queries of the same chunk. What that has turned, the others turn

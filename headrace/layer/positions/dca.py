@@ -39,7 +39,10 @@ class Dca:
             rotary.ONE_SCHEME,
             ("sliding_window", "windowed layers see no far chunk, and were trained with their own distances"),
             ("kv-keeper=streaming", _FORGETS),
+            ("kv-keeper=d2o", _FORGETS),
             ("kv-layout=duo", _FORGETS),
+            ("kv-layout=razor", _FORGETS),
+            ("kv-codec=kvquant", "it turns keys when they are read, all of them for one rotation of a query"),
             *((f"kv-selector={name}", _CHOOSES) for name in ("landmarks", "squeezed", "vslash")),
         ),
     )
@@ -78,6 +81,9 @@ class _Live:
 
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
         return self._tables.rotate(x_TNH, positions_T % self._chunk)
+
+    def undo(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
+        return self._tables.undo(x_TNH, positions_T % self._chunk)
 
     def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]:
         behind_T = self._chunk + self._local - positions_T % self._chunk

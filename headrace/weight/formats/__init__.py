@@ -30,7 +30,7 @@ class Format(Protocol):
         ...
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        """Memory of a matrix of this size. Pure."""
+        """Memory of a matrix of this size. Pure. Where it depends on the weights: of those that follow a normal law."""
         ...
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Packing:
@@ -45,6 +45,7 @@ SLOT = Slot(
     index={
         "plain": "headrace.weight.formats.plain:Plain",
         "bf16": "headrace.weight.formats.bf16:Bf16",
+        "dfloat11": "headrace.weight.formats.dfloat11:Dfloat11",
         "int8": f"{_INT}:Int8",
         "int7": f"{_INT}:Int7",
         "int6": f"{_INT}:Int6",
@@ -53,6 +54,7 @@ SLOT = Slot(
         "int4_dual": "headrace.weight.formats.int4_dual:Int4Dual",
         "int3": f"{_INT}:Int3",
         "int2": f"{_INT}:Int2",
+        "spqr": "headrace.weight.formats.spqr:Spqr",
         "tmac": "headrace.weight.formats.tmac:Tmac",
     },
     default="plain",

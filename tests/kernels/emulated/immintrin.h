@@ -270,6 +270,27 @@ inline __m512i _mm512_broadcast_i32x4(__m128i x) {
     memcpy(lane, &x, sizeof lane);
     return emulate<__m512i>([&](int i) { return lane[i % 4]; });
 }
+// Within each quarter, the bytes from `from` on of both in turns.
+inline __m512i emulated_unpack(__m512i a, __m512i b, int from) {
+    uint8_t x[64], y[64], out[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 64; ++i) out[i] = (i % 2 ? y : x)[i / 16 * 16 + from + i % 16 / 2];
+    return emulated_cast<__m512i>(out);
+}
+inline __m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) {
+    return emulated_unpack(a, b, 0);
+}
+inline __m512i _mm512_unpackhi_epi8(__m512i a, __m512i b) {
+    return emulated_unpack(a, b, 8);
+}
+// Quarters: two of a, two of b, by two bits each.
+inline __m512i _mm512_shuffle_i64x2(__m512i a, __m512i b, int which) {
+    return emulate<__m512i>([&](int i) {
+        const int quarter = which >> i / 4 * 2 & 3;
+        return (i < 8 ? a : b).lane[quarter * 4 + i % 4];
+    });
+}
 inline __m256i _mm512_extracti64x4_epi64(__m512i x, int half) {
     uint32_t lane[8];
     memcpy(lane, x.lane + 8 * half, sizeof lane);

@@ -12,6 +12,7 @@ from torch import Tensor
 from headrace.kv.codecs import SLOT
 from headrace.kv.groups import GroupSpec, Member
 from tests.kv.contract import members
+from tests.whole import models
 
 PAGES = 8
 NAN = 0xFF
@@ -30,7 +31,11 @@ STORES += [("uneven-layers", torch.float32, 16), ("uneven-layers", torch.bfloat1
 STORES += [("uneven-layers", torch.float64, 3)]
 """Every two of group, dtype and tokens per page."""
 
-each_codec = pytest.mark.parametrize("name", members(SLOT))
+BOOKS = models.books(((2, 32), (2, 32), (0, 0), (0, 0), (4, 64), (0, 0), (0, 0), (2, 16)))
+"""Of a model with the layers of both groups."""
+MADE = [pytest.param(f"kvquant:codebooks={BOOKS},bits={bits}", id=f"kvquant-{bits}") for bits in (4, 2)]
+
+each_codec = pytest.mark.parametrize("name", [*members(SLOT), *MADE])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 each_store = pytest.mark.parametrize(
     ("group", "dtype", "tokens"),
@@ -210,7 +215,7 @@ def test_everything_lies_in_the_page(store: Store) -> None:
             store.same(got, wanted)
 
 
-@each_codec
+@pytest.mark.parametrize("name", members(SLOT))
 @each_dtype
 def test_an_exact_codec_takes_odd_shapes_and_odd_numbers(name: str, dtype: torch.dtype) -> None:
     """Infinities, zeros of both signs and the smallest numbers come back as they were."""

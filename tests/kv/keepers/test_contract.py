@@ -33,6 +33,7 @@ SPECS = [
     *(param.values[0] for param in members(SLOT)),
     "streaming:sink=2,window=9",
     "streaming:sink=0,window=1",
+    "d2o:window=8,sink=4,block=4",
 ]
 
 each_keeper = pytest.mark.parametrize("spec", SPECS)

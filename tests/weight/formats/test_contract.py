@@ -20,10 +20,14 @@ SPECS = (
     "int8:group=64",
     "int4_dual:group=32",
     "int4_dual:group=0",
+    "spqr:base=int4_dual,outliers=0.05",
+    "spqr:base=int2:group=0",
     "tmac:bits=1",
     "tmac:bits=3,group=32",
     "tmac:bits=4,group=0",
 )
+DEPENDS = ("dfloat11",)
+"""Formats whose size depends on the weights."""
 SIZES = ((192, 256), (130, 70), (3, 8), (1, 1))
 CPU = torch.device("cpu")
 
@@ -51,7 +55,8 @@ def dense(matrix: Matrix, outputs: int) -> Tensor:
 @each_spec
 def test_memory_is_what_was_promised(spec: str) -> None:
     for size in SIZES:
-        assert made(spec, random(*size)).nbytes == form(spec).num_bytes(*size, torch.float32), size
+        got, promised = made(spec, random(*size)).nbytes, form(spec).num_bytes(*size, torch.float32)
+        assert abs(got - promised) <= (0.02 * promised + 8 if spec in DEPENDS else 0), size
 
 
 @each_spec
@@ -121,7 +126,7 @@ def test_what_goes_before_and_after(spec: str) -> None:
 
 @each_spec
 def test_a_row_does_not_depend_on_the_others(spec: str) -> None:
-    if spec == "plain" or (spec == "bf16" and kernels.isa() == kernels.REFERENCE):
+    if spec == "plain" or (spec in ("bf16", "dfloat11") and kernels.isa() == kernels.REFERENCE):
         pytest.skip("its products are PyTorch's, which may round by what is beside a row")
     matrix, x_TI = made(spec, random(130, 200)), random(40, 200, seed=1)
     whole_TO = matrix.multiply(x_TI)

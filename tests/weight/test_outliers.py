@@ -1,0 +1,149 @@
+"""Which weights are kept apart, and what spqr makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from headrace import kernels
+from headrace.errors import ConfigError
+from headrace.kernels import int_linear, sparse_add
+from headrace.kernels.sparse_add import SparseWeight
+from headrace.weight.formats import SLOT
+from headrace.weight.formats.spqr import SpqrMatrix
+from headrace.weight.outliers import choose_outliers
+
+CPU = torch.device("cpu")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounding(group: int) -> Callable[[Tensor], Tensor]:
+    def rounded(rows_RI: Tensor) -> Tensor:
+        weight = int_linear.round_and_pack(rows_RI.contiguous(), group=group, bits=3, asymmetric=False)
+        return int_linear.outputs(weight, torch.arange(len(rows_RI)))
+
+    return rounded
+
+
+def error(rows_RI: Tensor, chosen_RI: Tensor, group: int) -> float:
+    kept_RI = rows_RI.masked_fill(chosen_RI, 0)
+    return float((rounding(group)(kept_RI) - kept_RI).square().sum())
+
+
+def test_weights_that_set_a_step_of_their_own_are_chosen() -> None:
+    rows_RI = random(64, 128).clamp(-2, 2)
+    places = [(3, 5), (3, 90), (40, 64), (63, 127), (0, 0)]
+    for place in places:
+        rows_RI[place] = 50.0
+    chosen_RI = choose_outliers(rows_RI, rounding(32), group=32, count=5)
+    assert sorted(map(tuple, chosen_RI.nonzero().tolist())) == sorted(places)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 500])
+@pytest.mark.parametrize("group", [32, 128, 200])
+def test_every_part_has_as_many_as_asked_for(group: int, count: int) -> None:
+    rows_RI = random(128, 200)
+    rows_RI[:30] = 0
+    chosen_RI = choose_outliers(rows_RI, rounding(group), group=group, count=count, parts=2)
+    assert chosen_RI.view(2, -1).sum(1).tolist() == [count, count]
+    for part in (0, 1):
+        rows = slice(64 * part, 64 * part + 64)
+        alone_RI = choose_outliers(rows_RI[rows], rounding(group), group=group, count=count)
+        assert torch.equal(chosen_RI[rows], alone_RI)
+
+
+def test_chosen_weights_help_more_than_the_largest_and_any_others() -> None:
+    rows_RI = random(64, 256) * torch.exp(random(64, 1, seed=1))  # rows of different sizes
+    count = 160
+    chosen = error(rows_RI, choose_outliers(rows_RI, rounding(128), group=128, count=count), 128)
+    largest_RI = torch.zeros(64, 256, dtype=torch.bool)
+    largest_RI.view(-1)[rows_RI.abs().flatten().topk(count).indices] = True
+    other_RI = torch.zeros(64, 256, dtype=torch.bool)
+    other_RI.view(-1)[torch.randperm(64 * 256, generator=torch.Generator().manual_seed(2))[:count]] = True
+    assert chosen < 0.95 * error(rows_RI, largest_RI, 128) < 0.95 * error(rows_RI, other_RI, 128)
+
+
+def test_importance_draws_outliers_to_its_inputs() -> None:
+    """An error that counts for a thousand is kept out, though it sets no step."""
+    rows_RI, importance_I = random(64, 128), torch.ones(128)
+    importance_I[77] = 1000.0
+    plain_RI, drawn_RI = (
+        choose_outliers(rows_RI, rounding(128), group=128, count=40, importance_I=i)
+        for i in (None, importance_I)
+    )
+    assert plain_RI[:, 77].sum() <= 4
+    assert drawn_RI[:, 77].sum() >= 30
+
+
+def spqr(spec: str, weight_OI: Tensor) -> SpqrMatrix:
+    packing = SLOT.make(spec).start(*weight_OI.shape, torch.float32, CPU)
+    packing.put(0, weight_OI)
+    matrix = packing.finish()
+    assert isinstance(matrix, SpqrMatrix)
+    return matrix
+
+
+def test_outliers_are_exact_and_the_rest_is_the_base() -> None:
+    weight_OI = random(130, 200).bfloat16().float()
+    matrix = spqr("spqr:base=int3:group=32,outliers=0.03", weight_OI)
+    ids_O = torch.arange(130)
+    dense_OI, whole_OI = matrix.dense.rows(ids_O), matrix.rows(ids_O)
+    chosen_OI = whole_OI != dense_OI
+    assert (
+        int(chosen_OI.sum())
+        == len(matrix.sparse.entries)
+        == 2 * round(0.03 * 64 * 200) + round(0.03 * 2 * 200)
+    )
+    assert torch.equal(whole_OI[chosen_OI], weight_OI[chosen_OI])
+    assert not dense_OI[chosen_OI].any()
+    weight_OI[chosen_OI] = 0
+    packing = SLOT.make("int3:group=32").start(130, 200, torch.float32, CPU)
+    packing.put(0, weight_OI)
+    assert torch.equal(packing.finish().rows(ids_O), dense_OI)
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("spqr:base=plain", "does not round in groups"),
+        ("spqr:base=spqr", "does not round in groups"),
+        ("spqr:base=int33", "int3"),
+        ("spqr:outliers=0", "above 0"),
+        ("spqr:outliers=0.5", "at most 0.25"),
+    ],
+)
+def test_bases_and_shares_that_make_no_sense_are_refused(spec: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        SLOT.make(spec)
+
+
+def test_an_input_beyond_an_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match="use --weights int3"):
+        SLOT.make("spqr").start(1, 65_537, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("level", kernels.available())
+def test_damaged_entries_are_refused(level: str) -> None:
+    weight = sparse_add.pack(random(70, 97), random(70, 97, seed=1) > 1)
+    far = weight.entries.clone()
+    far[3] |= 0xFFFF
+    broken = [SparseWeight(weight.starts, far, 97)]
+    for place, value in ((0, -1), (1, 2**30), (1, -(2**30)), (70, len(far) + 1)):
+        starts = weight.starts.clone()
+        starts[place] = value
+        broken.append(SparseWeight(starts, weight.entries, 97))
+    for one in broken:
+        for rows in (1, 3):
+            with (
+                kernels.forced(level),
+                pytest.raises(ValueError, match="damaged in memory: load the model again"),
+            ):
+                sparse_add.sparse_add(torch.ones(rows, 97), one, torch.zeros(rows, 70))
+        with kernels.forced(level), pytest.raises(ValueError, match="damaged in memory"):
+            sparse_add.put_outputs(one, torch.arange(70), torch.zeros(70, 97))
