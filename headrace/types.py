@@ -26,6 +26,7 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.kv.chunks import Segment
     from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
@@ -260,15 +261,6 @@ class Reads:
             yield slice(first, end), list(runs)
 
 
-class Segment(NamedTuple):
-    """What some rows read of chunks of positions before their own. Part of a Batch."""
-
-    rows_K: Tensor
-    """Rows of the batch, rising; int64."""
-    reads: Reads
-    """Of these rows, counted among themselves."""
-
-
 class Fold(NamedTuple):
     """A block of tokens that leaves a group's window in this step, and the records that change (kv/summary.py)."""
 
@@ -352,7 +344,7 @@ class Batch:
     """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
-    segments: tuple[tuple[Segment, Segment], ...] = ()
+    segments: tuple[list[Segment], ...] = ()
     """Per cache group, with a position scheme that has chunks, if some row is beyond the first: what is read of the
     chunk before a row's own, and of all before that one. `reads` holds the own chunk then."""
     beyond: tuple[int, ...] = ()

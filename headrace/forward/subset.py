@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headrace.types import Batch, Reads, Segment
+from headrace.kv.chunks import Segment
+from headrace.types import Batch, Reads
 
 
 def rows_within(batch: Batch, reach: int) -> Tensor:
@@ -26,7 +27,7 @@ def rows_within(batch: Batch, reach: int) -> Tensor:
 def subset(batch: Batch, rows_K: Tensor) -> Batch:
     """These rows, rising, of a batch whose cache groups store every token; they see what they saw before."""
     rows = rows_K.tolist()
-    segments = [(_segment(before, rows), _segment(far, rows)) for before, far in batch.segments]
+    segments = [[_segment(segment, rows) for segment in group] for group in batch.segments]
     slots, written = batch.slots, batch.written
     if written:
         held = [torch.isin(which_T, rows_K) for which_T in written]

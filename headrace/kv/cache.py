@@ -22,7 +22,7 @@ from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries, State, merge
 from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
-from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks
+from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks, Segment
 from headrace.kv.codecs import Codec, LiveCodec
 from headrace.kv.groups import ALIGN, GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
@@ -35,7 +35,7 @@ from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
 from headrace.kv.unrotated import Unrotated, rotaries
-from headrace.types import Batch, Fold, Reads, Run, Segment, Sequence, Span, StepPlan
+from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
 
 
 class KVCache:
@@ -176,10 +176,8 @@ class KVCache:
             sealed.append(self._tensor(sources))
             reads.append(self._reads(rows, index)[1])
             if self._chunks.size is not None:
-                before, far = (self._reads(rows, index, segment) for segment in (BEFORE, FAR))
-                segments.append(
-                    (Segment(self._tensor(before[0]), before[1]), Segment(self._tensor(far[0]), far[1]))
-                )
+                found = [self._reads(rows, index, segment) for segment in (BEFORE, FAR)]
+                segments.append([Segment(self._tensor(own), read) for own, read in found])
             folded.append(
                 tuple(summary.folds(self.tables, index, [part[:3] for part in parts], self._device))
             )
@@ -337,7 +335,7 @@ class Placed(NamedTuple):
     folds: tuple[tuple[Fold, ...], ...]
     selecting: Mapping[int, Selecting]
     """Only of groups that have a selector."""
-    segments: tuple[tuple[Segment, Segment], ...] = ()
+    segments: tuple[list[Segment], ...] = ()
     """See Batch."""
 
 

@@ -8,14 +8,37 @@ Which keys are whose is a matter of the query's position alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
 from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kv.groups import GroupSpec, Interval, PageSizes
+from headrace.layer.positions import LivePositions
+from headrace.types import Reads
 
 OWN, BEFORE, FAR = 0, 1, 2
 """Segments of a query."""
+
+
+class LiveChunks(LivePositions, Protocol):
+    """Of a scheme with chunks: `at` is for keys, and queries of the same chunk. What that has turned, the others turn
+    on, as keys of the chunk before see queries, and those of all chunks before that."""
+
+    def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
+
+    def far(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
+
+
+class Segment(NamedTuple):
+    """What some rows read of chunks of positions before their own. Part of a Batch."""
+
+    rows_K: Tensor
+    """Rows of the batch, rising; int64."""
+    reads: Reads
+    """Of these rows, counted among themselves."""
 
 
 class Chunks:
@@ -26,9 +49,9 @@ class Chunks:
         self.size: int | None = first.chunk
         """Tokens; None: there are no chunks, and everything is a query's own."""
         assert all(block.attention.positions.chunk == self.size for block in architecture.blocks)
-        self._live = []
+        self._live: list[LiveChunks] = []
         if self.size is not None:
-            made: dict[tuple[float, int], object] = {}
+            made: dict[tuple[float, int], LiveChunks] = {}
             for block in architecture.blocks:
                 spec = block.attention
                 key = (spec.theta, spec.head_size)
@@ -71,6 +94,5 @@ class Chunks:
     def turn(self, layer: int, segment: int, q_TNH: Tensor, positions_T: Tensor) -> Tensor:
         """Queries, turned for their own chunk, as keys of another segment see them. May overwrite them."""
         live = self._live[layer]
-        turn = live.before(positions_T) if segment == BEFORE else live.far(positions_T)  # type: ignore[attr-defined]
-        turned: Tensor = turn(q_TNH)
-        return turned
+        turn = live.before(positions_T) if segment == BEFORE else live.far(positions_T)
+        return turn(q_TNH)

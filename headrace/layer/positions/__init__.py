@@ -31,21 +31,12 @@ class LivePositions(Protocol):
         """What was rotated to these positions as it was before, in a tensor of its own."""
 
 
-class LiveChunks(LivePositions, Protocol):
-    """Of a scheme with chunks: `at` is for keys, and queries of the same chunk. What that has turned, the others turn
-    on, as keys of the chunk before see queries, and those of all chunks before that."""
-
-    def before(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
-
-    def far(self, positions_T: Tensor) -> Callable[[Tensor], Tensor]: ...
-
-
 class Positions(Protocol):
     """A position scheme. Equal objects share tables between layers."""
 
     card: ClassVar[Card]
     chunk: int | None
-    """Tokens after which keys' positions begin again (LiveChunks); None: a query's and a key's rotation are one."""
+    """Tokens after which keys' positions begin again (kv/chunks.py); None: a query's and a key's rotation are one."""
 
     def start(
         self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype
