@@ -79,8 +79,7 @@ class KVCache:
             windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
-        self._chunks = Chunks(architecture, dtype, device)
-        self._chunks.check(groups, sizes)
+        self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
         self._device = device
         self._live: dict[int, LiveCodec] = {}
         self._summaries: dict[int, summary.LiveSummary] = {}
@@ -101,8 +100,9 @@ class KVCache:
         parts = [part for layer in self._layers.values() for part in layer]
         if selector is not None and selector.card.exact != "bits":
             expect_choice(part.group in self._selections and part.window is None for part in parts)
-        partly = any(block.reach is not None for block in architecture.blocks)
-        self.tables.prompts_only = partly or bool(self._selections)
+        self.tables.prompts_only = bool(self._selections) or any(
+            b.reach is not None for b in architecture.blocks
+        )
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
         """Stores the batch's keys and values of one layer, then attends; returns [T, N, H] in q's dtype.

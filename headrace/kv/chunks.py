@@ -61,10 +61,10 @@ class Chunks:
                     )
                 self._live.append(made[key])
 
-    def check(self, groups: tuple[GroupSpec, ...], sizes: PageSizes) -> None:
-        """Raises ConfigError for groups that forget, or pages that chunks cut in two."""
+    def check(self, groups: tuple[GroupSpec, ...], sizes: PageSizes) -> Chunks:
+        """Itself. Raises ConfigError for groups that forget, or pages that chunks cut in two."""
         if self.size is None:
-            return
+            return self
         for group, tokens in zip(groups, sizes.tokens, strict=True):
             if group.window is not None:
                 raise ConfigError(
@@ -76,6 +76,7 @@ class Chunks:
                     f"a chunk of {self.size} positions does not end with a page of {tokens} tokens: use "
                     f"chunk={-(-self.size // tokens) * tokens}"
                 )
+        return self
 
     def end(self, position: int, stop: int) -> int:
         """Where the chunk of a position ends, or `stop` if that is before."""

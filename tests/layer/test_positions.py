@@ -119,6 +119,8 @@ def test_float32_tables_are_rounded_float64_ones(spec: str) -> None:
 
 @every
 def test_positions_beyond_the_context_are_an_error(spec: str) -> None:
+    if spec.startswith("dca"):
+        pytest.skip("its positions begin again, and end nowhere")
     with pytest.raises(IndexError):
         start(spec).rotate(rows(1), torch.tensor([CONTEXT]))
 
