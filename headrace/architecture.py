@@ -79,6 +79,11 @@ class Architecture:
     """End tokens named by config.json and generation_config.json."""
     bos: int | None = None
 
+    @property
+    def partly(self) -> bool:
+        """Whether some tokens leave layers out."""
+        return any(block.reach is not None for block in self.blocks)
+
     def facts(self) -> frozenset[str]:
         """What cards may need or break: see slots.Card."""
         facts = {f"model={self.family}"}

@@ -100,9 +100,7 @@ class KVCache:
         parts = [part for layer in self._layers.values() for part in layer]
         if selector is not None and selector.card.exact != "bits":
             expect_choice(part.group in self._selections and part.window is None for part in parts)
-        self.tables.prompts_only = bool(self._selections) or any(
-            b.reach is not None for b in architecture.blocks
-        )
+        self.tables.prompts_only = bool(self._selections) or architecture.partly
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
         """Stores the batch's keys and values of one layer, then attends; returns [T, N, H] in q's dtype.
