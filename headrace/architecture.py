@@ -43,6 +43,9 @@ class Mlp:
     active: int = 0
     renormalise: bool = True
     """Active experts' weights are scaled to sum to one."""
+    threshold: float | None = None
+    """Neurons whose |act(gate)| is below it leave, and lie apart in memory so that they need not be read; None: all
+    stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,9 @@ class Block:
     attention: Attention
     mlp: Mlp
     post_norms: bool = False
+    reach: int | None = None
+    """How far beyond its prompt's last token a token may be to run in this layer; None: any does. A layer that a token
+    leaves out adds nothing to it, and stores nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,11 @@ class Architecture:
     """End tokens named by config.json and generation_config.json."""
     bos: int | None = None
 
+    @property
+    def partly(self) -> bool:
+        """Whether some tokens leave layers out."""
+        return any(block.reach is not None for block in self.blocks)
+
     def facts(self) -> frozenset[str]:
         """What cards may need or break: see slots.Card."""
         facts = {f"model={self.family}"}
@@ -83,4 +94,6 @@ class Architecture:
             facts.add("per_layer_positions")
         if any(block.mlp.experts for block in self.blocks):
             facts.add("moe")
+        if any(block.mlp.bias for block in self.blocks):
+            facts.add("mlp_bias")
         return frozenset(facts)

@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("headrace.commands.evaluate:evaluate", "Score a model on tasks with exact answers."),
     "profile": (
         "headrace.commands.profile:profile",
-        "Find the heads that look far back, or codebooks of keys and values.",
+        "Find what may be left out or rounded: far-looking heads, neurons, codebooks.",
     ),
     "compare": ("headrace.commands.compare:compare", "Measure stacks side by side: speed, memory, quality."),
     "bench latency": ("headrace.commands.bench:latency", "Time prompts and decoding, batch by batch."),

@@ -14,10 +14,10 @@ from headrace.slots import Card, Slot, slots
 APART = ("model", "adapter", "recipe", "search")
 """Slots that are no part of a stack: config.json or adapter_config.json names their members, `headrace quantize` runs
 them before there is an engine, or a program does that runs above one."""
-KV_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
+KV_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
-FORWARD_SLOTS = ("positions", "weights", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
+FORWARD_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
 """Slots whose members act inside a forward pass."""
 
 

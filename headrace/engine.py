@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, describe, load, settle
+from headrace.forward.load import adapt, check_decoder, describe, load, settle
 from headrace.forward.memory import (
     keep_freed_memory,
     make_cache,
@@ -32,6 +32,7 @@ from headrace.forward.memory import (
 )
 from headrace.forward.processor import guard_bfloat16
 from headrace.forward.runner import Runner
+from headrace.forward.shrinking import Prompts
 from headrace.sample import draw
 from headrace.sample.constrained import constraints_of
 from headrace.sample.sampler import Sampler
@@ -83,7 +84,7 @@ class Engine:
         else:
             architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
         self.stack: Stack = compose(config, architecture.facts())
-        self.architecture: Architecture = adapt(architecture, self.stack.one("positions"), config.context)
+        self.architecture: Architecture = adapt(architecture, self.stack, config.context)
         set_threads(config.threads, self.stack.one("weights"))
         guard_bfloat16(device, dtype)
         if decoder is None:
@@ -91,6 +92,7 @@ class Engine:
             form = self.stack.one("weights")
             loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
             decoder, self.defaults = loaded.decoder, loaded.generation
+        check_decoder(decoder, self.architecture)
         keep_freed_memory()  # from here on: what loading needs goes back to the system
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
@@ -104,9 +106,9 @@ class Engine:
         constraints = constraints_of(self.path, self.architecture, self.stack.one("grammar"))
         sampled = (self.stack.members["processors"], self.architecture.eos)
         self.sampler = Sampler(*sampled, constraints, self.stack.one("verifier").choose)
-        limits = (self.context, self.policy.longest_span)
-        places = (self.kv.tables, self.queues)
-        self.speculator = Speculator(self.stack, self._open, self._forced, *places, *limits)
+        places = (self.kv.tables, self.queues, self.context, self.policy.longest_span)
+        self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places)
+        self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)
         self.counters, self._ids = Counters(), itertools.count(1)
@@ -114,9 +116,6 @@ class Engine:
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
         _log.info("stack: %s", self.stack.describe())
-
-    def _forced(self, seq: int) -> tuple[int, ...]:
-        return self.sampler.forced(seq)
 
     def _open(self, model: str) -> Auxiliary:
         from headrace.auxiliary import open_beside  # which is an engine itself
@@ -135,7 +134,7 @@ class Engine:
         first: Sequence | None = None
         for index in range(params.n):
             seq = Sequence(
-                id=self._new_id(),
+                id=next(self._ids),
                 request=request,
                 index=index,
                 seed=draw.child_seed(seed, index),
@@ -148,6 +147,7 @@ class Engine:
             )
             first = first or seq
             self._enter(seq)
+            self.prompts.add(seq)
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that this engine could never run, however empty it is."""
@@ -191,7 +191,7 @@ class Engine:
         params = dataclasses.replace(parent.request.params, n=1)
         child = dataclasses.replace(
             parent,
-            id=self._new_id(),
+            id=next(self._ids),
             request=dataclasses.replace(parent.request, id=new_id, params=params),
             index=0,
             seed=secrets.randbits(62) if seed is None else seed,
@@ -201,6 +201,7 @@ class Engine:
             parent=parent.id,
         )
         self._enter(child)
+        self.prompts.fork(parent.id, child)
         self.sampler.fork(parent.id, child.id)
         if parent.status is Status.RUNNING:
             self._share(parent, child)
@@ -226,9 +227,8 @@ class Engine:
 
     def describe(self) -> str:
         """Model, arithmetic and stack in one line."""
-        dtype = str(self.decoder.dtype).removeprefix("torch.")
-        native = f"{kernels.threads()} threads, {kernels.isa()}"
-        where = native if self.device.type == "cpu" else str(self.device)
+        dtype, cpu = str(self.decoder.dtype).removeprefix("torch."), self.device.type == "cpu"
+        where = f"{kernels.threads()} threads, {kernels.isa()}" if cpu else str(self.device)
         return f"{self.config.model}, {dtype}, {where}, context {self.context}: {self.stack.describe()}"
 
     def close(self) -> None:
@@ -251,8 +251,9 @@ class Engine:
         if failed or not ready:
             return [self._fail(seq, why) for seq, why in failed]
         try:
+            self.prompts.work()
             plan = self.last_plan = self.plan()
-            if plan.idle:  # everybody's grammar is still being compiled
+            if plan.idle:  # everybody's prompt is still being read, or grammar compiled
                 return self.sampler.wait()
             self.kv.reserve(plan, self.queues.sequences)
             plan = self.last_plan = self.speculator.extend(plan)
@@ -268,7 +269,7 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """What the policy would run next. Changes nothing."""
-        unready = self.sampler.compiling()
+        unready = self.sampler.compiling() | self.prompts.pending
         view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
         plan: StepPlan = self.policy.plan(view, self.budget)
         assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
@@ -314,8 +315,8 @@ class Engine:
         logprobs = accepted.logprobs[: len(tokens)]
         scores, error = accepted.prompt_logprobs, accepted.error
         cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
-        ids = (seq.request.id, seq.index, seq.id)
-        return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding)
+        ids, dropped = (seq.request.id, seq.index, seq.id), len(seq.request.prompt) - seq.prompt_len
+        return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding, dropped)
 
     def _take(self, seq: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
         """Appends tokens up to the one that ends the sequence."""
@@ -336,9 +337,6 @@ class Engine:
             raise ConfigError(f"a request called {request!r} is already running: choose another id")
         self._bounds.check_room(self.queues.count(Status.WAITING, Status.HELD), count)
 
-    def _new_id(self) -> int:
-        return next(self._ids)
-
     def _enter(self, seq: Sequence) -> None:
         self.queues.add(seq)
         self.sampler.start(seq)
@@ -348,6 +346,7 @@ class Engine:
         seq.status, seq.finish_reason = Status.FINISHED, reason
         self.kv.tables.release(seq.id)
         self.sampler.forget(seq.id)
+        self.prompts.forget(seq.id)
         self.speculator.forget(seq.id)
         self.queues.remove(seq.id)
         rest = self._requests[seq.request.id]
@@ -386,11 +385,13 @@ class Engine:
     def _count_admission(self, seq: Sequence, start: int) -> None:
         if seq.status is Status.WAITING and not seq.num_generated:
             seq.num_cached = start
-            self.counters.prompt_tokens += seq.prompt_len
+            self.counters.prompt_tokens += len(seq.request.prompt)
             self.counters.cached_tokens += start
+            self.counters.dropped_tokens += len(seq.request.prompt) - seq.prompt_len
 
     def _start_over(self) -> None:
         """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
+        self.prompts.restart()
         for seq in self.queues:
             self.kv.tables.release(seq.id)
             if seq.status not in (Status.HELD, Status.PAUSED):

@@ -111,6 +111,7 @@ class Slot:
 
 
 SLOT_PACKAGES = (
+    "headrace.text.shrinkers",
     "headrace.schedule.policies",
     "headrace.models",
     "headrace.layer.positions",
@@ -121,6 +122,7 @@ SLOT_PACKAGES = (
     "headrace.kv.codecs",
     "headrace.kv.keepers",
     "headrace.kv.selectors",
+    "headrace.forward.skippers",
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",
     "headrace.speculate.verifiers",

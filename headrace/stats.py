@@ -14,6 +14,8 @@ class Counters:
     """Tokens of admitted prompts."""
     cached_tokens: int = 0
     """Of these, tokens found in the prefix cache."""
+    dropped_tokens: int = 0
+    """Of these, tokens that a shrinker left out."""
     computed_tokens: int = 0
     """Tokens run through the model, of prompts and outputs, recomputed ones included."""
     generated_tokens: int = 0

@@ -26,6 +26,7 @@ from headrace.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.kv.chunks import Segment
     from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
@@ -343,6 +344,11 @@ class Batch:
     """Rows that run with an adapter; None if all are the base model's."""
     pooled: tuple[Pooled, ...] = ()
     """Rows whose hidden states are pooled."""
+    segments: tuple[list[Segment], ...] = ()
+    """Per cache group, with a position scheme that has chunks, if some row is beyond the first: what is read of the
+    chunk before a row's own, and of all before that one. `reads` holds the own chunk then."""
+    beyond: tuple[int, ...] = ()
+    """Per span: how far its first row is beyond its prompt's last token; 0 or less in the prompt."""
     written: tuple[Tensor, ...] = ()
     """Per cache group, int64: which row is written to each slot. Empty where every row is written once, in order: where
     no draft is a tree."""
@@ -396,3 +402,5 @@ class Delta:
     """With the first tokens of a sample: how many of the prompt's the prefix cache had."""
     embedding: bytes = b""
     """Of a request with pooling, once: float32, little-endian."""
+    dropped: int = 0
+    """How many tokens of the prompt a shrinker left out."""

@@ -35,7 +35,7 @@ RANKS = (
     ("box.evaluate", "box.drift", "box.task_file", "search", "server"),
     ("commands", "cli", "__main__", "__init__"),
 )
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {"types.py": "the nouns of the engine, with what each field means"}
 """Files above 400 lines, with the reason."""
 LONG_FUNCTIONS: dict[str, str] = {}
 """Functions above 60 lines, as file:function, with the reason."""

@@ -117,6 +117,7 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
     from headrace.commands import shapes
     from headrace.compose import compose
     from headrace.engine import Engine
+    from headrace.forward.load import adapt
     from headrace.forward.load import random as random_decoder
     from headrace.forward.memory import set_threads, torch_device, torch_dtype
 
@@ -133,7 +134,8 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
                 )
             model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
             config = dataclasses.replace(config, model=shape)
-            form = compose(config, model.facts()).one("weights")
+            stack = compose(config, model.facts())
+            form, model = stack.one("weights"), adapt(model, stack, None)
             set_threads(config.threads, form)
             dtype, device = torch_dtype(config), torch_device(config.device)
             decoder = random_decoder(model, 0, dtype, device, bar.update, form=form)

@@ -1,10 +1,11 @@
-"""`headrace profile`: which of a model's heads look far back, and codebooks of its keys and values.
+"""`headrace profile`: which heads look far back, how far the gates of MLPs open, codebooks of keys and values.
 
-For `--kv-layout duo` and `razor`, and for `--kv-codec kvquant`.
+For `--kv-layout duo` and `razor`, for `--skipper cats`, and for `--kv-codec kvquant`.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 from enum import Enum
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 PERIODS = 3
 TEXTS = 8
 """That codebooks are learnt from."""
+SHARES = (25, 50, 75, 90)
+"""Quantiles that are shown, of 100."""
 MAX_TEXT = 64 << 20
 
 
@@ -31,6 +34,7 @@ class Of(str, Enum):
     """What is found out."""
 
     heads = "heads"
+    neurons = "neurons"
     codes = "codes"
 
 
@@ -38,17 +42,20 @@ def profile(
     config: EngineConfig,
     out: Annotated[Path, typer.Option(help="File to write.")],
     of: Annotated[
-        Of, typer.Option(help="The heads that look far back, or codebooks of keys and values.")
+        Of,
+        typer.Option(
+            help="Heads that look far back, gates that hardly open, or codebooks of keys and values."
+        ),
     ] = Of.heads,
     tokens: Annotated[
         int,
         typer.Option(
-            min=8, max=4096, help="Heads: random tokens that are repeated. Codes: of each of 8 texts."
+            min=8, max=4096, help="Heads: random tokens that are repeated. Others: of each of 8 texts."
         ),
     ] = 128,
     text: Annotated[
         Path | None,
-        typer.Option(help="Codes: learn them from this text. Default: what the model itself writes."),
+        typer.Option(help="For neurons and codes. Default: a Python module; what the model itself writes."),
     ] = None,
     rare: Annotated[
         float,
@@ -58,14 +65,19 @@ def profile(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the heads that look far back, or the codebooks of keys and values."""
+    """Find the heads that look far back, how far the gates of MLPs open, or codebooks of keys and values."""
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out={out}: there is no folder {out.parent}")
     if of is Of.heads and text is not None:
-        raise ConfigError("--text is for --of codes: heads are found from random tokens; leave it out")
+        raise ConfigError(
+            "--text is for --of codes and neurons: heads are found from random tokens; leave it out"
+        )
     with start(config, quiet) as llm:
         if of is Of.heads:
             _heads(llm, out, tokens, seed, as_json, quiet)
+        elif of is Of.neurons:
+            texts = _texts(llm, Path(argparse.__file__) if text is None else text, tokens, seed)
+            _neurons(llm, out, [token for ids in texts for token in ids], as_json, quiet)
         else:
             _codes(llm, out, _texts(llm, text, tokens, seed), rare, as_json, quiet)
 
@@ -91,6 +103,30 @@ def _heads(llm: LLM, out: Path, tokens: int, seed: int, as_json: bool, quiet: bo
     heads = [f"head {g}" for g in range(max(map(len, probe.scores)))]
     write_table(["layer", *heads], [row + [""] * (len(heads) + 1 - len(row)) for row in rows], numbers=heads)
     note(f"written to {out}: use it with --kv-layout duo:profile={out}", quiet)
+
+
+def _neurons(llm: LLM, out: Path, ids: list[int], as_json: bool, quiet: bool) -> None:
+    import torch
+
+    from headrace.forward.batch import one_text
+    from headrace.forward.neurons import watch, write_profile
+    from headrace.kv.heads import Probe
+
+    engine, ids = llm.engine, ids[: llm.engine.context]
+    if len(ids) < 8:
+        raise ConfigError(f"the text has only {len(ids)} tokens: give a longer one with --text")
+    found = watch(engine.decoder)
+    with torch.inference_mode():
+        text = one_text(torch.tensor(ids, device=engine.device))
+        engine.decoder.forward(text, Probe(engine.architecture, len(ids) // 2))
+    write_profile(out, engine.architecture, found)
+    if as_json:
+        write_json({"file": str(out), "tokens": len(ids), "quantiles": found})
+        return
+    names = [f"{share} % below" for share in SHARES]
+    rows = [[str(i), *(f"{layer[share]:.3f}" for share in SHARES)] for i, layer in enumerate(found)]
+    write_table(["layer", *names], rows, numbers=names)
+    note(f"written to {out}: use it with --skipper cats:profile={out}", quiet)
 
 
 def _codes(llm: LLM, out: Path, texts: list[list[int]], rare: float, as_json: bool, quiet: bool) -> None:

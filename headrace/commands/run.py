@@ -94,7 +94,8 @@ def to_json(output: Output, logprobs: bool, prompt_logprobs: bool) -> dict[str, 
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        },
+        }
+        | ({"dropped_tokens": usage.dropped_tokens} if usage.dropped_tokens else {}),
         "ttft_s": output.ttft_s,
     }
     if output.decode_tok_s is not None:

@@ -49,11 +49,13 @@ def build_batch(
         slots=placed.slots,
         sealed=placed.sealed,
         reads=placed.reads,
+        segments=placed.segments,
         folds=placed.folds,
         rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
         scored=tuple(part for part in scored if part is not None),
         mix=_mix(spans, starts, sequences),
         pooled=tuple(part for part in pooled if part is not None),
+        beyond=tuple(span.start - sequences[span.seq].prompt_len + 1 for span in spans),
         selecting=placed.selecting,
         written=placed.written,
     )

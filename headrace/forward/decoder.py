@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from headrace.architecture import Architecture, Attention, Block, Mlp
+from headrace.forward.subset import rows_within, subset
 from headrace.layer.attention import KeysValues, SelfAttention, Turn
 from headrace.layer.embedding import Embedding, Head
 from headrace.layer.linear import Linear
-from headrace.layer.mlp import GatedMlp, Room
+from headrace.layer.mlp import GatedMlp, NeuronMlp, Room
 from headrace.layer.moe import MixtureMlp
 from headrace.layer.norm import RmsNorm
 from headrace.layer.positions import LivePositions
@@ -26,6 +27,7 @@ class DecoderBlock:
         "mlp",
         "mlp_norm",
         "mlp_post_norm",
+        "reach",
         "rotary",
     )
 
@@ -33,18 +35,21 @@ class DecoderBlock:
         self,
         *,
         attention: SelfAttention,
-        mlp: GatedMlp | MixtureMlp,
+        mlp: GatedMlp | MixtureMlp | NeuronMlp,
         attention_norm: RmsNorm,
         mlp_norm: RmsNorm,
         attention_post_norm: RmsNorm | None,
         mlp_post_norm: RmsNorm | None,
         rotary: int,
+        reach: int | None = None,
     ) -> None:
         self.attention, self.mlp = attention, mlp
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
         self.attention_post_norm, self.mlp_post_norm = attention_post_norm, mlp_post_norm
         self.rotary = rotary
         """Which of the decoder's rotary tables its positions use."""
+        self.reach = reach
+        """Rows that are further beyond their prompt leave it out; None: none does."""
 
     def __call__(self, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
         """[T, D] -> [T, D]; the result may lie in x_TD."""
@@ -84,11 +89,38 @@ class Decoder:
 
     def forward(self, batch: Batch, kv: KeysValues) -> Tensor:
         """Runs the batch's rows and stores their keys and values. Returns hidden states, normed: [T, D]."""
+        return self.norm(self._below(self.blocks, batch, kv))
+
+    def peek(self, layer: int, batch: Batch, kv: KeysValues) -> tuple[Tensor, Tensor]:
+        """Runs the batch's rows through the layers below one, and stores their keys and values of these. Returns that
+        layer's queries and keys: [T, N, H], [T, G, H]."""
+        x_TD, block = self._below(self.blocks[:layer], batch, kv), self.blocks[layer]
+        turn = self.rotaries[block.rotary].at(batch.positions_T)
+        q_TNH, k_TGH, _ = block.attention.project(x_TD, turn, batch, block.attention_norm.spec)
+        return q_TNH, k_TGH
+
+    def _below(self, blocks: list[DecoderBlock], batch: Batch, kv: KeysValues) -> Tensor:
+        """Embedded, and through these blocks: [T, D]."""
         x_TD = self.embed(batch.ids_T)
         turns = [rotary.at(batch.positions_T) for rotary in self.rotaries]
-        for block in self.blocks:
-            x_TD = block(x_TD, turns[block.rotary], batch, kv)
-        return self.norm(x_TD)
+        for block in blocks:
+            if block.reach is None:
+                x_TD = block(x_TD, turns[block.rotary], batch, kv)
+            else:
+                x_TD = self._some(block, x_TD, turns[block.rotary], batch, kv)
+        return x_TD
+
+    def _some(self, block: DecoderBlock, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
+        """A block that some rows may leave out: these stay as they are."""
+        assert block.reach is not None
+        rows_K = rows_within(batch, block.reach)
+        if len(rows_K) == len(x_TD):
+            return block(x_TD, turn, batch, kv)
+        if len(rows_K) > 0:
+            part = subset(batch, rows_K)
+            turn = self.rotaries[block.rotary].at(part.positions_T)
+            x_TD[rows_K] = block(x_TD[rows_K], turn, part, kv)
+        return x_TD
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Rows of hidden states to logits: [R, D] -> [R, V], in the weights' dtype."""
@@ -124,6 +156,7 @@ class _Builder:
             attention_post_norm=self.norm(f"{at}.attention_post_norm") if block.post_norms else None,
             mlp_post_norm=self.norm(f"{at}.mlp_post_norm") if block.post_norms else None,
             rotary=rotary,
+            reach=block.reach,
         )
 
     def norm(self, at: str) -> RmsNorm:
@@ -143,9 +176,9 @@ class _Builder:
             k_norm=self.norm(f"{at}.k_norm") if spec.qk_norm else None,
         )
 
-    def _mlp(self, at: str, spec: Mlp) -> GatedMlp | MixtureMlp:
+    def _mlp(self, at: str, spec: Mlp) -> GatedMlp | MixtureMlp | NeuronMlp:
         if not spec.experts:
-            return self._gated(at, spec)
+            return self._gated(at, spec) if spec.threshold is None else self._single(at, spec, spec.threshold)
         return MixtureMlp(
             router=self._linear(f"{at}.router"),
             experts=[self._gated(f"{at}.experts.{e}", spec) for e in range(spec.experts)],
@@ -161,6 +194,11 @@ class _Builder:
             width=spec.width,
             room=self._room,
         )
+
+    def _single(self, at: str, spec: Mlp, threshold: float) -> NeuronMlp:
+        up_FD, down_FD = (self._weights.tensors[f"{at}.{part}.weight"] for part in ("up", "down"))
+        gate = self._linear(f"{at}.gate")
+        return NeuronMlp(spec.activation, threshold, gate=gate, up_FD=up_FD, down_FD=down_FD, room=self._room)
 
     def _linear(self, at: str) -> Linear:
         return Linear(self._weights.matrices[f"{at}.weight"], self._weights.tensors.get(f"{at}.bias"), at)

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from headrace.architecture import Architecture
+from headrace.compose import Stack
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError, ModelError, nearest
 from headrace.forward.decoder import Decoder
@@ -146,11 +146,14 @@ def load(
     return Loaded(architecture, Decoder(architecture, weights), described.generation)
 
 
-def adapt(architecture: Architecture, positions: Any, context: int | None) -> Architecture:
-    """The checkpoint's architecture with the stack's position scheme and the configured context; None keeps its own.
+def adapt(architecture: Architecture, stack: Stack, context: int | None) -> Architecture:
+    """The checkpoint's architecture with the stack's position scheme and skipper, and the configured context; None
+    keeps its own.
 
-    Raises ConfigError for a context that the model was not made for, unless a scheme is there to extend it.
+    Raises ConfigError for a context that the model was not made for, unless a scheme is there to extend it, and for a
+    skipper whose profile is another model's.
     """
+    positions, skipper = stack.one("positions"), stack.one("skipper")
     if context is not None and context > architecture.context and positions is None:
         factor = -(-context // architecture.context)
         raise ConfigError(
@@ -163,7 +166,18 @@ def adapt(architecture: Architecture, positions: Any, context: int | None) -> Ar
             for block in architecture.blocks
         )
         architecture = dataclasses.replace(architecture, blocks=blocks)
+    if skipper is not None:
+        architecture = skipper.adapt(architecture)
     return architecture if context is None else dataclasses.replace(architecture, context=context)
+
+
+def check_decoder(decoder: Decoder, architecture: Architecture) -> None:
+    """Raises ConfigError for one that was made elsewhere, and without the stack's positions or skipper."""
+    if decoder.architecture.blocks != architecture.blocks:
+        raise ConfigError(
+            "this decoder was made without the stack's positions or skipper: make it of "
+            "headrace.forward.load.adapt(architecture, stack, None), or use neither"
+        )
 
 
 def random(

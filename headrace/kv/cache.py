@@ -10,7 +10,7 @@ let go of once they are final. To fold is to merge what leaves a window into a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -19,16 +19,18 @@ from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
-from headrace.kernels.attention import Queries, merge
+from headrace.kernels.attention import Queries, State, merge
 from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
+from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks, Segment
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import ALIGN, GroupSpec, Interval, size_pages
+from headrace.kv.groups import ALIGN, GroupSpec, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
-from headrace.kv.pool import FREED, PagePool
+from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
+from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
 from headrace.kv.tables import BlockTables
@@ -77,6 +79,7 @@ class KVCache:
             windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
+        self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
         self._device = device
         self._live: dict[int, LiveCodec] = {}
         self._summaries: dict[int, summary.LiveSummary] = {}
@@ -97,7 +100,7 @@ class KVCache:
         parts = [part for layer in self._layers.values() for part in layer]
         if selector is not None and selector.card.exact != "bits":
             expect_choice(part.group in self._selections and part.window is None for part in parts)
-        self.tables.prompts_only = bool(self._selections)
+        self.tables.prompts_only = bool(self._selections) or architecture.partly
 
     def attend(self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, batch: Batch) -> Tensor:
         """Stores the batch's keys and values of one layer, then attends; returns [T, N, H] in q's dtype.
@@ -159,7 +162,7 @@ class KVCache:
 
     def place(self, spans: tuple[Span, ...], sequences: Mapping[int, Sequence]) -> Placed:
         """Where the spans' rows are written and what they read, per group."""
-        slots, written, sealed, reads, folded = [], [], [], [], []
+        slots, written, sealed, reads, folded, segments = [], [], [], [], [], []
         rows = stretches(spans, self.tables)
         trees = any(span.parents is not None for span in spans)
         for index, group in enumerate(self.tables.groups):
@@ -169,14 +172,19 @@ class KVCache:
             slots.append(self._tensor([slot for part in rowwise for slot in self._slots(index, *part[:3])]))
             sources = [page for part in parts for page in self._pages(index + 1, *part[:3])] if blocks else []
             sealed.append(self._tensor(sources))
-            reads.append(self._reads(rows, index))
+            reads.append(self._reads(rows, index)[1])
+            if self._chunks.size is not None:
+                found = [self._reads(rows, index, segment) for segment in (BEFORE, FAR)]
+                segments.append([Segment(self._tensor(own), read) for own, read in found])
             folded.append(
                 tuple(summary.folds(self.tables, index, [part[:3] for part in parts], self._device))
             )
             if trees:
                 written.append(self._tensor([row for part in parts for row in part.rows]))
+        some = tuple(segments) if any(len(pair[0].rows_K) for pair in segments) else ()
         selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
-        return Placed(tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
+        placed = (tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
+        return Placed(*placed, some)
 
     def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
         """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
@@ -244,7 +252,21 @@ class KVCache:
         if part.records is not None and batch.reads[part.records].runs:
             reads = batch.reads[part.records]
             state = merge([self._summaries[part.records].attend(arena, layer, queries, reads), state])
+        for group in (part.group, part.blocks) if batch.segments else ():
+            if group is not None:
+                self._add_segments(state, layer, queries, batch, group)
         return state.out_TNH
+
+    def _add_segments(self, state: State, layer: int, queries: Queries, batch: Batch, group: int) -> None:
+        """Merges what rows read of chunks before their own into their state."""
+        for segment, (rows_K, reads) in enumerate(batch.segments[group], BEFORE):
+            if len(rows_K):
+                positions_K = queries.positions_T[rows_K]
+                q_KNH = self._chunks.turn(layer, segment, queries.q_TNH[rows_K], positions_K)
+                those = queries._replace(q_TNH=q_KNH, positions_T=positions_K)
+                found = self._live[group].attend(self.tables.pool.arena_PX, layer, those, reads)
+                own = State(state.out_TNH[rows_K], state.lse_TN[rows_K])
+                state.out_TNH[rows_K], state.lse_TN[rows_K] = merge([own, found])
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
@@ -269,29 +291,32 @@ class KVCache:
             self._selector,
             tables.sizes.tokens[group],
             lambda table: tables.live_pages(table, group),
-            lambda others: self._reads(others, group),
+            lambda others: self._reads(others, group)[1],
             self._tensor([page for part in parts for page in self._pages(group, *part[:3])]),
         )
 
-    def _reads(self, rows: list[Stretch], group: int) -> Reads:
-        """Runs of live pages, from the first that a query can see. Rows of a span that see different blocks have runs
-        of their own, and those that see none an empty one."""
+    def _reads(self, rows: list[Stretch], group: int, segment: int = OWN) -> tuple[list[int], Reads]:
+        """Whose rows, and runs of live pages from the first that a query can see; apart where rows see other blocks or
+        chunks. Of their own chunk all rows have one; of others those that see something, counted among themselves."""
         size, spec = self.tables.sizes.tokens[group], self.tables.groups[group]
         listed: list[int] = []
         runs: list[Run] = []
+        found: list[int] = []
         for part in rows:
             pages, row = self.tables.live_pages(part.table, group), part.row
-            for first, end in _alike(part, spec):
-                before = len(runs)
-                for low, high in _apart(spec.readable(first, end), size):
-                    for start, stop in _live_runs(pages, low // size, -(-high // size)):
+            for first, end in alike(part, spec, self._chunks):
+                before, at = len(runs), row if segment == OWN else len(found)
+                for low, high in apart(self._chunks.part(spec.readable(first, end), first, segment), size):
+                    for start, stop in live_runs(pages, low // size, -(-high // size)):
                         length = min(high, stop * size) - start * size
-                        runs.append(Run(row, row + end - first, len(listed), start * size, length))
+                        runs.append(Run(at, at + end - first, len(listed), start * size, length))
                         listed += pages[start:stop]
-                if len(runs) == before and spec.holds == "blocks":
-                    runs.append(Run(row, row + end - first, len(listed), 0, 0))
+                if len(runs) == before and spec.holds == "blocks" and segment == OWN:
+                    runs.append(Run(at, at + end - first, len(listed), 0, 0))
+                if len(runs) > before:
+                    found += range(row, row + end - first)
                 row += end - first
-        return Reads(self._tensor(listed), tuple(runs))
+        return found, Reads(self._tensor(listed), tuple(runs))
 
 
 class Placed(NamedTuple):
@@ -308,6 +333,8 @@ class Placed(NamedTuple):
     folds: tuple[tuple[Fold, ...], ...]
     selecting: Mapping[int, Selecting]
     """Only of groups that have a selector."""
+    segments: tuple[list[Segment], ...] = ()
+    """See Batch."""
 
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
@@ -349,35 +376,6 @@ def _sink(group: GroupSpec) -> int:
     return group.sink if group.holds in ("all", "blocks") else 0
 
 
-def _apart(intervals: tuple[Interval, ...], size: int) -> tuple[Interval, ...]:
-    """The same, as one where they meet in a page: runs do not overlap, and a query masks what lies between."""
-    if len(intervals) < 2 or -(-intervals[0][1] // size) <= intervals[1][0] // size:
-        return intervals
-    return ((intervals[0][0], intervals[1][1]),)
-
-
-def _alike(part: Stretch, spec: GroupSpec) -> Iterator[tuple[int, int]]:
-    """[first, end) of the positions that see the same blocks."""
-    first = part.start
-    while first < part.stop:
-        alike = spec.alike(first)
-        end = part.stop if alike is None else min(part.stop, alike)
-        yield first, end
-        first = end
-
-
-def _live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of each stretch of pages in [first, last) that were not freed."""
-    start = first
-    for index in range(first, last):
-        if pages[index] == FREED:
-            if start < index:
-                yield start, index
-            start = index + 1
-    if start < last:
-        yield start, last
-
-
 def namespace(seq: Sequence) -> str:
     """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
     assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
@@ -388,6 +386,7 @@ def namespace(seq: Sequence) -> str:
 def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
     """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
 
+    prompts_only: see BlockTables.
     Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
     where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
     prompts_only: see BlockTables.

@@ -61,6 +61,14 @@ class SelfAttention:
         add_TD: Tensor | None = None,
     ) -> Tensor:
         """attention(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD."""
+        q_TNH, k_TGH, v_TGH = self.project(x_TD, turn, batch, before)
+        out_TNH = kv.attend(self.layer, q_TNH, k_TGH, v_TGH, batch)
+        return self.out(out_TNH.flatten(1), None, add_TD, mix=batch.mix)
+
+    def project(
+        self, x_TD: Tensor, turn: Turn, batch: Batch, before: Before = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated, and values of before(x): [T, N, H], [T, G, H], [T, G, H]."""
         heads, kv_heads = self.heads, self.kv_heads
         qkv_TMH = self.qkv(x_TD, before, mix=batch.mix).view(len(x_TD), -1, self.head_size)  # M = N + 2 G
         qk_TMH, v_TGH = split_with_sizes(qkv_TMH, (heads + kv_heads, kv_heads), 1)
@@ -68,5 +76,4 @@ class SelfAttention:
             q_TNH, k_TGH = split_with_sizes(qk_TMH, (heads, kv_heads), 1)
             qk_TMH = torch.cat((self.q_norm(q_TNH), self.k_norm(k_TGH)), dim=1)
         q_TNH, k_TGH = split_with_sizes(turn(qk_TMH), (heads, kv_heads), 1)
-        out_TNH = kv.attend(self.layer, q_TNH, k_TGH, v_TGH, batch)
-        return self.out(out_TNH.flatten(1), None, add_TD, mix=batch.mix)
+        return q_TNH, k_TGH, v_TGH

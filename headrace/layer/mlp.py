@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from headrace.architecture import Activation
-from headrace.kernels.before import Before
+from headrace.kernels.before import Before, Norm
+from headrace.kernels.neurons import neurons
 from headrace.layer.linear import Linear
 from headrace.weight.adapter import Mix
 
@@ -33,6 +34,44 @@ class Room:
             self._kept = None  # freed before the larger one is fetched
             self._kept = like.new_empty(size)
         return self._kept[:size].view(rows, width)
+
+
+class NeuronMlp:
+    """The same, of a model whose neurons may leave: up and down are read only where act(gate) reaches a threshold."""
+
+    __slots__ = ("activation", "down_FD", "gate", "room", "threshold", "up_FD")
+
+    def __init__(
+        self,
+        activation: Activation,
+        threshold: float,
+        *,
+        gate: Linear,
+        up_FD: Tensor,
+        down_FD: Tensor,
+        room: Room,
+    ) -> None:
+        """up_FD, down_FD: a neuron is a row of either."""
+        self.activation: Activation = activation
+        self.threshold = threshold
+        self.gate, self.up_FD, self.down_FD, self.room = gate, up_FD, down_FD, room
+
+    def __call__(
+        self, x_TD: Tensor, before: Norm | None = None, add_TD: Tensor | None = None, mix: Mix | None = None
+    ) -> Tensor:
+        """mlp(before(x)) + add, [T, D] -> [T, D]. The result may lie in add_TD. Adapters change the gate alone."""
+        out_TD = torch.empty_like(x_TD) if add_TD is None else add_TD
+        for first in range(0, len(x_TD), ROWS):
+            rows = slice(first, first + ROWS)
+            part = None if mix is None else mix.within(first, first + ROWS)
+            room_TF = self.room.take(len(x_TD[rows]), len(self.up_FD), x_TD)
+            gate_TF = self.gate(x_TD[rows], before, out_TO=room_TF, mix=part)
+            add = None if add_TD is None else add_TD[rows]
+            weights = (self.up_FD, self.down_FD, self.threshold, self.activation)
+            y_TD = neurons(x_TD[rows], gate_TF, *weights, before=before, add_TD=add)
+            if y_TD.data_ptr() != out_TD[rows].data_ptr():
+                out_TD[rows] = y_TD
+        return out_TD
 
 
 class GatedMlp:

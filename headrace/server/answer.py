@@ -67,7 +67,8 @@ class Answer:
             "prompt_tokens": prompt,
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": cached}
+            | ({"dropped_tokens": self._dropped} if self._dropped else {}),
         }
 
     def timings(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Answer:
         asked, first = min(t.asked for t in times), min(t.first for t in times)
         found: dict[str, Any] = {"cache_n": cached}
         parts = (
-            ("prompt", prompt - cached, first - asked),
+            ("prompt", prompt - cached - self._dropped, first - asked),
             ("predicted", answer, max(t.last for t in times) - first),
         )
         for name, count, seconds in parts:
@@ -89,6 +90,11 @@ class Answer:
                 f"{name}_per_second": count / seconds if seconds else None,
             }
         return found
+
+    @property
+    def _dropped(self) -> int:
+        """Tokens of the prompts that a shrinker left out."""
+        return self.call.usage.dropped_tokens
 
     def _tokens(self) -> tuple[int, int, int]:
         """Of the prompts, of the answers, and those of the prompts that the prefix cache had."""

@@ -28,6 +28,7 @@ _TOKENS = tuple(2**k for k in range(21))
 _COUNTED = {
     "prompt_tokens": ("prompt_tokens", "Tokens of admitted prompts."),
     "cached_tokens": ("prefix_cache_hits", "Tokens of prompts that the prefix cache had."),
+    "dropped_tokens": ("dropped_tokens", "Tokens of prompts that a shrinker left out."),
     "generated_tokens": ("generation_tokens", "Tokens generated."),
     "drafted_tokens": ("drafted_tokens", "Tokens guessed ahead."),
     "accepted_tokens": ("accepted_tokens", "Of these, right ones."),

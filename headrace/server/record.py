@@ -79,6 +79,7 @@ class Record:
         watch, usage = self.call.watch, self.call.usage
         line |= {"response_id": self.call.id, "model": self.call.model}
         line |= {"prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
+        line |= {"dropped_tokens": usage.dropped_tokens} if usage.dropped_tokens else {}
         line |= {"completion_tokens": usage.completion_tokens}
         times = {"queue_s": watch.queued, "ttft_s": watch.ttft}
         return line | {name: seconds and round(seconds, 6) for name, seconds in times.items()}

@@ -103,6 +103,7 @@ class Call:
             sum(part.prompt_tokens for part in parts),
             sum(part.completion_tokens for part in parts),
             sum(part.cached_tokens for part in parts),
+            sum(part.dropped_tokens for part in parts),
         )
 
     async def finish(self) -> list[Output]:

@@ -50,6 +50,8 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0
     """Of the prompt: those that the prefix cache had."""
+    dropped_tokens: int = 0
+    """Of the prompt: those that a shrinker left out, and only the first layers have read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Reply:
         self.params = params
         self._prompt_logprobs: list[Logprob] = []
         self._embedding = b""
-        self._cached = 0
+        self._cached, self._dropped = 0, 0
         self._began = at
         self._first: float | None = None
         self._last = at
@@ -128,6 +130,7 @@ class Reply:
         """
         self._prompt_logprobs += delta.prompt_logprobs
         self._embedding += delta.embedding
+        self._dropped = max(self._dropped, delta.dropped)
         draft = self._drafts[delta.index]
         if draft.finish_reason is not None:
             return None
@@ -140,7 +143,8 @@ class Reply:
     @property
     def usage(self) -> Usage:
         """So far."""
-        return Usage(len(self.prompt_token_ids), sum(map(len, self._drafts)), self._cached)
+        answer = sum(map(len, self._drafts))
+        return Usage(len(self.prompt_token_ids), answer, self._cached, self._dropped)
 
     @property
     def times(self) -> Times:

@@ -21,6 +21,7 @@ from torch import Tensor
 from headrace.architecture import Architecture
 from headrace.errors import ModelError
 from headrace.kernels.before import Before
+from headrace.weight import neurons
 from headrace.weight.adapters import SLOT, Kind, Opened, Update
 from headrace.weight.assemble import places
 from headrace.weight.checkpoint import DTYPES, Entry, read_header
@@ -47,13 +48,15 @@ class Site:
 
 
 def sites(architecture: Architecture, names: Names) -> dict[str, Site]:
-    """Checkpoint's name of a module -> its site: attention and MLP, without experts, routers, embedding and head."""
-    placed, _ = places(architecture)
+    """Checkpoint's name of a module -> its site: attention and MLP, without experts, routers, embedding and head, and
+    without products of which some neurons leave."""
+    placed, single = places(architecture)[0], neurons.parts(architecture)
     found = {}
     for source, parts in names.plan(architecture).items():
         name, shape = parts[0]
         module, _, leaf = name.rpartition(".")
         apart = any(f".{part}." in f"{name}." for part in ("router", "experts"))
+        apart = apart or any(part in single for part, _ in parts)
         if leaf != "weight" or len(shape) != 2 or not name.startswith("blocks.") or apart:
             continue
         place = placed[name]
@@ -220,6 +223,12 @@ class Mix:
         """The same for rows first to stop alone, counted from there; None if no adapter has one of them."""
         groups = [(a, [row - first for row in rows if first <= row < stop]) for a, rows in self._groups]
         return Mix([group for group in groups if group[1]]) if any(rows for _, rows in groups) else None
+
+    def of(self, rows: Sequence[int]) -> Mix | None:
+        """The same for these rows alone, counted in their order; None if no adapter has one of them."""
+        at = {row: place for place, row in enumerate(rows)}
+        groups = [(adapter, [at[row] for row in own if row in at]) for adapter, own in self._groups]
+        return Mix([group for group in groups if group[1]]) if any(own for _, own in groups) else None
 
     def add(self, product: str, out_TO: Tensor, x: Tensor, before: Before) -> None:
         """Adds to a product's result what the adapters do to it, kind by kind."""

@@ -3,6 +3,8 @@
     blocks.0.attention.{q,k,v}   -> blocks.0.attention.qkv      one product, one reading of the rows
     blocks.0.mlp.{gate,up}       -> blocks.0.mlp.gate_up        (and the same of every expert)
 
+Where neurons may leave, gate stands alone, and up and down lie neuron by neuron (headrace/weight/neurons.py).
+
 Matrices go through a format of the slot `weights`, a few rows at a time, so that a matrix never lies in memory in two
 forms. Norms, biases and routers stay plain.
 """
@@ -18,10 +20,12 @@ from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.errors import ModelError
+from headrace.weight import neurons
 from headrace.weight.codes import Coded
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix, Packing
 from headrace.weight.names import Shape, shapes
+from headrace.weight.neurons import Neurons
 
 STACKS: Mapping[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 """Ours -> whose rows it has, first rows first."""
@@ -39,7 +43,7 @@ class Weights:
 
     matrices: Mapping[str, Matrix]
     tensors: Mapping[str, Tensor]
-    """Norms and biases."""
+    """Norms and biases; of MLPs whose neurons may leave also up and down, [F, D] each."""
     dtype: torch.dtype
     """Of the arithmetic around the matrices."""
     device: torch.device
@@ -62,11 +66,12 @@ class Place:
 
 def places(architecture: Architecture) -> tuple[dict[str, Place], dict[str, Shape]]:
     """Tensor name -> place, and the stacked weights' shapes."""
-    sizes, found = shapes(architecture), {}
+    sizes, found, apart = shapes(architecture), {}, neurons.parts(architecture)
     stacked: dict[str, Shape] = {}
     for name, shape in sizes.items():
         *path, module, leaf = name.split(".")
-        target = ".".join((*path, stack_of(module), leaf))
+        alone = f"{'.'.join(path)}.up.weight" in apart
+        target = ".".join((*path, module if alone else stack_of(module), leaf))
         rows = stacked.get(target, (0,))[0]
         found[name] = Place(target, rows)
         stacked[target] = (rows + shape[0], *shape[1:])
@@ -85,14 +90,16 @@ class Assembly:
         self._places, self._shapes = places(architecture)
         self._packings: dict[str, Packing] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._neurons = Neurons(architecture, self._form, dtype, self._device)
 
     def num_bytes(self) -> int:
         """Of all weights, when they are there."""
-        return sum(
+        return self._neurons.num_bytes() + sum(
             self.form_of(name).num_bytes(shape[0], shape[1], self._dtype)
             if len(shape) == 2
             else shape[0] * self._dtype.itemsize
             for name, shape in self._shapes.items()
+            if name not in self._neurons
         )
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
@@ -103,6 +110,8 @@ class Assembly:
         """
         place = self._places[name]
         shape = self._shapes[place.name]
+        if name in self._neurons:
+            return self._neurons.put(name, first, rows)
         if len(shape) == 1:
             if place.name not in self._tensors:
                 self._tensors[place.name] = torch.empty(shape, dtype=self._dtype, device=self._device)
@@ -119,10 +128,11 @@ class Assembly:
 
     def finish(self) -> Weights:
         """Every tensor has been put."""
-        missing = set(self._shapes) - set(self._packings) - set(self._tensors)
+        tensors = self._tensors | self._neurons.finish()
+        missing = set(self._shapes) - set(self._packings) - set(tensors)
         assert not missing, f"nobody put {sorted(missing)[:3]}"
         matrices = {name: packing.finish() for name, packing in self._packings.items()}
-        return Weights(matrices, self._tensors, self._dtype, self._device)
+        return Weights(matrices, tensors, self._dtype, self._device)
 
     def row_bytes(self, name: str, shape: Shape) -> int | None:
         """Bytes per output of a tensor whose codes a folder may keep; None for others."""

@@ -16,6 +16,7 @@ SPECS = {
     "linear": "linear:factor=4",
     "dynamic": "dynamic:factor=4,original_context=16",
     "yarn": "yarn:factor=4,original_context=16",
+    "dca": "dca:chunk=64",
     "llama3": "llama3:factor=4,original_context=16",
 }
 every = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -111,12 +112,15 @@ def test_float32_tables_are_rounded_float64_ones(spec: str) -> None:
     """Angles are exact far out, where float32 angles would be off by more than a thousandth."""
     far = 20_000
     exact, rounded = start(spec, torch.float64, far + 1), start(spec, torch.float32, far + 1)
+    exact, rounded = (getattr(live, "_tables", live) for live in (exact, rounded))
     assert torch.equal(exact.cos_LF[far].float(), rounded.cos_LF[far])
     assert rounded.cos_LF.dtype == torch.float32
 
 
 @every
 def test_positions_beyond_the_context_are_an_error(spec: str) -> None:
+    if spec.startswith("dca"):
+        pytest.skip("its positions begin again, and end nowhere")
     with pytest.raises(IndexError):
         start(spec).rotate(rows(1), torch.tensor([CONTEXT]))
 

@@ -12,6 +12,7 @@ import torch
 from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import random
+from headrace.forward.skippers import SLOT as SKIPPERS
 from headrace.kv import codebooks
 from headrace.kv.heads import write_profile
 from headrace.layer.positions import SLOT
@@ -135,8 +136,8 @@ def page_tokens(name: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def decoder(name: str) -> Decoder:
-    """The model called `name`; end token 0."""
+def decoder(name: str, skipper: str = "") -> Decoder:
+    """The model called `name`, made for a skipper; end token 0."""
     native = name in NATIVE
     windows = (
         NATIVE[name][0] if native else (BLOCKS.get(name) or ARTIFACTS.get(name) or (WINDOWS.get(name),))[0]
@@ -160,6 +161,8 @@ def decoder(name: str) -> Decoder:
     architecture = Architecture(
         family="llama", vocab=VOCAB, width=16, context=CONTEXT, blocks=blocks, norm_eps=1e-5, eos=(0,)
     )
+    if skipper:
+        architecture = SKIPPERS.make(skipper).adapt(architecture)
     seed = sum(map(ord, name))
     if native:
         return random(architecture, seed, torch.float32, form=make(NATIVE[name][1]))

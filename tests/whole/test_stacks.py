@@ -9,6 +9,7 @@ import dataclasses
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from headrace.compose import user_slots
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
+from headrace.forward import neurons
+from headrace.forward.decoder import Decoder
 from headrace.forward.memory import pages_for
+from headrace.forward.neurons import STEPS
 from headrace.kv.heads import write_profile
 from headrace.params import SamplingParams
 from headrace.slots import Slot
@@ -50,7 +54,10 @@ OPTIONS = {
     "weights": ["plain"],  # others keep what they hold in float32, and these models are float64
 }
 """Specs beside the bare names of the index."""
-PROFILE = Path(tempfile.gettempdir()) / "headrace-test-stacks-heads.json"
+_FOLDER = tempfile.TemporaryDirectory(prefix="headrace-test-stacks-")  # of this process, until it ends
+PROFILE, NEURONS = Path(_FOLDER.name) / "heads.json", Path(_FOLDER.name) / "neurons.json"
+OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 5]
+OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
 OPTIONS["kv-layout"] = [
     *[f"duo:profile={PROFILE},share=0.5,sink=2,window=8"] * 3,
     f"razor:profile={PROFILE},share=0.5,sink=0,window=16,block=16",
@@ -66,7 +73,7 @@ OPTIONS["kv-selector"] = [
     "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
     *[""] * 4,  # the others are often refused
 ]
-SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "processors")
+SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
 """Slots that the model decides, or that need a tokenizer."""
@@ -75,7 +82,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -119,7 +126,7 @@ def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
 
 def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
     """With a pool that hardly holds more than the longest request."""
-    engine = Engine(config, decoder=models.decoder(model))
+    engine = Engine(config, decoder=decoder(model, config.stack))
     tables = engine.kv.tables
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in asks)
     pages = pages_for(tables.groups, tables.sizes, longest, engine.policy.longest_span)
@@ -127,10 +134,14 @@ def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
     return dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes)
 
 
+def decoder(model: str, stack: Mapping[str, str]) -> Decoder:
+    return models.decoder(model, stack.get("skipper", ""))
+
+
 def run(seed: int, happened: Counter[str]) -> None:
     model, config, asks, forks = make(seed)
     try:
-        engine = Engine(tight(config, model, asks), decoder=models.decoder(model), poison=True)
+        engine = Engine(tight(config, model, asks), decoder=decoder(model, config.stack), poison=True)
     except ConfigError as error:
         text = str(error)
         assert (
@@ -168,7 +179,7 @@ def check(
         config = EngineConfig(
             stack={"policy": "orca", **law}, prefix_cache=False, page_tokens=page_tokens, threads=1
         )
-        engine = Engine(config, decoder=models.decoder(model))
+        engine = Engine(config, decoder=decoder(model, law))
         engine.add(ask.request)
         expected = []
         while engine.busy:
@@ -184,12 +195,14 @@ def second_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def profile() -> None:
-    write_profile(PROFILE, models.decoder("full").architecture, [[0.1, 0.9], [0.8, 0.2]])
+    architecture, steps = models.decoder("full").architecture, [i / STEPS for i in range(STEPS + 1)]
+    write_profile(PROFILE, architecture, [[0.1, 0.9], [0.8, 0.2]])
+    neurons.write_profile(NEURONS, architecture, [steps, steps])
 
 
 def test_random_stacks() -> None:
     happened: Counter[str] = Counter()
-    for seed in range(200):
+    for seed in range(230):
         try:
             run(seed, happened)
         except AssertionError as error:

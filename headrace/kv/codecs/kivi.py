@@ -31,7 +31,9 @@ from headrace.types import Reads
 class Kivi:
     """Asymmetric codes, whatever the model's dtype is."""
 
-    card: ClassVar[Card] = Card(slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2402.02750")
+    card: ClassVar[Card] = Card(
+        slot="kv-codec", exact="lossy", paper="https://arxiv.org/abs/2402.02750", gives=("whole_blocks",)
+    )
     rest: ClassVar[torch.dtype] = torch.bfloat16
     rotated: ClassVar[bool] = True
     bits: int = 4

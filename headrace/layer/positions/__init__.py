@@ -1,7 +1,4 @@
-"""Slot `positions`: how a token's place in the text enters its queries and keys.
-
-Add one: a file here with a frozen dataclass that has `card` and `start`, and a line in the index.
-"""
+"""Slot `positions`: how a token's place enters queries and keys. One is a frozen dataclass, see Positions."""
 
 from __future__ import annotations
 
@@ -25,23 +22,21 @@ class LivePositions(Protocol):
         """The rotation of rows at these positions, int64 [T], each below the context; made once per step.
 
         It takes queries and keys, [T, N, H], rotates every head of row t and keeps shape and dtype. It may overwrite
-        its argument, whose rows may lie apart.
-        """
-        ...
+        its argument, whose rows may lie apart."""
 
     def rotate(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
         """at(positions_T) of a copy of x."""
-        ...
 
     def undo(self, x_TNH: Tensor, positions_T: Tensor) -> Tensor:
         """What was rotated to these positions as it was before, in a tensor of its own."""
-        ...
 
 
 class Positions(Protocol):
     """A position scheme. Equal objects share tables between layers."""
 
     card: ClassVar[Card]
+    chunk: int | None
+    """Tokens after which keys' positions begin again (kv/chunks.py); None: a query's and a key's rotation are one."""
 
     def start(
         self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype
@@ -58,6 +53,7 @@ SLOT = Slot(
         "linear": "headrace.layer.positions.linear:Linear",
         "dynamic": "headrace.layer.positions.dynamic:Dynamic",
         "yarn": "headrace.layer.positions.yarn:Yarn",
+        "dca": "headrace.layer.positions.dca:Dca",
         "llama3": "headrace.layer.positions.llama3:Llama3",
     },
     default="",

@@ -31,6 +31,7 @@ class Dynamic:
         recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
+    chunk: ClassVar[None] = None
 
     factor: float
     """How strongly the base grows; at least 1."""

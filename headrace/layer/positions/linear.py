@@ -28,6 +28,7 @@ class Linear:
         recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
+    chunk: ClassVar[None] = None
 
     factor: float
     """How many times longer the context becomes; at least 1."""

@@ -30,6 +30,7 @@ class Llama3:
         recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
+    chunk: ClassVar[None] = None
 
     factor: float
     """How many times slower the slow pairs turn; at least 1."""

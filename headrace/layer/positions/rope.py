@@ -28,6 +28,7 @@ class Rope:
         recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
+    chunk: ClassVar[None] = None
 
     def start(
         self, head_size: int, theta: float, context: int, device: torch.device | str, dtype: torch.dtype

@@ -32,6 +32,7 @@ class Yarn:
         recordable=True,
         breaks=(rotary.ONE_SCHEME,),
     )
+    chunk: ClassVar[None] = None
 
     factor: float
     """How many times longer the context becomes; at least 1."""

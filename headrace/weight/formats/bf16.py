@@ -32,6 +32,7 @@ class Bf16:
         exact="lossy",
         paper="how bfloat16 checkpoints are meant to be run",
         recordable=True,
+        gives=("float_weights",),
         needs=(
             ("float32", "activations are rounded from float32"),
             ("cpu", "its kernels are for processors"),

@@ -22,7 +22,9 @@ from headrace.slots import Card
 class Plain:
     """Unpacked weights."""
 
-    card: ClassVar[Card] = Card(slot="weights", exact="bits", paper="what a checkpoint holds")
+    card: ClassVar[Card] = Card(
+        slot="weights", exact="bits", paper="what a checkpoint holds", gives=("float_weights",)
+    )
     torch_products: ClassVar[bool] = True
     arithmetic: ClassVar[str] = ""
 
