@@ -26,8 +26,9 @@ def rows_within(batch: Batch, reach: int) -> Tensor:
 
 def subset(batch: Batch, rows_K: Tensor) -> Batch:
     """These rows, rising, of a batch whose cache groups store every token; they see what they saw before."""
-    rows = rows_K.tolist()
-    segments = [[_segment(segment, rows) for segment in group] for group in batch.segments]
+    rows, positions_T = rows_K.tolist(), batch.positions_T[rows_K]
+    positions = positions_T.tolist()
+    segments = [[_segment(segment, rows, positions) for segment in group] for group in batch.segments]
     slots, written = batch.slots, batch.written
     if written:
         held = [torch.isin(which_T, rows_K) for which_T in written]
@@ -38,11 +39,11 @@ def subset(batch: Batch, rows_K: Tensor) -> Batch:
     return replace(
         batch,
         ids_T=batch.ids_T[rows_K],
-        positions_T=batch.positions_T[rows_K],
+        positions_T=positions_T,
         starts=tuple(_new(row, rows) for row in batch.starts),
         slots=slots,
         written=written,
-        reads=tuple(_reads(reads, rows) for reads in batch.reads),
+        reads=tuple(_reads(reads, rows, positions) for reads in batch.reads),
         segments=tuple(segments),
         mix=None if batch.mix is None else batch.mix.of(rows),
     )
@@ -53,16 +54,21 @@ def _new(row: int, rows: list[int]) -> int:
     return bisect.bisect_left(rows, row)
 
 
-def _reads(reads: Reads, rows: list[int]) -> Reads:
-    moved = [
-        run._replace(first_row=_new(run.first_row, rows), end_row=_new(run.end_row, rows))
-        for run in reads.runs
-    ]
-    return Reads(reads.pages_B, tuple(run for run in moved if run.first_row < run.end_row))
+def _reads(reads: Reads, rows: list[int], positions: list[int]) -> Reads:
+    """What these rows read, which lie at these positions. Tokens after the last of them may have left the layer out, as
+    guesses do: nothing is stored of them, and they must not be touched."""
+    found = []
+    for run in reads.runs:
+        first, end = _new(run.first_row, rows), _new(run.end_row, rows)
+        length = min(run.length, max(positions[first:end], default=-1) + 1 - run.start)
+        if length > 0:
+            found.append(run._replace(first_row=first, end_row=end, length=length))
+    return Reads(reads.pages_B, tuple(found))
 
 
-def _segment(segment: Segment, rows: list[int]) -> Segment:
-    wanted, own = set(rows), segment.rows_K.tolist()
-    kept = [place for place, row in enumerate(own) if row in wanted]
+def _segment(segment: Segment, rows: list[int], positions: list[int]) -> Segment:
+    at, own = dict(zip(rows, positions, strict=True)), segment.rows_K.tolist()
+    kept = [place for place, row in enumerate(own) if row in at]
     new = [_new(own[place], rows) for place in kept]
-    return Segment(segment.rows_K.new_tensor(new), _reads(segment.reads, kept))
+    reads = _reads(segment.reads, kept, [at[own[place]] for place in kept])
+    return Segment(segment.rows_K.new_tensor(new), reads)

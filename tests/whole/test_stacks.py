@@ -44,7 +44,7 @@ OPTIONS = {
         "draft_tree:model=mixed,branching=2.1",
         "",
     ],
-    "verifier": ["sample_match"] * 4,  # the others are refused with most drafters
+    "verifier": ["sample_match"] * 8,  # the others are refused with most drafters
     "draft-budget": ["fixed:tokens=3", "auto:retry=2"],
     "processors": [
         "temperature+top_p",
@@ -56,7 +56,7 @@ OPTIONS = {
 """Specs beside the bare names of the index."""
 _FOLDER = tempfile.TemporaryDirectory(prefix="headrace-test-stacks-")  # of this process, until it ends
 PROFILE, NEURONS = Path(_FOLDER.name) / "heads.json", Path(_FOLDER.name) / "neurons.json"
-OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 5]
+OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 9]
 OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
 OPTIONS["kv-layout"] = [
     *[f"duo:profile={PROFILE},share=0.5,sink=2,window=8"] * 3,
@@ -71,7 +71,7 @@ OPTIONS["kv-selector"] = [
     "landmarks:share=0,least=9,sink=0,recent=1,dense=1",
     "squeezed:share=0.4,clusters=3,least=4,sink=0,recent=3",
     "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
-    *[""] * 4,  # the others are often refused
+    *[""] * 14,  # the others are often refused
 ]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors")
 """Slots whose members may change tokens."""
@@ -207,7 +207,7 @@ def test_random_stacks() -> None:
             run(seed, happened)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {make(seed)[1].stack}: {error}") from error
-    assert happened["runs"] > 80 and happened["pauses"] > 20 and happened["drafts"] > 50, happened
+    assert happened["runs"] > 120 and happened["pauses"] > 8 and happened["drafts"] > 500, happened
     assert happened["refused"] > 5, happened
 
 
