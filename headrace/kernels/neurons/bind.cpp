@@ -62,8 +62,7 @@ void bind_neurons(nb::module_& m, Level level) {
             return [&table, a] {
                 if (a.rows == 0) return;
                 Neurons call = a;
-                call.memory =
-                    static_cast<float*>(scratch(Scratch::call, a.items() * int64_t{sizeof(float)}));
+                call.memory = static_cast<float*>(scratch(Scratch::call, a.items() * int64_t{sizeof(float)}));
                 table.run(call);
             };
         },

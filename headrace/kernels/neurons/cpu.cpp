@@ -1,15 +1,15 @@
 // neurons for processors. Compiled once per level.
 //
-// A neuron is summed over its inputs in sixteen lanes; an output over the neurons of a segment, in their order,
-// and then over segments. One that left adds nothing, and adding its zero changes no bit: so rows may share the
-// neurons that any of them needs, and a row has the same bits whatever rows are beside it.
+// A neuron is summed over its inputs in sixteen lanes; an output over the neurons of a segment, in their
+// order, and then over segments. One that left adds nothing, and adding its zero changes no bit: so rows may
+// share the neurons that any of them needs, and a row has the same bits whatever rows are beside it.
 //
-// Bounds: with one row, the bytes of the neurons that stay, each read once as a run of 2 or 4 bytes per input.
-#include "neurons/kernel.h"
-
+// Bounds: with one row, the bytes of the neurons that stay, each read once as a run of 2 or 4 bytes per
+// input.
 #include "headrace/parallel.h"
-#include "headrace/simd_math.h"
 #include "headrace/simd_int.h"
+#include "headrace/simd_math.h"
+#include "neurons/kernel.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
@@ -127,8 +127,7 @@ inline void add_down(const Neurons& a, const int32_t* list, const int32_t* next,
             const F32x16 w = load_part(down + list[u] * a.width + i, a.width - first - i);
             if (next) prefetch(down + next[u] * a.width + i);
             HR_UNROLL
-            for (int r = 0; r < kRows; ++r)
-                sums[r] = fma(w, broadcast(h[r * a.neurons + list[u]]), sums[r]);
+            for (int r = 0; r < kRows; ++r) sums[r] = fma(w, broadcast(h[r * a.neurons + list[u]]), sums[r]);
         }
         HR_UNROLL
         for (int r = 0; r < kRows; ++r) store(y + r * stride + i, sums[r]);

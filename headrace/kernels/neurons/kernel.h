@@ -13,8 +13,8 @@ struct Neurons {
     static constexpr int64_t kFew = 8;        // rows whose sums of every segment are kept
     static constexpr int64_t kLanes = 16;
 
-    RowSource source;      // of rows [width]
-    float* gate;           // [rows, neurons]: the gate's outputs; becomes what each neuron adds
+    RowSource source;       // of rows [width]
+    float* gate;            // [rows, neurons]: the gate's outputs; becomes what each neuron adds
     const void *up, *down;  // [neurons, width] each, float32 or bfloat16: a neuron is a run of numbers
     bool is_bf16, gelu;
     float threshold;
@@ -32,8 +32,8 @@ struct NeuronsTable {
     void (*run)(const Neurons&);
 };
 
-#define X(level)                        \
-    namespace level {                   \
+#define X(level)                       \
+    namespace level {                  \
     extern const NeuronsTable neurons; \
     }
 HR_FOR_EACH_LEVEL(X)
