@@ -270,19 +270,20 @@ inline __m512i _mm512_broadcast_i32x4(__m128i x) {
     memcpy(lane, &x, sizeof lane);
     return emulate<__m512i>([&](int i) { return lane[i % 4]; });
 }
-// Within each quarter, the bytes from `from` on of both in turns.
-inline __m512i emulated_unpack(__m512i a, __m512i b, int from) {
+// Within each quarter, the bytes from kFrom on of both in turns.
+template <int kFrom>
+inline __m512i emulated_unpack(__m512i a, __m512i b) {
     uint8_t x[64], y[64], out[64];
     memcpy(x, &a, sizeof x);
     memcpy(y, &b, sizeof y);
-    for (int i = 0; i < 64; ++i) out[i] = (i % 2 ? y : x)[i / 16 * 16 + from + i % 16 / 2];
+    for (int i = 0; i < 64; ++i) out[i] = (i % 2 ? y : x)[i / 16 * 16 + kFrom + i % 16 / 2];
     return emulated_cast<__m512i>(out);
 }
 inline __m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) {
-    return emulated_unpack(a, b, 0);
+    return emulated_unpack<0>(a, b);
 }
 inline __m512i _mm512_unpackhi_epi8(__m512i a, __m512i b) {
-    return emulated_unpack(a, b, 8);
+    return emulated_unpack<8>(a, b);
 }
 // Quarters: two of a, two of b, by two bits each.
 inline __m512i _mm512_shuffle_i64x2(__m512i a, __m512i b, int which) {
