@@ -55,7 +55,13 @@ def run(model: str, *, record: bool, stack: dict[str, str] | None = None) -> tup
     return collect(engine), engine
 
 
-@pytest.mark.parametrize("model", models.NATIVE)
+@pytest.mark.parametrize("model", [name for name in models.NATIVE if name in models.SELECTORS])
+def test_what_chooses_anew_is_not_recorded(model: str) -> None:
+    _, engine = run(model, record=True)
+    assert engine.runner.recordings is None
+
+
+@pytest.mark.parametrize("model", [name for name in models.NATIVE if name not in models.SELECTORS])
 def test_the_same_tokens(model: str, played: Counter[int]) -> None:
     with_recordings, engine = run(model, record=True)
     assert engine.runner.recordings and not engine.runner.recordings.refused
