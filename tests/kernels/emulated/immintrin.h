@@ -276,7 +276,11 @@ inline __m512i emulated_unpack(__m512i a, __m512i b) {
     uint8_t x[64], y[64], out[64];
     memcpy(x, &a, sizeof x);
     memcpy(y, &b, sizeof y);
-    for (int i = 0; i < 64; ++i) out[i] = (i % 2 ? y : x)[i / 16 * 16 + kFrom + i % 16 / 2];
+    for (int quarter = 0; quarter < 64; quarter += 16)
+        for (int i = 0; i < 8; ++i) {
+            out[quarter + 2 * i] = x[quarter + kFrom + i];
+            out[quarter + 2 * i + 1] = y[quarter + kFrom + i];
+        }
     return emulated_cast<__m512i>(out);
 }
 inline __m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) {
