@@ -107,7 +107,7 @@ class Engine:
         sampled = (self.stack.members["processors"], self.architecture.eos)
         self.sampler = Sampler(*sampled, constraints, self.stack.one("verifier").choose)
         places = (self.kv.tables, self.queues, self.context, self.policy.longest_span)
-        self.speculator = Speculator(self.stack, self._open, lambda seq: self.sampler.forced(seq), *places)
+        self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places)
         self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
         self.budget = Budget(max_seqs=config.max_seqs)

@@ -39,7 +39,6 @@ from headrace.engine import Engine
 from headrace.meter import Spread
 from headrace.params import Grammar, SamplingParams
 from headrace.sample.constrained import Constraints
-from headrace.sample.sampler import Sampler
 from headrace.sample.vocabulary import Vocabulary
 from headrace.types import Request
 
@@ -130,8 +129,7 @@ def equip(engine: Engine, spec: str, clock: Clock) -> float:
     for name in ("mask", "forced", "accept"):
         setattr(matcher, name, clock.around(name, getattr(matcher, name)))
     compiler.compile = clock.around("compile", compiler.compile)  # type: ignore[method-assign]
-    constraints = Constraints(lambda: compiler)
-    engine.sampler = Sampler(engine.stack.members["processors"], eos, constraints)
+    engine.sampler.constraints = Constraints(lambda: compiler)
     return seconds
 
 

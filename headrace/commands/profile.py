@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace import artefact
 from headrace.commands.flags import AsJson, Quiet
 from headrace.commands.output import note, write_json, write_table
 from headrace.commands.start import start
@@ -143,7 +144,7 @@ def _codes(llm: LLM, out: Path, texts: list[list[int]], rare: float, as_json: bo
         for ids in texts:
             engine.decoder.forward(one_text(torch.tensor(ids, device=engine.device)), samples)
     books = codebooks.learn(engine.architecture.family, samples, rare)
-    codebooks.write(out, books)
+    artefact.write(out, books)
     size = sum(map(len, texts))
     if as_json:
         write_json({"file": str(out), "tokens": size, "layers": len(books.layers), "weights": "uniform"})

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from headrace import artefact
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.forward.decoder import Decoder
@@ -77,20 +78,13 @@ def quantiles(act_TF: Tensor) -> list[float]:
 def write_profile(path: Path, architecture: Architecture, found: list[list[float]]) -> None:
     """As thresholds() reads it."""
     widths = [block.mlp.width for block in architecture.blocks]
-    path.write_bytes(msgspec.json.encode(_File(architecture.family, widths, found)) + b"\n")
+    artefact.write(path, _File(architecture.family, widths, found))
 
 
 def thresholds(path: str, architecture: Architecture, share: float) -> list[float]:
     """Per layer: the size below which this share of the activations lay, from 0 (none) to less than 1. Raises
     ConfigError if the file is not of a model of this shape."""
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: no profile of neurons; {ADVICE}")
-        found = msgspec.json.decode(Path(path).read_bytes(), type=_File)
-    except OSError as error:
-        raise ConfigError(f"cannot read the profile of neurons {path}: {error.strerror}; {ADVICE}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no profile of neurons: {error}; {ADVICE}") from None
+    found = artefact.read(path, _File, "profile of neurons", ADVICE, most=MAX_BYTES)
     widths = [block.mlp.width for block in architecture.blocks]
     whole = all(len(layer) == STEPS + 1 and layer == sorted(layer) for layer in found.quantiles)
     if found.family != architecture.family or found.widths != widths or len(found.quantiles) != len(widths):

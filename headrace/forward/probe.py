@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.memory import pages_for
 from headrace.kv.cache import KVCache, page_bytes_of, stored_groups
@@ -18,9 +19,10 @@ from headrace.kv.codecs import SLOT as CODECS
 from headrace.kv.groups import size_pages
 from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.layouts import SLOT as LAYOUTS
+from headrace.params import SamplingParams
 from headrace.text.shrinkers import Look, Seen
-from headrace.types import Batch, Span
-from headrace.weight.adapter import Adapter, Mix
+from headrace.types import Request, Sequence, Span
+from headrace.weight.adapter import Adapter
 
 PAGE_TOKENS = 16
 
@@ -30,44 +32,26 @@ class Probe:
 
     def __init__(self, decoder: Decoder, look: Look, adapter: Adapter | None) -> None:
         assert 1 <= look.layer < len(decoder.blocks), f"no layer {look.layer}"
-        self._decoder, self._look, self._adapter = decoder, look, adapter
+        self._decoder, self._look = decoder, look
         self._kv = _cache(decoder, look)
         self._kv.tables.admit(0, look.tokens, "")
+        tokens = list(look.tokens)
+        request = Request(id="", prompt=tuple(tokens), params=SamplingParams())
+        self._seq = Sequence(0, request, 0, 0, tokens, len(tokens), adapter=adapter)
         self._keys: list[Tensor] = []
-        self._query_NH: Tensor | None = None
-        self._done = 0
 
     @torch.inference_mode()
     def run(self, rows: int) -> Seen | None:
         """The next rows; what there is to see, once they were the last."""
-        tokens, tables = self._look.tokens, self._kv.tables
-        stop = min(self._done + rows, len(tokens))
-        tables.reserve(0, self._done, stop)
-        q_TNH, k_TGH = self._decoder.peek(self._look.layer, self._batch(self._done, stop), self._kv)
+        seq, tables = self._seq, self._kv.tables
+        span = Span(seq.id, seq.num_computed, min(seq.num_computed + rows, len(seq)))
+        tables.reserve(seq.id, span.start, span.stop)
+        batch = build_batch((span,), {seq.id: seq}, self._kv, self._decoder.device)
+        q_TNH, k_TGH = self._decoder.peek(self._look.layer, batch, self._kv)
         self._keys.append(k_TGH.clone())
-        tables.advance(0, tokens, stop)
-        self._done = stop
-        return None if stop < len(tokens) else Seen(q_TNH[-1].clone(), torch.cat(self._keys))
-
-    def _batch(self, start: int, stop: int) -> Batch:
-        span, device = Span(0, start, stop), self._decoder.device
-        placed = self._kv.place((span,), {})
-        return Batch(
-            spans=(span,),
-            ids_T=torch.tensor(self._look.tokens[start:stop], dtype=torch.int64, device=device),
-            positions_T=torch.arange(start, stop, device=device),
-            starts=(0, stop - start),
-            slots=placed.slots,
-            sealed=placed.sealed,
-            reads=placed.reads,
-            segments=placed.segments,
-            folds=placed.folds,
-            written=placed.written,
-            selecting=placed.selecting,
-            rows_R=torch.empty(0, dtype=torch.int64, device=device),
-            mix=None if self._adapter is None else Mix([(self._adapter, range(stop - start))]),
-            beyond=(start - len(self._look.tokens) + 1,),
-        )
+        tables.advance(seq.id, seq.tokens, span.stop)
+        seq.num_computed = span.stop
+        return None if span.stop < len(seq) else Seen(q_TNH[-1].clone(), torch.cat(self._keys))
 
 
 def _cache(decoder: Decoder, look: Look) -> KVCache:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 import torch
 from torch import Tensor
 
+from headrace import artefact
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kernels import attention
@@ -124,21 +124,9 @@ def unpack(packed: Tensor, bits: int, head_size: int) -> Tensor:
     return (planes << torch.arange(bits)[:, None, None]).sum(-3).flatten(-2)[..., :head_size]
 
 
-def write(path: Path, books: Codebooks) -> None:
-    """As read reads it."""
-    path.write_bytes(msgspec.json.encode(books) + b"\n")
-
-
 def read(path: str) -> Codebooks:
     """Raises ConfigError if the file is none of codebooks."""
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: no codebooks; {ADVICE}")
-        books = msgspec.json.decode(Path(path).read_bytes(), type=Codebooks)
-    except OSError as error:
-        raise ConfigError(f"cannot read the codebooks {path}: {error.strerror}; {ADVICE}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} holds no codebooks: {error}; {ADVICE}") from None
+    books = artefact.read(path, Codebooks, "codebooks", ADVICE, most=MAX_BYTES, verb="holds")
     for layer in books.layers:
         _check(path, layer)
     return books

@@ -16,6 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from headrace import artefact
 from headrace.architecture import Architecture
 from headrace.errors import ConfigError
 from headrace.kv.groups import GroupSpec, Member
@@ -78,7 +79,7 @@ def write_profile(
     path: Path, architecture: Architecture, scores: list[list[float]], spread: list[float] | None = None
 ) -> None:
     """As read_profile and read_spread read it."""
-    path.write_bytes(msgspec.json.encode(_File(architecture.family, scores, spread or [])) + b"\n")
+    artefact.write(path, _File(architecture.family, scores, spread or []))
 
 
 def read_profile(path: str, architecture: Architecture) -> list[list[float]]:
@@ -99,15 +100,7 @@ def read_spread(path: str) -> list[float]:
 
 
 def _read(path: str) -> _File:
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: no profile of heads; {ADVICE}")
-        found: _File = msgspec.json.decode(Path(path).read_bytes(), type=_File)
-    except OSError as error:
-        raise ConfigError(f"cannot read the profile of heads {path}: {error.strerror}; {ADVICE}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no profile of heads: {error}; {ADVICE}") from None
-    return found
+    return artefact.read(path, _File, "profile of heads", ADVICE, most=MAX_BYTES)
 
 
 def split_heads(

@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from headrace.kv.selectors import LiveSelector, Selector
 
 
+NO_CHOICE = (
+    ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
+    (
+        "kv-keeper=streaming",
+        "a window is all that is read, and there is nothing to choose from; use one of them",
+    ),
+)
+"""What no selector that chooses runs with: facts and why, for its card."""
+
+
 class RowSet(NamedTuple):
     """Rows of one sequence that read the same pages."""
 

@@ -144,6 +144,16 @@ def _records(group: GroupSpec, pages: int, dtype: torch.dtype) -> Records:
     return Records({m.layer: group.summary.record_bytes(m, dtype) for m in group.members}, pages)
 
 
+def check_blocks(block: int, sink: int, window: int) -> None:
+    """Raises ValueError for options by which no window can move."""
+    if block not in (1 << i for i in range(10)):
+        raise ValueError(f"block={block} must be a power of two, up to 512")
+    if sink < 0 or window < block or sink % block or window % block:
+        raise ValueError(
+            f"sink={sink} and window={window} must be multiples of block={block}, and the window at least one block"
+        )
+
+
 def check_window(group: GroupSpec, codec_block: int | None) -> None:
     """Raises ConfigError where a group's window cannot move by the blocks of its summary."""
     assert group.summary is not None and group.window is not None

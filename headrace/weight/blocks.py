@@ -51,3 +51,10 @@ class Blocks:
             self._take(first, rows)
         else:
             self._waiting[first] = rows, there + len(rows_RI)
+
+
+def part_of(packed: Tensor, first: int, rows: int, *, height: int, size: int) -> Tensor:
+    """Where the blocks lie that rows first, first + 1, ... make: blocks of `height` rows in `size` items, one after the
+    other."""
+    start = first // height * size
+    return packed[start : start + -(-rows // height) * size]

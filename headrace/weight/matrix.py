@@ -5,7 +5,8 @@ Shape suffixes beside those of headrace/types.py: O outputs, I inputs, R some of
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -37,6 +38,33 @@ class Matrix(Protocol):
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of the matrix, for an embedding: int64 [T] -> [T, I]."""
         ...
+
+
+class PackedMatrix:
+    """Packed weights, and the kernel that multiplies by them (headrace.weight.matrix.Matrix)."""
+
+    __slots__ = ("_outputs", "_product", "nbytes", "weight")
+
+    def __init__(
+        self, weight: Any, product: Callable[..., Tensor], outputs: Callable[[Any, Tensor], Tensor]
+    ) -> None:
+        """product(x, weight, bias_O, before=, add_TO=, out_TO=); outputs(weight, ids_T): rows of the matrix."""
+        self.weight, self.nbytes = weight, weight.nbytes
+        self._product, self._outputs = product, outputs
+
+    def multiply(
+        self,
+        x: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        before: Before = None,
+        add_TO: Tensor | None = None,
+        out_TO: Tensor | None = None,
+    ) -> Tensor:
+        return self._product(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        return self._outputs(self.weight, ids_T)
 
 
 class Packing(Protocol):

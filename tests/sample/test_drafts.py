@@ -11,14 +11,11 @@ import pytest
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.params import SamplingParams
-from headrace.schedule.policies import Policy
-from headrace.schedule.queues import Budget, View
 from headrace.stats import Counters
-from headrace.types import Delta, Request, Span, StepPlan
+from headrace.types import Request, Sequence, Span
 from tests.whole import models
-from tests.whole.drive import nothing_left
+from tests.whole.drafting import PROMPTS, Answers, Drafting, logprobs, run, tokens
 
-Answers = dict[tuple[str, int], list[Delta]]
 Guess = Callable[[int, int], bool]
 """(generated so far, how far ahead) -> whether the guess is right."""
 
@@ -36,36 +33,19 @@ PARAMS = {
     "penalised": SamplingParams(temperature=0, max_tokens=20, repetition_penalty=1.5, frequency_penalty=0.6),
     "ends": SamplingParams(temperature=1.0, seed=1, min_tokens=2, stop_token_ids=tuple(range(0, 60, 8))),
 }
-PROMPTS = [tuple((5 * i + 3) % models.VOCAB for i in range(23)), (7,), tuple(range(9, 20))]
 
 
 @dataclass
-class Guessing:
-    """A policy that adds a guess to every span that is sampled."""
+class Guessing(Drafting):
+    """Chains that are right where a guess is."""
 
-    inner: Policy
-    engine: Engine
-    truth: Answers
     guess: Guess
     length: int = 4
 
-    @property
-    def longest_span(self) -> int | None:
-        return self.inner.longest_span
-
-    def plan(self, view: View, budget: Budget) -> StepPlan:
-        plan = self.inner.plan(view, budget)
-        return replace(plan, spans=tuple(map(self._extended, plan.spans)))
-
-    def _extended(self, span: Span) -> Span:
-        seq = self.engine.queues[span.seq]
-        if span.stop < len(seq):
-            return span
-        answer = [token for delta in self.truth[seq.request.id, seq.index] for token in delta.tokens]
-        known = answer[seq.num_generated :][: min(self.length, self.engine.context - span.stop)]
+    def draft(self, span: Span, seq: Sequence, known: list[int]) -> Span:
         draft = tuple(
             token if self.guess(seq.num_generated, ahead) else (token + 1) % models.VOCAB
-            for ahead, token in enumerate(known)
+            for ahead, token in enumerate(known[: self.length])
         )
         return replace(span, draft=draft)
 
@@ -74,26 +54,6 @@ def engine(model: str, **options: object) -> Engine:
     stack = {"policy": "sarathi:tokens=8,idle=12"}
     config = EngineConfig(stack=stack, threads=1, **{"page_tokens": 4, **options})
     return Engine(config, decoder=models.decoder(model), poison=True)
-
-
-def run(made: Engine, params: SamplingParams) -> Answers:
-    for i, prompt in enumerate(PROMPTS):
-        made.add(Request(id=f"r{i}", prompt=prompt, params=params, arrival=float(i)))
-    answers: Answers = {}
-    while made.busy:
-        for delta in made.step():
-            answers.setdefault((delta.request, delta.index), []).append(delta)
-        made.kv.tables.check()
-    nothing_left(made)
-    return answers
-
-
-def tokens(answers: Answers) -> dict[tuple[str, int], list[int]]:
-    return {key: [token for delta in deltas for token in delta.tokens] for key, deltas in answers.items()}
-
-
-def logprobs(answers: Answers) -> list[float]:
-    return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
 
 
 @functools.cache

@@ -12,16 +12,13 @@ from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.kv.branches import Branch, branches, ends, right_branch
 from headrace.params import SamplingParams
-from headrace.schedule.policies import Policy
-from headrace.schedule.queues import Budget, View
 from headrace.speculate.draft import extend
 from headrace.speculate.tree import Draft, depth_first, first, pruned
-from headrace.types import Delta, Request, Sequence, Span, StepPlan
+from headrace.types import Request, Sequence, Span, StepPlan
 from tests.kv.test_tables import make, started
 from tests.whole import models
-from tests.whole.drive import nothing_left
+from tests.whole.drafting import Drafting, logprobs, run, tokens
 
-Answers = dict[tuple[str, int], list[Delta]]
 PARAMS = {
     "greedy": SamplingParams(temperature=0, max_tokens=21, ignore_eos=True, logprobs=2),
     "sampled": SamplingParams(
@@ -31,7 +28,6 @@ PARAMS = {
         temperature=0, max_tokens=20, repetition_penalty=1.5, frequency_penalty=0.6, logprobs=0
     ),
 }
-PROMPTS = [tuple((5 * i + 3) % models.VOCAB for i in range(23)), (7,), tuple(range(9, 20))]
 
 
 # ---- shapes ----
@@ -87,28 +83,12 @@ def test_drafts_are_cut_to_what_there_is_room_for() -> None:
 
 
 @dataclass
-class Planting:
-    """A policy that adds a tree to every span that is sampled; the right path lies in it, as far as luck has it."""
+class Planting(Drafting):
+    """Trees; the right path lies in one, as far as luck has it."""
 
-    inner: Policy
-    engine: Engine
-    truth: Answers
     most: int = 12
 
-    @property
-    def longest_span(self) -> int | None:
-        return self.inner.longest_span
-
-    def plan(self, view: View, budget: Budget) -> StepPlan:
-        plan = self.inner.plan(view, budget)
-        return replace(plan, spans=tuple(map(self._extended, plan.spans)))
-
-    def _extended(self, span: Span) -> Span:
-        seq = self.engine.queues[span.seq]
-        if span.stop < len(seq):
-            return span
-        answer = [token for delta in self.truth[seq.request.id, seq.index] for token in delta.tokens]
-        known = answer[seq.num_generated :][: self.engine.context - span.stop]
+    def draft(self, span: Span, seq: Sequence, known: list[int]) -> Span:
         luck = random.Random(1000 * span.seq + span.stop)
         draft = pruned(planted(known, luck, luck.randint(1, self.most)), self.most, len(known))
         if luck.random() < 0.7:
@@ -138,26 +118,6 @@ def engine(model: str, **options: object) -> Engine:
     stack = {"policy": "sarathi:tokens=8,idle=12", **models.stack(model)}
     options = {"page_tokens": models.page_tokens(model)[-1], "kv_bytes": 1 << 20, **options}
     return Engine(EngineConfig(stack=stack, threads=1, **options), decoder=models.decoder(model), poison=True)
-
-
-def run(made: Engine, params: SamplingParams) -> Answers:
-    for i, prompt in enumerate(PROMPTS):
-        made.add(Request(id=f"r{i}", prompt=prompt, params=params, arrival=float(i)))
-    answers: Answers = {}
-    while made.busy:
-        for delta in made.step():
-            answers.setdefault((delta.request, delta.index), []).append(delta)
-        made.kv.check()
-    nothing_left(made)
-    return answers
-
-
-def tokens(answers: Answers) -> dict[tuple[str, int], list[int]]:
-    return {key: [token for delta in deltas for token in delta.tokens] for key, deltas in answers.items()}
-
-
-def logprobs(answers: Answers) -> list[float]:
-    return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,27 @@ class Run:
     finished: set[tuple[str, int]] = field(default_factory=set)
 
 
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    """Prompts of one seed begin alike."""
+    return tuple((7 * seed + 5 * k * k) % models.VOCAB for k in range(length))
+
+
+def asks(lengths: tuple[int, ...]) -> list[Ask]:
+    """One after the other, of two seeds, every other one with two samples."""
+    return [
+        Ask(
+            Request(
+                id=str(i),
+                prompt=prompt(i % 2, length),
+                params=SamplingParams(temperature=0.7, seed=i, n=1 + i % 2, max_tokens=20, ignore_eos=True),
+                arrival=float(i),
+            ),
+            step=i,
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
 def alone(model: str, request: Request) -> Outputs:
     """Every sample of a request that has a roomy engine to itself: no chunks, no cache, no pauses."""
     request = replace(request, id="alone", priority=0, arrival=0.0)

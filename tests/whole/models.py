@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from headrace import artefact
 from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.forward.decoder import Decoder
 from headrace.forward.load import random
@@ -98,7 +99,7 @@ def books(shapes: tuple[tuple[int, int], ...] = ((2, 4), (2, 4))) -> Path:
             codebooks.LayerCodes([[-3.0] * size] * heads, [[2.5] * size] * heads, even, bent)
             for heads, size in shapes
         ]
-        codebooks.write(path, codebooks.Codebooks("llama", layers))
+        artefact.write(path, codebooks.Codebooks("llama", layers))
     return path
 
 

@@ -17,12 +17,12 @@ from headrace.forward.runner import Logits
 from headrace.params import Grammar, SamplingParams
 from headrace.sample.constrained import Constraints
 from headrace.sample.grammars import SLOT, Compiler, Matcher
-from headrace.sample.sampler import Sampler
 from headrace.types import Batch, Delta, Request
 from tests.sample.grammars.small import FORMS, vocabulary
 from tests.sample.test_drafts import Guessing
 from tests.whole import models
-from tests.whole.drive import nothing_left
+from tests.whole.drafting import Answers, logprobs, tokens
+from tests.whole.drafting import run_all as run
 
 WORDS = vocabulary(1, eos=(0,))
 PROMPTS = [tuple((5 * i + 3) % models.VOCAB for i in range(n)) for n in (23, 23, 1, 9, 30, 17)]
@@ -37,7 +37,6 @@ ASKED = [
     for form in ("object", "regex", "forced", "nested", "choice", "string")
     for params in PARAMS
 ]
-Answers = dict[tuple[str, int], list[Delta]]
 
 
 @functools.cache
@@ -60,8 +59,7 @@ def engine(
 
 def equip(made: Engine, compiler: Compiler) -> None:
     """As if the model had a tokenizer."""
-    constraints = Constraints(lambda: compiler)
-    made.sampler = Sampler(made.stack.members["processors"], made.architecture.eos, constraints)
+    made.sampler.constraints = Constraints(lambda: compiler)
 
 
 def requests(asked: list[tuple[str, str]]) -> list[Request]:
@@ -80,18 +78,6 @@ def request(form: str, params: str) -> Request:
     return next(r for r in requests(ASKED) if r.id == f"{form}-{params}")
 
 
-def run(made: Engine, wanted: list[Request]) -> Answers:
-    for request in wanted:
-        made.add(request)
-    answers: Answers = {}
-    while made.busy:
-        for delta in made.step():
-            answers.setdefault((delta.request, delta.index), []).append(delta)
-        made.kv.check()
-    nothing_left(made)
-    return answers
-
-
 @functools.cache
 def alone(member: str, model: str = "mixed") -> Answers:
     """Every request by itself, its prompt in one piece, a token per step."""
@@ -100,14 +86,6 @@ def alone(member: str, model: str = "mixed") -> Answers:
         plain = engine(member, ahead=False, model=model, prefix_cache=False, stack={"policy": "orca"})
         found |= run(plain, [request])
     return found
-
-
-def tokens(answers: Answers) -> dict[tuple[str, int], list[int]]:
-    return {key: [token for delta in deltas for token in delta.tokens] for key, deltas in answers.items()}
-
-
-def logprobs(answers: Answers) -> list[float]:
-    return [p.logprob for key in sorted(answers) for delta in answers[key] for p in delta.logprobs]
 
 
 def test_what_ends_has_its_form() -> None:

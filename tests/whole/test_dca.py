@@ -25,10 +25,12 @@ from headrace.types import Request
 from headrace.weight.assemble import make
 from tests.models.dense_kv import DenseKV, batch_of
 from tests.whole import models
-from tests.whole.drive import Ask, Fork, Outputs, collect, nothing_left, scripted
+from tests.whole.drive import Ask, Fork, Outputs, asks, collect, nothing_left, prompt, scripted
 
 CHUNK, LOCAL = 16, 5
 SPEC = f"dca:chunk={CHUNK},local={LOCAL}"
+LENGTHS = (60, 41, 15, 16, 70, 33)
+"""Of the prompts."""
 
 
 @functools.cache
@@ -102,26 +104,6 @@ def dense(prompt: tuple[int, ...], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def prompt(seed: int, length: int) -> tuple[int, ...]:
-    """Prompts of one seed begin alike."""
-    return tuple((7 * seed + 5 * k * k) % models.VOCAB for k in range(length))
-
-
-def asks() -> list[Ask]:
-    return [
-        Ask(
-            Request(
-                id=str(i),
-                prompt=prompt(i % 2, length),
-                params=SamplingParams(temperature=0.7, seed=i, n=1 + i % 2, max_tokens=20, ignore_eos=True),
-                arrival=float(i),
-            ),
-            step=i,
-        )
-        for i, length in enumerate((60, 41, 15, 16, 70, 33))
-    ]
-
-
 @pytest.mark.parametrize("length", [3, 15, 16, 31, 34, 60])
 def test_it_equals_dense_attention(length: int) -> None:
     """From one chunk to five; cut into spans of nine tokens."""
@@ -163,7 +145,7 @@ def test_tokens_do_not_depend_on_the_schedule(codec: str) -> None:
 
 
 def _run(made: Engine) -> Outputs:
-    found = scripted(made, asks(), []).outputs
+    found = scripted(made, asks(LENGTHS), []).outputs
     nothing_left(made)
     return found
 

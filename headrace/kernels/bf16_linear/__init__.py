@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
+from headrace.kernels import after
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.bf16_linear import reference
 
@@ -29,6 +30,10 @@ class Bf16Weight(NamedTuple):
     """bfloat16, flat."""
     outputs: int
     width: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
 
 
 def bf16_linear(
@@ -47,9 +52,7 @@ def bf16_linear(
     native = kernels.native("bf16_linear")
     if native is None:
         y_TO = reference.multiply(apply(before, x), reference.unpack(*weight))
-        y_TO = y_TO if bias_O is None else y_TO + bias_O
-        y_TO = y_TO if add_TO is None else y_TO + add_TO
-        return y_TO if out_TO is None else out_TO.copy_(y_TO)
+        return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     native(x, weight.packed, weight.outputs, weight.width, out, bias_O, add_TO, *native_before(before))
     return out

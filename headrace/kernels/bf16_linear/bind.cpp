@@ -28,8 +28,7 @@ const Bf16LinearTable& table_of(Level level) {
 }
 
 Bf16Shape check_shape(int64_t outputs, int64_t width) {
-    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
-             static_cast<Int>(width));
+    check_size(outputs, width);
     return {width, outputs};
 }
 

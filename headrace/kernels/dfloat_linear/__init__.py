@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
+from headrace.kernels import after
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.bf16_linear import reference as bf16_reference
 from headrace.kernels.bf16_linear.reference import BLOCK
@@ -59,9 +60,7 @@ def dfloat_linear(
     w = weight
     if native is None:
         y_TO = bf16_reference.multiply(apply(before, x), reference.unpack(w.parts, w.outputs, w.width))
-        y_TO = y_TO if bias_O is None else y_TO + bias_O
-        y_TO = y_TO if add_TO is None else y_TO + add_TO
-        return y_TO if out_TO is None else out_TO.copy_(y_TO)
+        return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], w.outputs) if out_TO is None else out_TO
     native(x, *w.parts, w.outputs, w.width, out, bias_O, add_TO, *native_before(before))
     return out

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
+from headrace.kernels import after
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.dual_linear import layout, reference
 from headrace.kernels.dual_linear.layout import DualWeight, Parts
@@ -47,9 +48,7 @@ def dual_linear(
     native = kernels.native("dual_linear")
     if native is None:
         y_TO = reference.multiply(quantise(apply(before, x), weight.group), weight)
-        y_TO = y_TO if bias_O is None else y_TO + bias_O
-        y_TO = y_TO if add_TO is None else y_TO + add_TO
-        return y_TO if out_TO is None else out_TO.copy_(y_TO)
+        return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
     native(x, w.packed, w.outputs, w.width, w.group, FEW, out, bias_O, add_TO, *native_before(before))

@@ -28,22 +28,10 @@ const DualLinearTable& table_of(Level level) {
 }
 
 DualShape check_shape(int64_t outputs, int64_t width, int64_t group) {
-    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
-             static_cast<Int>(width));
+    check_size(outputs, width);
     HR_CHECK(width <= kDualMaxWidth, "%lld inputs: sums of more than %lld may exceed 32 bits",
              static_cast<Int>(width), static_cast<Int>(kDualMaxWidth));
-    HR_CHECK(group >= width || (group > 0 && group % kChunk == 0),
-             "groups of %lld inputs: a multiple of %lld is needed", static_cast<Int>(group),
-             static_cast<Int>(kChunk));
-    return {width, outputs, group < width ? group : width};
-}
-
-const uint8_t* check_packed(const Array& packed, const DualShape& shape) {
-    const int64_t wanted = shape.blocks() * shape.block_bytes();
-    HR_CHECK(packed.dtype() == DType::u8 && packed.contiguous() && packed.size() == wanted,
-             "packed has %lld bytes, this shape needs %lld", static_cast<Int>(packed.size()),
-             static_cast<Int>(wanted));
-    return packed.data<const uint8_t>();
+    return {width, outputs, check_group(group, width, kChunk)};
 }
 
 }  // namespace

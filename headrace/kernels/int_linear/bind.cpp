@@ -14,8 +14,6 @@ using namespace nb::literals;
 namespace headrace {
 namespace {
 
-using Int = long long;  // for messages
-
 const IntLinearTable& table_of(Level level) {
     switch (level) {
 #define X(name)       \
@@ -28,21 +26,9 @@ const IntLinearTable& table_of(Level level) {
 }
 
 IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits, bool zeros) {
-    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<Int>(outputs),
-             static_cast<Int>(width));
+    check_size(outputs, width);
     HR_CHECK(bits >= 1 && bits <= 8, "%d bits; known: 1 to 8", bits);
-    HR_CHECK(group >= width || (group > 0 && group % kChunk == 0),
-             "groups of %lld inputs: a multiple of %lld is needed", static_cast<Int>(group),
-             static_cast<Int>(kChunk));
-    return {width, outputs, group < width ? group : width, bits, zeros};
-}
-
-const uint8_t* check_packed(const Array& packed, const IntShape& shape) {
-    const int64_t wanted = shape.blocks() * shape.block_bytes();
-    HR_CHECK(packed.dtype() == DType::u8 && packed.contiguous() && packed.size() == wanted,
-             "packed has %lld bytes, this shape needs %lld", static_cast<Int>(packed.size()),
-             static_cast<Int>(wanted));
-    return packed.data<const uint8_t>();
+    return {width, outputs, check_group(group, width, kChunk), bits, zeros};
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from headrace import kernels
+from headrace.kernels import after
 from headrace.kernels.before import Before, apply, native_before
 from headrace.kernels.int_linear.layout import CHUNK
 from headrace.kernels.lut_linear import layout, reference
@@ -51,9 +52,7 @@ def lut_linear(
     native = kernels.native("lut_linear")
     if native is None:
         y_TO = reference.multiply(reference.tabulate(apply(before, x), weight.group), weight)
-        y_TO = y_TO if bias_O is None else y_TO + bias_O
-        y_TO = y_TO if add_TO is None else y_TO + add_TO
-        return y_TO if out_TO is None else out_TO.copy_(y_TO)
+        return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
     native(x, w.packed, w.outputs, w.width, w.group, w.bits, out, bias_O, add_TO, *native_before(before))

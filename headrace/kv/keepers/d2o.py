@@ -30,7 +30,7 @@ from headrace.kernels import attention
 from headrace.kernels.attention import Queries, State
 from headrace.kv.groups import GroupSpec, Member
 from headrace.kv.heads import read_spread
-from headrace.kv.summary import ReadTokens, Records
+from headrace.kv.summary import ReadTokens, Records, check_blocks
 from headrace.slots import Card
 from headrace.types import Fold, Reads
 
@@ -70,13 +70,7 @@ class D2O:
             raise ValueError(
                 f"heavy={self.heavy} must be from 1 to {MOST}, and ema={self.ema} at least 0, below 1"
             )
-        if self.block not in (1 << i for i in range(10)):
-            raise ValueError(f"block={self.block} must be a power of two, up to 512")
-        if self.sink < 0 or self.window < self.block or self.sink % self.block or self.window % self.block:
-            raise ValueError(
-                f"sink={self.sink} and window={self.window} must be multiples of block={self.block}, and the window at "
-                "least one block"
-            )
+        check_blocks(self.block, self.sink, self.window)
 
     def limit(self, group: GroupSpec) -> GroupSpec:
         if group.window is not None:

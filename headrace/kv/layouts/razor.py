@@ -24,7 +24,7 @@ from headrace.architecture import Architecture
 from headrace.kernels.attention import Queries, State
 from headrace.kv.groups import GroupSpec, Member
 from headrace.kv.heads import read_profile, split_heads
-from headrace.kv.summary import ReadTokens, Records
+from headrace.kv.summary import ReadTokens, Records, check_blocks
 from headrace.slots import Card
 from headrace.types import Fold, Reads
 
@@ -53,13 +53,7 @@ class Razor:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share} must be from 0 to 1")
-        if self.block not in (1 << i for i in range(10)):
-            raise ValueError(f"block={self.block} must be a power of two, up to 512")
-        if self.sink < 0 or self.window < self.block or self.sink % self.block or self.window % self.block:
-            raise ValueError(
-                f"sink={self.sink} and window={self.window} must be multiples of block={self.block}, and the window at "
-                "least one block"
-            )
+        check_blocks(self.block, self.sink, self.window)
 
     def groups(self, architecture: Architecture) -> tuple[GroupSpec, ...]:
         scores = read_profile(self.profile, architecture)

@@ -25,7 +25,7 @@ from headrace.kernels.attention import Queries
 from headrace.kernels.page_dots import PageVectors
 from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
-from headrace.kv.selection import Selecting, best_pages, kept_pages, keys_of, stack_vectors
+from headrace.kv.selection import NO_CHOICE, Selecting, best_pages, kept_pages, keys_of, stack_vectors
 from headrace.slots import Card
 
 
@@ -37,13 +37,7 @@ class Landmarks:
         slot="kv-selector",
         exact="lossy",
         paper="https://arxiv.org/abs/2406.10774",
-        breaks=(
-            ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
-            (
-                "kv-keeper=streaming",
-                "a window is all that is read, and there is nothing to choose from; use one of them",
-            ),
-        ),
+        breaks=NO_CHOICE,
     )
     answers: ClassVar[bool] = True
     rows: ClassVar[int] = 1

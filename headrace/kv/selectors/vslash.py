@@ -24,7 +24,7 @@ from torch import Tensor
 from headrace.kernels.attention import Queries
 from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
-from headrace.kv.selection import Selecting
+from headrace.kv.selection import NO_CHOICE, Selecting
 from headrace.slots import Card
 
 
@@ -39,11 +39,7 @@ class VSlash:
         needs=(("whole_prompts", "it looks at a prompt's last tokens first; use --policy orca"),),
         breaks=(
             ("prefix_cache", "what a prompt's beginning reads depends on its end; use --no-prefix-cache"),
-            ("kv-codec=kivi", "it chooses pages of tokens, and kivi stores whole blocks apart; use int8"),
-            (
-                "kv-keeper=streaming",
-                "a window is all that is read, and there is nothing to choose from; use one of them",
-            ),
+            *NO_CHOICE,
         ),
     )
     answers: ClassVar[bool] = False

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import bf16_linear
-from headrace.kernels.before import Before
 from headrace.kernels.bf16_linear import Bf16Weight
 from headrace.kernels.bf16_linear.reference import BLOCK, packed_items
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks
+from headrace.weight.blocks import Blocks, part_of
+from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import huge
 
 
@@ -63,36 +63,11 @@ class Bf16Packing:
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
 
-    def finish(self) -> Bf16Matrix:
+    def finish(self) -> PackedMatrix:
         self._blocks.finish()
-        return Bf16Matrix(self._weight)
+        return PackedMatrix(self._weight, bf16_linear.bf16_linear, bf16_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
-        size = packed_items(BLOCK, self._weight.width)
-        start = first // BLOCK * size
-        into = self._weight.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
+        w = self._weight
+        into = part_of(w.packed, first, len(rows_RI), height=BLOCK, size=packed_items(BLOCK, w.width))
         bf16_linear.pack(rows_RI, into)
-
-
-class Bf16Matrix:
-    """Packed weights, and the kernel that multiplies by them."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: Bf16Weight) -> None:
-        self.weight = weight
-        self.nbytes = weight.packed.nbytes
-
-    def multiply(
-        self,
-        x: Tensor,
-        bias_O: Tensor | None = None,
-        *,
-        before: Before = None,
-        add_TO: Tensor | None = None,
-        out_TO: Tensor | None = None,
-    ) -> Tensor:
-        return bf16_linear.bf16_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        return bf16_linear.outputs(self.weight, ids_T)

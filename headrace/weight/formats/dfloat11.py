@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import dfloat_linear
-from headrace.kernels.before import Before
 from headrace.kernels.bf16_linear.reference import BLOCK, CHUNK
 from headrace.kernels.dfloat_linear import DfloatWeight
 from headrace.kernels.dfloat_linear.reference import Parts, join, plane_bytes
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks
+from headrace.weight.blocks import Blocks, part_of
+from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import huge
 
 _ESCAPED = 0.018
@@ -78,7 +78,7 @@ class Dfloat11Packing:
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
 
-    def finish(self) -> Dfloat11Matrix:
+    def finish(self) -> PackedMatrix:
         self._blocks.finish()
         stretches = []
         for first in sorted(self._escapes):
@@ -86,36 +86,10 @@ class Dfloat11Packing:
             stretches += parts.escapes.split(parts.starts_B.diff().tolist())
         escapes, starts_B = join(stretches)
         parts = Parts(self._planes, huge(len(escapes)).copy_(escapes), starts_B)
-        return Dfloat11Matrix(DfloatWeight(parts, self._outputs, self._width))
+        weight = DfloatWeight(parts, self._outputs, self._width)
+        return PackedMatrix(weight, dfloat_linear.dfloat_linear, dfloat_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
         size = plane_bytes(BLOCK, self._width)
-        start = first // BLOCK * size
-        planes = self._planes[start : start + -(-len(rows_RI) // BLOCK) * size]
+        planes = part_of(self._planes, first, len(rows_RI), height=BLOCK, size=size)
         self._escapes[first] = dfloat_linear.pack(rows_RI, planes).parts
-
-
-class Dfloat11Matrix:
-    """Packed weights, and the kernel that multiplies by them."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: DfloatWeight) -> None:
-        self.weight = weight
-        self.nbytes = weight.nbytes
-
-    def multiply(
-        self,
-        x: Tensor,
-        bias_O: Tensor | None = None,
-        *,
-        before: Before = None,
-        add_TO: Tensor | None = None,
-        out_TO: Tensor | None = None,
-    ) -> Tensor:
-        return dfloat_linear.dfloat_linear(
-            x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO
-        )
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        return dfloat_linear.outputs(self.weight, ids_T)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import dual_linear
-from headrace.kernels.before import Before
 from headrace.kernels.dual_linear.layout import (
     MAX_WIDTH,
     DualWeight,
@@ -34,8 +33,9 @@ from headrace.kernels.dual_linear.reference import encode, fit_groups, fit_rows,
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, pad
 from headrace.kernels.int_linear.reference import NOT_FINITE
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks
+from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
+from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import huge
 
 
@@ -142,10 +142,10 @@ class DualPacking:
     def put_stored(self, first: int, stored_RB: Tensor) -> None:
         self._stored.put(first, stored_RB)
 
-    def finish(self) -> DualMatrix:
+    def finish(self) -> PackedMatrix:
         self._blocks.finish()
         self._stored.finish()
-        return DualMatrix(self._weight)
+        return PackedMatrix(self._weight, dual_linear.dual_linear, dual_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
         dual_linear.round_and_pack(rows_RI, group=self._weight.group, into=self._into(first, len(rows_RI)))
@@ -156,30 +156,4 @@ class DualPacking:
 
     def _into(self, first: int, rows: int) -> Tensor:
         w = self._weight
-        size = block_bytes(w.width, w.group)
-        start = first // BLOCK * size
-        return w.packed[start : start + -(-rows // BLOCK) * size]
-
-
-class DualMatrix:
-    """Packed codes, and the kernel that multiplies by them."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: DualWeight) -> None:
-        self.weight = weight
-        self.nbytes = weight.nbytes
-
-    def multiply(
-        self,
-        x: Tensor,
-        bias_O: Tensor | None = None,
-        *,
-        before: Before = None,
-        add_TO: Tensor | None = None,
-        out_TO: Tensor | None = None,
-    ) -> Tensor:
-        return dual_linear.dual_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        return dual_linear.outputs(self.weight, ids_T)
+        return part_of(w.packed, first, rows, height=BLOCK, size=block_bytes(w.width, w.group))

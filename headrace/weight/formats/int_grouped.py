@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import int_linear
-from headrace.kernels.before import Before
 from headrace.kernels.int_linear.crossing import few_rows
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
 from headrace.kernels.int_linear.reference import NOT_FINITE, encode, fit
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks
+from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
+from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import huge
 
 
@@ -192,10 +192,11 @@ class IntPacking:
     def put_stored(self, first: int, stored_RB: Tensor) -> None:
         self._stored.put(first, stored_RB)
 
-    def finish(self) -> IntMatrix:
+    def finish(self) -> PackedMatrix:
         self._blocks.finish()
         self._stored.finish()
-        return IntMatrix(replace(self._weight, few=few_rows(self._weight)))
+        weight = replace(self._weight, few=few_rows(self._weight))
+        return PackedMatrix(weight, int_linear.int_linear, int_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
         w, into = self._weight, self._into(first, len(rows_RI))
@@ -209,29 +210,4 @@ class IntPacking:
     def _into(self, first: int, rows: int) -> Tensor:
         w = self._weight
         size = block_bytes(w.width, w.group, w.bits, w.zeros)
-        start = first // BLOCK * size
-        return w.packed[start : start + -(-rows // BLOCK) * size]
-
-
-class IntMatrix:
-    """Packed codes, and the kernel that multiplies by them."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: IntWeight) -> None:
-        self.weight = weight
-        self.nbytes = weight.nbytes
-
-    def multiply(
-        self,
-        x: Tensor,
-        bias_O: Tensor | None = None,
-        *,
-        before: Before = None,
-        add_TO: Tensor | None = None,
-        out_TO: Tensor | None = None,
-    ) -> Tensor:
-        return int_linear.int_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        return int_linear.outputs(self.weight, ids_T)
+        return part_of(w.packed, first, rows, height=BLOCK, size=size)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import lut_linear
-from headrace.kernels.before import Before
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK
 from headrace.kernels.lut_linear.layout import MAX_BITS, MAX_WIDTH, LutWeight, block_bytes, packed_bytes
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks
+from headrace.weight.blocks import Blocks, part_of
+from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import huge
 
 
@@ -85,37 +85,12 @@ class LutPacking:
     def put(self, first: int, rows_RI: Tensor) -> None:
         self._blocks.put(first, rows_RI)
 
-    def finish(self) -> LutMatrix:
+    def finish(self) -> PackedMatrix:
         self._blocks.finish()
-        return LutMatrix(self._weight)
+        return PackedMatrix(self._weight, lut_linear.lut_linear, lut_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
         w = self._weight
         size = block_bytes(w.width, w.group, w.bits)
-        start = first // BLOCK * size
-        into = w.packed[start : start + -(-len(rows_RI) // BLOCK) * size]
+        into = part_of(w.packed, first, len(rows_RI), height=BLOCK, size=size)
         lut_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
-
-
-class LutMatrix:
-    """Packed planes, and the kernel that multiplies by them."""
-
-    __slots__ = ("nbytes", "weight")
-
-    def __init__(self, weight: LutWeight) -> None:
-        self.weight = weight
-        self.nbytes = weight.nbytes
-
-    def multiply(
-        self,
-        x: Tensor,
-        bias_O: Tensor | None = None,
-        *,
-        before: Before = None,
-        add_TO: Tensor | None = None,
-        out_TO: Tensor | None = None,
-    ) -> Tensor:
-        return lut_linear.lut_linear(x, self.weight, bias_O, before=before, add_TO=add_TO, out_TO=out_TO)
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        return lut_linear.outputs(self.weight, ids_T)

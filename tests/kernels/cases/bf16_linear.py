@@ -7,6 +7,7 @@ import torch
 from headrace.kernels.before import Norm
 from headrace.kernels.bf16_linear import Bf16Weight, bf16_linear, pack
 from tests.kernels.case import Case
+from tests.kernels.products import of_fours, product_case, strided
 
 SAME_BITS_ON_EVERY_LEVEL = False
 REFERENCE_ROWS_VARY = True
@@ -23,41 +24,17 @@ run_reference = run  # the suite forces the level
 
 def cases() -> Iterator[Case]:
     for rows in (0, 1, 2, 3, 6, 17, 33, 100):
-        yield _case(f"{rows}x130x200", rows, weight(130, 200))
+        yield product_case(f"{rows}x130x200", rows, weight(130, 200))
     for outputs, inputs in ((1, 1), (64, 32), (65, 33), (16, 7), (200, 1000)):
-        yield _case(f"5x{outputs}x{inputs}", 5, weight(outputs, inputs))
-    yield _case("1x67x97", 1, weight(67, 97))
-    yield _case("513x70x65", 513, weight(70, 65))
-    yield _case("bias-and-add", 7, weight(100, 96), bias=True, add=True)
+        yield product_case(f"5x{outputs}x{inputs}", 5, weight(outputs, inputs))
+    yield product_case("1x67x97", 1, weight(67, 97))
+    yield product_case("513x70x65", 513, weight(70, 65))
+    yield product_case("bias-and-add", 7, weight(100, 96), bias=True, add=True)
     # powers of two: rounding to bfloat16 after them is the same on every level
-    yield _case("after-a-norm", 7, weight(100, 64), before=Norm(torch.ones(64), 0.0), ones=True)
-    wide = _case("rows-of-a-wider-tensor", 9, weight(100, 96))
-    wide.arguments["x"] = torch.cat([wide["x"], wide["x"].flip(0)], dim=1)[:, 5:101]
-    yield wide
+    yield of_fours(product_case("after-a-norm", 7, weight(100, 64), before=Norm(torch.ones(64), 0.0)))
+    yield strided(product_case("rows-of-a-wider-tensor", 9, weight(100, 96)))
 
 
 def weight(outputs: int, inputs: int) -> Bf16Weight:
     random = torch.Generator().manual_seed(outputs)
     return pack(torch.randn(outputs, inputs, generator=random).bfloat16())
-
-
-def _case(
-    name: str,
-    rows: int,
-    packed: Bf16Weight,
-    *,
-    before=None,
-    bias: bool = False,
-    add: bool = False,
-    ones: bool = False,
-) -> Case:
-    random = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, packed.width, generator=random)
-    arguments = {
-        "x": x.sign() * 4 if ones else x,
-        "weight": packed,
-        "before": before,
-        "bias": torch.randn(packed.outputs, generator=random) if bias else None,
-        "add": torch.randn(rows, packed.outputs, generator=random) if add else None,
-    }
-    return Case(name, arguments, by_row=("x", "add") if add else ("x",))

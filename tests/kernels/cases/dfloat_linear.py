@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.before import Norm
-from headrace.kernels.dfloat_linear import DfloatWeight, dfloat_linear, pack
+from headrace.kernels.dfloat_linear import dfloat_linear, pack
 from tests.kernels.case import Case
+from tests.kernels.products import of_fours, product_case
 
 SAME_BITS_ON_EVERY_LEVEL = False  # as bf16_linear
 REFERENCE_ROWS_VARY = True
@@ -24,14 +25,14 @@ run_reference = run  # the suite forces the level
 
 def cases() -> Iterator[Case]:
     for rows in (0, 1, 3, 17, 100):
-        yield _case(f"{rows}x130x200", rows, normal(130, 200))
+        yield product_case(f"{rows}x130x200", rows, pack(normal(130, 200)))
     for outputs, inputs in ((1, 1), (64, 32), (65, 33), (16, 7), (200, 700)):
-        yield _case(f"5x{outputs}x{inputs}", 5, normal(outputs, inputs))
-    yield _case("bias-and-add", 7, normal(100, 96), bias=True, add=True)
+        yield product_case(f"5x{outputs}x{inputs}", 5, pack(normal(outputs, inputs)))
+    yield product_case("bias-and-add", 7, pack(normal(100, 96)), bias=True, add=True)
     # powers of two: rounding to bfloat16 after them is the same on every level
-    yield _case("after-a-norm", 7, normal(100, 64), before=Norm(torch.ones(64), 0.0), ones=True)
-    yield _case("many-escapes", 9, spread(70, 130))
-    yield _case("few-escapes-far-apart", 9, rare(64, 200))
+    yield of_fours(product_case("after-a-norm", 7, pack(normal(100, 64)), before=Norm(torch.ones(64), 0.0)))
+    yield product_case("many-escapes", 9, pack(spread(70, 130)))
+    yield product_case("few-escapes-far-apart", 9, pack(rare(64, 200)))
 
 
 def normal(outputs: int, inputs: int) -> Tensor:
@@ -51,26 +52,3 @@ def rare(outputs: int, inputs: int) -> Tensor:
     weight_OI = 1 + torch.rand(outputs, inputs, generator=torch.Generator().manual_seed(2))
     weight_OI.view(-1)[::500] = torch.exp2(torch.arange(-60, -60 + 2 * -(-weight_OI.numel() // 500), 2) % 90)
     return weight_OI
-
-
-def _case(
-    name: str,
-    rows: int,
-    weight_OI: Tensor,
-    *,
-    before: Norm | None = None,
-    bias: bool = False,
-    add: bool = False,
-    ones: bool = False,
-) -> Case:
-    random = torch.Generator().manual_seed(rows)
-    weight: DfloatWeight = pack(weight_OI)
-    x = torch.randn(rows, weight.width, generator=random)
-    arguments = {
-        "x": x.sign() * 4 if ones else x,
-        "weight": weight,
-        "before": before,
-        "bias": torch.randn(weight.outputs, generator=random) if bias else None,
-        "add": torch.randn(rows, weight.outputs, generator=random) if add else None,
-    }
-    return Case(name, arguments, by_row=("x", "add") if add else ("x",))

@@ -7,6 +7,7 @@ import torch
 from headrace.kernels.before import Norm
 from headrace.kernels.dual_linear import DualWeight, Parts, dual_linear, pack
 from tests.kernels.case import Case
+from tests.kernels.products import extreme, product_case, strided
 
 SAME_BITS_ON_EVERY_LEVEL = True
 SHAPES = (  # rows, outputs, inputs, group
@@ -34,14 +35,14 @@ run_reference = run  # the suite forces the level
 
 def cases() -> Iterator[Case]:
     for rows, outputs, inputs, group in SHAPES:
-        yield _case(f"{rows}x{outputs}x{inputs}g{group}", rows, weight(outputs, inputs, group))
+        yield product_case(f"{rows}x{outputs}x{inputs}g{group}", rows, weight(outputs, inputs, group))
     small = weight(100, 96, 32)
-    yield _case("bias-and-add", 7, small, bias=True, add=True)
-    yield _case("after-a-norm", 7, small, before=Norm(torch.linspace(0.5, 2, 96), 1e-5, 1.0))
-    yield _case("after-a-silu-gate", 7, small, before="silu")
-    yield _case("after-a-gelu-gate", 7, small, before="gelu_tanh")
-    yield _strided(_case("rows-of-a-wider-tensor", 9, small))
-    yield _extreme(_case("zeros-and-extremes", 5, small))
+    yield product_case("bias-and-add", 7, small, bias=True, add=True)
+    yield product_case("after-a-norm", 7, small, before=Norm(torch.linspace(0.5, 2, 96), 1e-5, 1.0))
+    yield product_case("after-a-silu-gate", 7, small, before="silu")
+    yield product_case("after-a-gelu-gate", 7, small, before="gelu_tanh")
+    yield strided(product_case("rows-of-a-wider-tensor", 9, small))
+    yield extreme(product_case("zeros-and-extremes", 5, small))
 
 
 def weight(outputs: int, inputs: int, group: int) -> DualWeight:
@@ -54,31 +55,3 @@ def weight(outputs: int, inputs: int, group: int) -> DualWeight:
     step_OI, zero_OI = (t.long().repeat_interleave(group, 1)[:, :inputs] for t in (steps, zeros))
     codes = codes.clamp(min=zero_OI - 128 // step_OI, max=zero_OI + 127 // step_OI).to(torch.uint8)
     return pack(Parts(codes, steps, zeros, torch.rand(outputs, generator=random) + 0.01), group=group)
-
-
-def _case(
-    name: str, rows: int, packed: DualWeight, *, before=None, bias: bool = False, add: bool = False
-) -> Case:
-    random = torch.Generator().manual_seed(rows)
-    width = packed.width * (2 if isinstance(before, str) else 1)
-    arguments = {
-        "x": torch.randn(rows, width, generator=random),
-        "weight": packed,
-        "before": before,
-        "bias": torch.randn(packed.outputs, generator=random) if bias else None,
-        "add": torch.randn(rows, packed.outputs, generator=random) if add else None,
-    }
-    return Case(name, arguments, by_row=("x", "add") if add else ("x",))
-
-
-def _strided(case: Case) -> Case:
-    case.arguments["x"] = torch.cat([case["x"], case["x"].flip(0)], dim=1)[:, 5 : 5 + case["x"].shape[1]]
-    return case
-
-
-def _extreme(case: Case) -> Case:
-    """A row of zeros, one that is almost subnormal, one near the largest float, and one with a single large value."""
-    scale = torch.tensor([0.0, 1e-37, 1e37, 1.0, 1.0])
-    case.arguments["x"] = case["x"] * scale[:, None]
-    case.arguments["x"][3, 7] = 1e6
-    return case

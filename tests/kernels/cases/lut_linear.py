@@ -7,6 +7,7 @@ import torch
 from headrace.kernels.before import Norm
 from headrace.kernels.lut_linear import LutWeight, lut_linear, pack
 from tests.kernels.case import Case
+from tests.kernels.products import extreme, product_case, strided
 
 SAME_BITS_ON_EVERY_LEVEL = True
 OF_LARGEST = 1e-6
@@ -37,15 +38,15 @@ def cases() -> Iterator[Case]:
     for bits in range(1, 5):
         for rows, outputs, inputs, group in SHAPES:
             name = f"{bits}-{rows}x{outputs}x{inputs}g{group}"
-            yield _case(name, rows, weight(bits, outputs, inputs, group))
+            yield product_case(name, rows, weight(bits, outputs, inputs, group))
     three = weight(3, 100, 96, 32)
-    yield _case("bias-and-add", 7, three, bias=True, add=True)
-    yield _case("many-rows-and-add", 130, three, add=True)
-    yield _case("after-a-norm", 7, three, before=Norm(torch.linspace(0.5, 2, 96), 1e-5, 1.0))
-    yield _case("after-a-silu-gate", 7, three, before="silu")
-    yield _case("after-a-gelu-gate", 7, three, before="gelu_tanh")
-    yield _strided(_case("rows-of-a-wider-tensor", 9, three))
-    yield _extreme(_case("zeros-and-extremes", 5, three))
+    yield product_case("bias-and-add", 7, three, bias=True, add=True)
+    yield product_case("many-rows-and-add", 130, three, add=True)
+    yield product_case("after-a-norm", 7, three, before=Norm(torch.linspace(0.5, 2, 96), 1e-5, 1.0))
+    yield product_case("after-a-silu-gate", 7, three, before="silu")
+    yield product_case("after-a-gelu-gate", 7, three, before="gelu_tanh")
+    yield strided(product_case("rows-of-a-wider-tensor", 9, three))
+    yield extreme(product_case("zeros-and-extremes", 5, three), 1e36)
 
 
 def weight(bits: int, outputs: int, inputs: int, group: int) -> LutWeight:
@@ -54,31 +55,3 @@ def weight(bits: int, outputs: int, inputs: int, group: int) -> LutWeight:
     codes = torch.randint(0, 1 << bits, (outputs, inputs), generator=random, dtype=torch.uint8)
     scales = (torch.rand(outputs, groups, generator=random) + 0.1).half()
     return pack(codes, scales, group=group, bits=bits)
-
-
-def _case(
-    name: str, rows: int, packed: LutWeight, *, before=None, bias: bool = False, add: bool = False
-) -> Case:
-    random = torch.Generator().manual_seed(rows)
-    width = packed.width * (2 if isinstance(before, str) else 1)
-    arguments = {
-        "x": torch.randn(rows, width, generator=random),
-        "weight": packed,
-        "before": before,
-        "bias": torch.randn(packed.outputs, generator=random) if bias else None,
-        "add": torch.randn(rows, packed.outputs, generator=random) if add else None,
-    }
-    return Case(name, arguments, by_row=("x", "add") if add else ("x",))
-
-
-def _strided(case: Case) -> Case:
-    case.arguments["x"] = torch.cat([case["x"], case["x"].flip(0)], dim=1)[:, 5 : 5 + case["x"].shape[1]]
-    return case
-
-
-def _extreme(case: Case) -> Case:
-    """A row of zeros, one that is almost subnormal, one near the largest float, and one with a single large value."""
-    scale = torch.tensor([0.0, 1e-37, 1e36, 1.0, 1.0])
-    case.arguments["x"] = case["x"] * scale[:, None]
-    case.arguments["x"][3, 7] = 1e6
-    return case

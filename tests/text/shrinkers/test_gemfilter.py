@@ -16,14 +16,22 @@ from headrace.text.shrinkers import SLOT, Seen
 from headrace.types import Pooling, Request, Status
 from tests.models.dense_kv import DenseKV, batch_of
 from tests.whole import models
-from tests.whole.drive import GREEDY, Ask, Fork, Outputs, alone, alone_forked, collect, nothing_left, scripted
+from tests.whole.drive import (
+    GREEDY,
+    Fork,
+    Outputs,
+    alone,
+    alone_forked,
+    asks,
+    collect,
+    nothing_left,
+    prompt,
+    scripted,
+)
 
 SPEC = "gemfilter:keep=12,layer=1,last=3"
-
-
-def prompt(seed: int, length: int) -> tuple[int, ...]:
-    """Prompts of one seed begin alike."""
-    return tuple((7 * seed + 5 * k * k) % models.VOCAB for k in range(length))
+LENGTHS = (60, 41, 9, 12, 13, 60)
+"""Of the prompts."""
 
 
 def engine(
@@ -69,28 +77,13 @@ def shrunk(request: Request, model: str = "full") -> Request:
     return dataclasses.replace(request, prompt=tuple(request.prompt[place] for place in kept))
 
 
-def asks() -> list[Ask]:
-    return [
-        Ask(
-            Request(
-                id=str(i),
-                prompt=prompt(i % 2, length),
-                params=SamplingParams(temperature=0.7, seed=i, n=1 + i % 2, max_tokens=20, ignore_eos=True),
-                arrival=float(i),
-            ),
-            step=i,
-        )
-        for i, length in enumerate((60, 41, 9, 12, 13, 60))
-    ]
-
-
 @pytest.mark.parametrize("model", ["full", "mixed"])
 def test_it_runs_the_tokens_that_it_should(model: str) -> None:
     """Chunks, samples, prefix hits and pauses beside it."""
     for options in ({"prefix_cache": False}, {}, {"kv_bytes": 40 * 512, "context": 72}):
         made = engine(model=model, **options)
-        found = scripted(made, asks(), [])
-        for ask in asks():
+        found = scripted(made, asks(LENGTHS), [])
+        for ask in asks(LENGTHS):
             want = alone(model, shrunk(ask.request, model))
             got = {
                 ("alone", index): tokens
@@ -98,7 +91,7 @@ def test_it_runs_the_tokens_that_it_should(model: str) -> None:
                 if name == ask.request.id
             }
             assert got == want, ask.request.id
-        dropped = sum(max(0, len(ask.request.prompt) - 12) for ask in asks())
+        dropped = sum(max(0, len(ask.request.prompt) - 12) for ask in asks(LENGTHS))
         assert made.counters.dropped_tokens >= dropped > 100
         nothing_left(made)
     assert made.counters.recomputes > 0
@@ -106,7 +99,7 @@ def test_it_runs_the_tokens_that_it_should(model: str) -> None:
 
 def test_what_keeps_everything_changes_nothing() -> None:
     found = [
-        scripted(engine(spec), asks(), [Fork("0", "f", 5, 3)]).outputs
+        scripted(engine(spec), asks(LENGTHS), [Fork("0", "f", 5, 3)]).outputs
         for spec in ("gemfilter:keep=60,layer=1", "")
     ]
     assert found[0] == found[1]

@@ -32,6 +32,29 @@ inline Floats check_floats(const Array& x) {
                                                          : FloatType::f16};
 }
 
+inline void check_size(int64_t outputs, int64_t width) {
+    HR_CHECK(outputs > 0 && width > 0, "a weight of %lld x %lld", static_cast<long long>(outputs),
+             static_cast<long long>(width));
+}
+
+// What `group` inputs are at a width, which scales are shared by. Whole chunks, or all of them.
+inline int64_t check_group(int64_t group, int64_t width, int64_t chunk) {
+    HR_CHECK(group >= width || (group > 0 && group % chunk == 0),
+             "groups of %lld inputs: a multiple of %lld is needed", static_cast<long long>(group),
+             static_cast<long long>(chunk));
+    return group < width ? group : width;
+}
+
+// The bytes of a shape that knows how many blocks it has, and of how many bytes.
+template <class Shape>
+const uint8_t* check_packed(const Array& packed, const Shape& shape) {
+    const int64_t wanted = shape.blocks() * shape.block_bytes();
+    HR_CHECK(packed.dtype() == DType::u8 && packed.contiguous() && packed.size() == wanted,
+             "packed has %lld bytes, this shape needs %lld", static_cast<long long>(packed.size()),
+             static_cast<long long>(wanted));
+    return packed.data<const uint8_t>();
+}
+
 inline RowSource check_rows(const Array& x, int64_t width, int before, nanobind::handle norm, float eps,
                             float offset) {
     HR_CHECK(before >= 0 && before <= static_cast<int>(Before::gelu_gate), "before=%d is unknown", before);
