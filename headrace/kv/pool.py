@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import OutOfPages
+from headrace.weight.memory import huge
 
 FREED = -1
 POISON = 0xFF  # NaN in every float format that we store
@@ -27,7 +28,7 @@ class PagePool:
 
     def __init__(self, num_pages: int, page_bytes: int, device: torch.device, poison: bool = False) -> None:
         self.page_bytes = page_bytes
-        self.arena_PX: Tensor = torch.empty((num_pages, page_bytes), dtype=torch.uint8, device=device)
+        self.arena_PX: Tensor = _memory(num_pages * page_bytes, device).view(num_pages, page_bytes)
         if poison:
             self.arena_PX.fill_(POISON)
         self._poison = poison
@@ -127,3 +128,10 @@ class PagePool:
         if self._poison:
             self.arena_PX[page].fill_(POISON)
         self._free.append(page)
+
+
+def _memory(num_bytes: int, device: torch.device) -> Tensor:
+    """In huge pages on a CPU: every block of tokens lies elsewhere, and its first line waits for the page's address."""
+    if device.type == "cpu":
+        return huge(num_bytes)
+    return torch.empty(num_bytes, dtype=torch.uint8, device=device)

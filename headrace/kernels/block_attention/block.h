@@ -20,11 +20,19 @@ constexpr int64_t kQuads = 8;  // of a chain: see Dots
 constexpr int64_t kMostTokens = 1024, kMostHead = 1024;
 constexpr float kLeast = 0x1p-100f;
 
-// One kv head of a block.
+// One kv head of a block. What is read next is fetched line by line while this one is multiplied: all of it
+// at once would wait for the memory, and so would whoever comes behind it.
 struct Head {
     const uint8_t *keys, *values;
     const bf16 *key_scales, *key_least, *value_scales, *value_least;
+    int64_t ahead = 0;  // bytes from here to the same place of what is read next
 };
+
+// count scales and as many least values, of what is read next.
+inline void fetch_numbers(const bf16* scales, int64_t count, int64_t ahead) {
+    const auto* next = reinterpret_cast<const uint8_t*>(scales) + ahead;
+    for (int64_t i = 0; i < 2 * count * static_cast<int64_t>(sizeof(bf16)); i += 64) prefetch(next + i);
+}
 
 inline Head head_at(const BlockStore& s, const uint8_t* page, int64_t block, int64_t kv_head) {
     const uint8_t* keys = page + block * s.stride + s.at + kv_head * s.head_bytes();
@@ -66,13 +74,15 @@ inline void round_row(const float* x, const bf16* scale, const bf16* least, int6
 
 // to[r] = factor * sum of bytes * codes, + base: sixteen outer codes over `inner` ones, for kRows rows.
 template <int kBits, int kRows>
-inline void dot_tiles(const uint8_t* codes, int64_t inner, const Rounded* rows, F32x16* to) {
+inline void dot_tiles(const uint8_t* codes, int64_t inner, int64_t ahead, const Rounded* rows, F32x16* to) {
     constexpr int kPer = 8 / kBits;
     Dots<kBits> dots[kRows];
     HR_UNROLL for (int r = 0; r < kRows; ++r) dots[r].sum = all_lanes(0);
     for (int64_t quad = 0; quad < inner / 4; quad += kQuads) {
         HR_UNROLL for (int k = 0; k < kQuads; ++k) {
-            const Bytes packed = load_bytes(codes + (quad + k) / kPer * 64);
+            const uint8_t* at = codes + (quad + k) / kPer * 64;
+            if (k % kPer == 0) prefetch(at + ahead);
+            const Bytes packed = load_bytes(at);
             const Factor<kBits> x = factor<kBits>(field(packed, k % kPer * kBits, (1 << kBits) - 1));
             HR_UNROLL for (int r = 0; r < kRows; ++r) dots[r].add(k, x,
                                                                   load_four(rows[r].bytes + 4 * (quad + k)));
@@ -91,10 +101,11 @@ inline void score(const BlockStore& s, const Head& head, const float* q, Rounded
             round_row<kBits>(q + r * H, head.key_scales + g * H, head.key_least + g * H, H, rows[r]);
         for (int64_t t = g * s.group; t < (g + 1) * s.group; t += kLanes) {
             F32x16 sixteen[kRows];
-            dot_tiles<kBits, kRows>(head.keys + t / kLanes * tile, H, rows, sixteen);
+            dot_tiles<kBits, kRows>(head.keys + t / kLanes * tile, H, head.ahead, rows, sixteen);
             for (int r = 0; r < kRows; ++r) store(scores + r * s.block_tokens + t, sixteen[r]);
         }
     }
+    fetch_numbers(head.key_scales, s.key_groups() * H, head.ahead);
 }
 
 // out [kRows][H] += weights [kRows][block_tokens] * values.
@@ -108,13 +119,14 @@ inline void add_values(const BlockStore& s, const Head& head, const float* weigh
                              rows[r]);
         for (int64_t h = g * s.channels; h < (g + 1) * s.channels; h += kLanes) {
             F32x16 sixteen[kRows];
-            dot_tiles<kBits, kRows>(head.values + h / kLanes * tile, L, rows, sixteen);
+            dot_tiles<kBits, kRows>(head.values + h / kLanes * tile, L, head.ahead, rows, sixteen);
             for (int r = 0; r < kRows; ++r) {
                 float* to = out + r * s.head_size + h;
                 store(to, load(to) + sixteen[r]);
             }
         }
     }
+    fetch_numbers(head.value_scales, s.value_groups() * L, head.ahead);
 }
 
 // Tokens from `seen` on and before `first` get minus infinity.

@@ -54,10 +54,6 @@ void walk_block(const BlockAttention& a, Space& space, const Head& head, int64_t
     for (; r < space.count; ++r) walk_strip<kBits, 1>(a, space, head, position, r);
 }
 
-inline void fetch(const uint8_t* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) prefetch(from + i);
-}
-
 // The blocks of the tile's runs in its range of positions, segment by segment.
 template <int kBits>
 void walk(const BlockAttention& a, const Tile& tile, Space& space) {
@@ -80,9 +76,10 @@ void walk(const BlockAttention& a, const Tile& tile, Space& space) {
                 clear_segment(a, space);
                 segment = position / kSegmentTokens;
             }
+            Head head = place(offset);
             if (offset + s.block_tokens < run.length)
-                fetch(place(offset + s.block_tokens).keys, s.head_bytes());
-            walk_block<kBits>(a, space, place(offset), position);
+                head.ahead = place(offset + s.block_tokens).keys - head.keys;
+            walk_block<kBits>(a, space, head, position);
         }
     }
     if (segment >= 0) end_segment(a, space);
