@@ -32,9 +32,9 @@ from headrace import LLM, kernels
 from headrace.box.drift import drift
 from headrace.box.evaluate import bits_per_byte
 from headrace.commands import shapes
-from headrace.commands.profile import _batch
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.forward.batch import one_text
 from headrace.forward.decoder import Decoder
 from headrace.forward.memory import set_threads
 from headrace.forward.neurons import thresholds, watch, write_profile
@@ -165,7 +165,7 @@ def _counted(mlp: Any, found: list[float]) -> Any:
 
 def _forward(decoder: Decoder, seed: int) -> None:
     ids = random.Random(seed).choices(range(decoder.architecture.vocab), k=64)
-    decoder.forward(_batch(ids, decoder.device), Probe(decoder.architecture, 32))
+    decoder.forward(one_text(torch.tensor(ids, device=decoder.device)), Probe(decoder.architecture, 32))
 
 
 def _engine(given: Any, decoder: Decoder, skipper: str | None) -> Engine:
