@@ -2,6 +2,7 @@
 
 from headrace import LLM
 from headrace.box.tasks import chain_prefix, check_chain, examples
+from headrace.search.rounds import answers
 from headrace.search.session import Session
 from headrace.search.strategies import SLOT
 
@@ -14,7 +15,7 @@ def score(texts):
 
 with LLM("tiny") as llm:
     for spec in ("best_of_n:n=8", "particle:n=8", "a_star:k=3"):
-        session = Session(llm, example.prompt, stop=example.stop, temperature=1.0, budget_tokens=2000)
-        answer = SLOT.make(spec).run(session, score, extract=None)
+        session = Session(llm, example.prompt, stop=example.stop, temperature=1.0, budget_tokens=8 * 64)
+        [answer] = answers(llm, [SLOT.make(spec).search(session, score, extract=None)])
         verdict = "right" if check_chain(example, answer.text) else "wrong"
         print(f"{spec}: {verdict}, {session.cost.new_tokens} tokens generated")

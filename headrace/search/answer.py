@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.errors import ConfigError
+from headrace.params import SamplingParams
+from headrace.text.reply import Output
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 """Answers, partial or whole -> for each how likely it is, or leads to, a right one: 0 to 1."""
@@ -54,8 +56,24 @@ class Answer:
     cost: Cost
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a search wants generated before it goes on: token ids, and how, one each."""
+
+    prompts: list[list[int]]
+    params: list[SamplingParams]
+
+
+Growth = Generator[Call, list[Output], list[Branch]]
+"""What is wanted for some branches -> the branches, grown."""
+Search = Generator[Call, list[Output], Answer]
+"""A search under way: it waits at what it wants, and ends with what it found. `rounds.answers` runs any number."""
+
+
 def scores_of(score: Scorer, branches: Sequence[Branch], cost: Cost) -> list[float]:
     """The scorer's word on each. Raises ConfigError if one is not between 0 and 1."""
+    if not branches:
+        return []
     found = [float(value) for value in score([branch.text for branch in branches])]
     if len(found) != len(branches):
         raise ConfigError(

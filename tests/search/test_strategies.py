@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.search.answer import Answer, Branch, Cost
+from headrace.search.answer import Answer, Branch, Cost, Extract, Growth, Scorer
 from headrace.search.choose import softmax
 from headrace.search.strategies import SLOT
 from headrace.search.strategies.rebase import shares
@@ -29,7 +29,9 @@ class Chain:
     def exhausted(self) -> bool:
         return self.cost.new_tokens >= self._budget
 
-    def grow(self, branches: Sequence[Branch], *, whole: bool = False) -> list[Branch]:
+    def grow(self, branches: Sequence[Branch], *, whole: bool = False) -> Growth:
+        """Wants nothing of an engine."""
+        yield from ()
         self.widest = max(self.widest, sum(not branch.done for branch in branches))
         return [self._grown(branch, whole) for branch in branches]
 
@@ -45,13 +47,32 @@ class Chain:
         return branch
 
 
-def knowing(errs: float = 0.0, seed: int = 0) -> Callable[[Sequence[str]], list[float]]:
+class Fine(Chain):
+    """Every step is right, and no two are the same."""
+
+    def _grown(self, branch: Branch, whole: bool) -> Branch:
+        self.cost.new_tokens += 1
+        tokens = (*branch.tokens, self.cost.new_tokens)
+        done = len(tokens) == STEPS
+        return Branch(tokens, "1" * len(tokens), len(tokens), 0.0, done, done)
+
+
+def search(spec: str, session: Chain, score: Scorer | None, extract: Extract | None) -> Answer:
+    """What is found in such a session, which needs no engine."""
+    with pytest.raises(StopIteration) as end:
+        next(SLOT.make(spec).search(session, score, extract))
+    answer = end.value.value
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def knowing(errs: float = 0.0, seed: int = 0) -> Scorer:
     """Says whether all is right so far; the opposite, `errs` of the time."""
     draw = random.Random(seed)
     return lambda texts: [0.95 if ("0" not in text) != (draw.random() < errs) else 0.05 for text in texts]
 
 
-def unknowing(seed: int) -> Callable[[Sequence[str]], list[float]]:
+def unknowing(seed: int) -> Scorer:
     draw = random.Random(seed)
     return lambda texts: [draw.choice([0.05, 0.95]) for _ in texts]
 
@@ -60,14 +81,12 @@ def is_right(answer: Answer) -> bool:
     return answer.text == "1" * STEPS
 
 
-def accuracy(
-    spec: str, budget: int, score: Callable[[int], Callable[[Sequence[str]], list[float]]], runs: int = 400
-):
+def accuracy(spec: str, budget: int, score: Callable[[int], Scorer], runs: int = 400):
     """Share of right answers, and tokens per run."""
     right = tokens = 0
     for seed in range(runs):
         session = Chain(seed, budget)
-        right += is_right(SLOT.make(spec).run(session, score(seed), None))
+        right += is_right(search(spec, session, score(seed), None))
         tokens += session.cost.new_tokens
     return right / runs, tokens / runs
 
@@ -84,6 +103,28 @@ def test_a_star_needs_fewer_tokens() -> None:
     filtered, tokens = accuracy("particle:n=8", 10**6, lambda seed: knowing())
     starred, fewer = accuracy("a_star:k=3", 10**6, lambda seed: knowing())
     assert starred >= filtered - 0.02 and fewer < 0.7 * tokens
+
+
+def test_a_star_goes_straight_where_all_ways_are_right() -> None:
+    """Equals are many where a scorer only says yes or no: the deepest of them goes on, not all of them in turn."""
+    session = Fine(0)
+    assert is_right(search("a_star:k=3", session, lambda texts: [0.9] * len(texts), None))
+    assert session.cost.new_tokens == 3 * STEPS
+
+
+def test_a_star_queues_nothing_twice() -> None:
+    """A branch that is grown again often gives what it gave before: scored once, and not tried as if it were new."""
+    shown: list[str] = []
+
+    def score(texts: Sequence[str]) -> list[float]:
+        assert texts
+        shown.extend(texts)
+        return knowing()(texts)
+
+    for seed in range(20):
+        shown.clear()
+        search("a_star:k=2", Chain(seed, right=0.2), score, None)
+        assert len(set(shown)) == len(shown)
 
 
 def test_rebase_beats_best_of_n() -> None:
@@ -103,26 +144,26 @@ def test_particles_with_equal_scores_are_independent_samples() -> None:
     """In law: each particle is right as often as a sample."""
     right = 0
     for seed in range(300):
-        answer = SLOT.make("particle:n=4").run(Chain(seed), lambda texts: [0.5] * len(texts), None)
+        answer = search("particle:n=4", Chain(seed), lambda texts: [0.5] * len(texts), None)
         right += sum(branch.text == "1" * STEPS for branch in answer.branches)
     assert abs(right / 1200 - RIGHT**STEPS) < 0.03
 
 
 def test_votes() -> None:
-    answer = SLOT.make("self_consistency:n=9").run(Chain(3, right=0.9), None, lambda text: text)
+    answer = search("self_consistency:n=9", Chain(3, right=0.9), None, lambda text: text)
     assert is_right(answer) and answer.score == sum(b.text == answer.text for b in answer.branches) / 9
-    weighted = SLOT.make("self_consistency:n=9").run(Chain(3, right=0.5), knowing(), lambda text: text)
+    weighted = search("self_consistency:n=9", Chain(3, right=0.5), knowing(), lambda text: text)
     texts = [branch.text for branch in weighted.branches]
     assert is_right(weighted) == ("1" * STEPS in texts)
-    only = SLOT.make("self_consistency:n=40").run(
-        Chain(1), None, lambda text: "yes" if text == "1" * STEPS else None
+    only = search(
+        "self_consistency:n=40", Chain(1), None, lambda text: "yes" if text == "1" * STEPS else None
     )
     assert is_right(only) and only.score == 1.0, "who says nothing has no vote"
 
 
 def test_rebase_keeps_its_width() -> None:
     session = Chain(2)
-    SLOT.make("rebase:width=6").run(session, knowing(0.2), None)
+    search("rebase:width=6", session, knowing(0.2), None)
     assert session.widest == 6
     assert shares([0.9, 0.1, 0.9], 6, 0.2) == [3, 0, 3]
     assert shares([0.5] * 4, 6, 0.2) == [2, 2, 1, 1]
@@ -134,7 +175,7 @@ def test_rebase_keeps_its_width() -> None:
 def test_a_budget_ends_a_search_with_what_there_is() -> None:
     for name in ("best_of_n", "particle", "rebase", "a_star"):
         session = Chain(1, budget=7)
-        answer = SLOT.make(name).run(session, knowing(), None)
+        answer = search(name, session, knowing(), None)
         assert session.cost.new_tokens == 7 and answer.branches
 
 
@@ -147,14 +188,14 @@ def test_scores_that_are_none(name: str) -> None:
         (lambda texts: [float("nan")] * len(texts), "0 to 1"),
     ):
         with pytest.raises(ConfigError, match=match):
-            SLOT.make(name).run(Chain(0), score, None)
+            search(name, Chain(0), score, None)
 
 
 def test_a_vote_needs_something_to_compare() -> None:
     with pytest.raises(ConfigError, match="extract"):
-        SLOT.make("self_consistency").run(Chain(0), None, None)
+        search("self_consistency", Chain(0), None, None)
     with pytest.raises(ConfigError, match="found nothing"):
-        SLOT.make("self_consistency").run(Chain(0), None, lambda text: None)
+        search("self_consistency", Chain(0), None, lambda text: None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Slot `search`: how a budget of tokens is spent on many answers to one prompt, and which one is given.
 
-Add one: a file here with a frozen dataclass that has `card` and `run`, and a line in the index.
+Add one: a file here with a frozen dataclass that has `card` and `search`, and a line in the index.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-from headrace.search.answer import Answer, Branch, Cost, Extract, Scorer
+from headrace.search.answer import Branch, Cost, Extract, Growth, Scorer, Search
 from headrace.slots import Card, Slot
 
 
@@ -21,7 +21,7 @@ class Grows(Protocol):
     @property
     def exhausted(self) -> bool: ...
 
-    def grow(self, branches: Sequence[Branch], *, whole: bool = False) -> list[Branch]:
+    def grow(self, branches: Sequence[Branch], *, whole: bool = False) -> Growth:
         """Each by one step, or to its end; what is done, or cannot be paid, stays as it is."""
         ...
 
@@ -31,9 +31,9 @@ class Strategy(Protocol):
 
     card: ClassVar[Card]
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
-        """Grows branches until they are done or the budget is spent, and chooses. Raises ConfigError if it needs a
-        scorer, or something to compare answers by, and has none."""
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
+        """Grows branches (`yield from session.grow(...)`) until they are done or the budget is spent, and chooses.
+        Raises ConfigError if it needs a scorer, or something to compare answers by, and has none."""
 
 
 SLOT = Slot(

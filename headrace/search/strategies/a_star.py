@@ -2,8 +2,9 @@
 
 Paper   https://arxiv.org/abs/2505.13672 (A*-decoding)
 Idea    f = g + h, h = 1 - score of the answer so far; g adds `step_cost` for each step. The cheapest is taken from the
-        frontier and grown `k` ways, and put back for `again` more: all of its ways may have been wrong. When the
-        cheapest is a whole answer, it is given: with a scorer that knows, hardly anything else is paid for.
+        frontier and grown `k` ways, and put back for `again` more: all of its ways may have been wrong. What has been
+        seen is not queued again, and of equals the deepest goes first. When the cheapest is a whole answer, it is
+        given: with a scorer that knows, hardly anything else is paid for.
 Trades  Far fewer tokens than a population that always grows as a whole; one step after the other, k rows at a time.
 Differs The paper leaves g open (no code is published); here it is a constant per step, 0 for best-first.
 """
@@ -15,10 +16,13 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headrace.search.answer import Answer, Branch, Extract, Scorer, scores_of
+from headrace.search.answer import Answer, Branch, Extract, Scorer, Search, scores_of
 from headrace.search.choose import best, needed
 from headrace.search.strategies import Grows
 from headrace.slots import Card
+
+_Waiting = tuple[float, int, int, float, Branch]
+"""Cost; of equals the deepest first, then the oldest; the scorer's word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +44,30 @@ class AStar:
                 "above 0"
             )
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
         """See the contract."""
         score = needed(score, "a_star")
         order = itertools.count()
-        frontier: list[tuple[float, int, float, Branch]] = [(0.0, next(order), 0.0, session.root)]
+        frontier: list[_Waiting] = [(0.0, 0, next(order), 0.0, session.root)]
+        known = {session.root.tokens}
         ends: list[tuple[Branch, float]] = []
         for _ in range(self.max_expansions):
-            cost, _, value, branch = heapq.heappop(frontier)
+            cost, depth, _, value, branch = heapq.heappop(frontier)
             if branch.ended:
                 return Answer(branch.text, value, (branch, *(end for end, _ in ends)), session.cost)
-            heapq.heappush(frontier, (cost + self.again, next(order), value, branch))
-            grown = [new for new in session.grow([branch] * self.k) if new.tokens != branch.tokens]
-            seen = {new.tokens: new for new in grown}
-            scores = scores_of(score, list(seen.values()), session.cost)
-            for new, value in zip(seen.values(), scores, strict=True):
+            heapq.heappush(frontier, (cost + self.again, depth, next(order), value, branch))
+            grown = yield from session.grow([branch] * self.k)
+            fresh = {new.tokens: new for new in grown if new.tokens not in known}
+            known.update(fresh)
+            scores = scores_of(score, list(fresh.values()), session.cost)
+            for new, value in zip(fresh.values(), scores, strict=True):
                 if new.done:
                     ends.append((new, value))
                 if new.ended or not new.done:
-                    heapq.heappush(
-                        frontier, (self.step_cost * new.steps + 1 - value, next(order), value, new)
-                    )
+                    total = self.step_cost * new.steps + 1 - value
+                    heapq.heappush(frontier, (total, -new.steps, next(order), value, new))
             if session.exhausted:
                 break
-        waiting = [(branch, value) for _, _, value, branch in frontier]
+        waiting = [(branch, value) for _, _, _, value, branch in frontier]
         pairs = ends or waiting or [(session.root, 0.0)]
         return best([branch for branch, _ in pairs], [value for _, value in pairs], session.cost)

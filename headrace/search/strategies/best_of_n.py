@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headrace.search.answer import Answer, Extract, Scorer
+from headrace.search.answer import Extract, Scorer, Search
 from headrace.search.choose import needed, scored_best
 from headrace.search.strategies import Grows
 from headrace.slots import Card
@@ -27,9 +27,9 @@ class BestOfN:
         if not 1 <= self.n <= 4096:
             raise ValueError(f"n={self.n} must be between 1 and 4096")
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
         """See the contract."""
         score = needed(score, "best_of_n")
-        branches = session.grow([session.root] * self.n, whole=True)
+        branches = yield from session.grow([session.root] * self.n, whole=True)
         grown = [branch for branch in branches if branch.tokens] or branches
         return scored_best(grown, score, session.cost)

@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headrace.search.answer import Answer, Extract, Scorer, scores_of
+from headrace.search.answer import Extract, Scorer, Search, scores_of
 from headrace.search.choose import best, logit, needed, softmax, uniform
 from headrace.search.strategies import Grows
 from headrace.slots import Card
@@ -36,12 +36,12 @@ class Particle:
         if not 1 <= self.n <= 4096 or not self.temperature > 0:
             raise ValueError(f"n={self.n} must be between 1 and 4096, temperature={self.temperature} above 0")
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
         """See the contract."""
         score = needed(score, "particle")
         particles, step = [session.root] * self.n, 0
         while True:
-            particles = session.grow(particles)
+            particles = yield from session.grow(particles)
             scores = scores_of(score, particles, session.cost)
             if session.exhausted or all(particle.done for particle in particles):
                 return best(particles, scores, session.cost)

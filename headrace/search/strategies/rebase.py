@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headrace.search.answer import Answer, Branch, Extract, Scorer, scores_of
+from headrace.search.answer import Answer, Branch, Extract, Scorer, Search, scores_of
 from headrace.search.choose import best, needed, votes
 from headrace.search.strategies import Grows
 from headrace.slots import Card
@@ -35,13 +35,13 @@ class Rebase:
                 f"width={self.width} must be between 1 and 4096, temperature={self.temperature} above 0"
             )
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
         """See the contract."""
         score = needed(score, "rebase")
         done: list[tuple[Branch, float]] = []
         frontier = [session.root] * self.width
         while True:
-            grown = session.grow(frontier)
+            grown = yield from session.grow(frontier)
             scores = scores_of(score, grown, session.cost)
             pairs = list(zip(grown, scores, strict=True))
             done += [pair for pair in pairs if pair[0].done]

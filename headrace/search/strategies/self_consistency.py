@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.errors import ConfigError
-from headrace.search.answer import Answer, Extract, Scorer, scores_of
+from headrace.search.answer import Answer, Extract, Scorer, Search, scores_of
 from headrace.search.choose import votes
 from headrace.search.strategies import Grows
 from headrace.slots import Card
@@ -28,11 +28,11 @@ class SelfConsistency:
         if not 1 <= self.n <= 4096:
             raise ValueError(f"n={self.n} must be between 1 and 4096")
 
-    def run(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Answer:
+    def search(self, session: Grows, score: Scorer | None, extract: Extract | None) -> Search:
         """See the contract."""
         if extract is None:
             raise ConfigError("self_consistency needs to know what an answer says: give extract")
-        branches = session.grow([session.root] * self.n, whole=True)
+        branches = yield from session.grow([session.root] * self.n, whole=True)
         weights = [1.0] * len(branches) if score is None else scores_of(score, branches, session.cost)
         found = votes(branches, weights, extract)
         if not found:
