@@ -1,4 +1,4 @@
-"""A second model beside an engine's own, for those who need another opinion: drafters."""
+"""A second model beside an engine's own, for those who need another opinion: drafters and switchers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from headrace import box
 from headrace.engine import Engine
+from headrace.forward.lane import Lane
 from headrace.params import SamplingParams
 from headrace.speculate.second import Drawn
 from headrace.text.tokenizer import Tokenizer, check_same_vocabulary
 from headrace.types import Request
 
-SHARED = ("weights", "kv-codec")
+SHARED = ("weights", "kv-codec", "policy")
 """Slots of the stack that the second model takes over."""
 
 
@@ -25,6 +26,11 @@ class SecondModel:
     def __init__(self, engine: Engine, vocab: int) -> None:
         """vocab: of those who ask; a token that they do not know ends an answer."""
         self._engine, self._vocab = engine, vocab
+
+    @property
+    def lane(self) -> Lane:
+        """See Auxiliary."""
+        return self._engine.lanes[0]
 
     def greedy(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """What it would continue these tokens with, at most `count`: fewer where its context ends."""
@@ -88,8 +94,8 @@ def _of_one_row(params: SamplingParams) -> SamplingParams:
 
 
 def open_beside(first: Engine, model: str) -> SecondModel:
-    """Loads `model` with the first one's device, threads, weights and KV codec. Raises ConfigError if they do not share
-    a vocabulary."""
+    """Loads `model` with the first one's device, threads, weights, KV codec and policy. Raises ConfigError if they do
+    not share a vocabulary."""
     stack = {slot: spec for slot, spec in first.config.stack.items() if slot in SHARED}
     config = dataclasses.replace(
         first.config,

@@ -9,30 +9,17 @@ import dataclasses
 import itertools
 import logging
 import secrets
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from headrace import box, kernels
-from headrace.architecture import Architecture
-from headrace.compose import Stack, compose
+from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.forward.adapters import Adapters
-from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
-from headrace.forward.load import adapt, check_decoder, describe, load, settle
-from headrace.forward.memory import (
-    keep_freed_memory,
-    make_cache,
-    plan_memory,
-    set_threads,
-    torch_device,
-    torch_dtype,
-)
-from headrace.forward.processor import guard_bfloat16
+from headrace.forward.lane import Lane
+from headrace.forward.memory import make_cache, plan_memory
 from headrace.forward.runner import Runner
 from headrace.forward.shrinking import Prompts
+from headrace.forward.start import start
 from headrace.sample import draw
 from headrace.sample.constrained import constraints_of
 from headrace.sample.sampler import Sampler
@@ -41,6 +28,7 @@ from headrace.schedule.queues import Budget, Queues
 from headrace.speculate.draft import Speculator
 from headrace.speculate.second import Auxiliary
 from headrace.stats import Counters, Stats
+from headrace.switch.turns import Turns
 from headrace.types import (
     Accepted,
     Delta,
@@ -72,28 +60,10 @@ class Engine:
 
         decoder: run this one instead of loading config.model. poison: free pages hold NaN (tests).
         """
-        self.config = config
-        self.path: Path | None = None
-        self.defaults: Mapping[str, Any] = {}
-        device, dtype = torch_device(config.device), torch_dtype(config)
-        if decoder is None:
-            self.path = box.path(config.model) if config.model in box.MODELS else Path(config.model)
-            described = describe(self.path)
-            architecture, config = described.architecture, settle(config, described)
-            self.config = config
-        else:
-            architecture, dtype, device = decoder.architecture, decoder.dtype, decoder.device
-        self.stack: Stack = compose(config, architecture.facts())
-        self.architecture: Architecture = adapt(architecture, self.stack, config.context)
-        set_threads(config.threads, self.stack.one("weights"))
-        guard_bfloat16(device, dtype)
-        if decoder is None:
-            assert self.path is not None
-            form = self.stack.one("weights")
-            loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
-            decoder, self.defaults = loaded.decoder, loaded.generation
-        check_decoder(decoder, self.architecture)
-        keep_freed_memory()  # from here on: what loading needs goes back to the system
+        started = start(config, decoder, progress)
+        self.config, self.path, self.stack, self.architecture, *_ = started
+        self.defaults = started.defaults
+        config, decoder, device, dtype = started.config, started.decoder, started.device, started.dtype
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)
         self.context = memory.context
@@ -102,15 +72,22 @@ class Engine:
         self.decoder, self.device = decoder, device
         self.queues = Queues()
         self.runner = Runner(decoder, self.kv, record=device.type == "cpu" and self.stack.recordable())
+        self.budget = Budget(max_seqs=config.max_seqs)
+        works = (self.policy, self.budget, self.queues, self.kv, self.runner)
+        self.lanes = [Lane(*works, self.context, device, config.preempt == "swap")]
+        """This model, and with a switcher a second one."""
+        switcher = self.stack.one("switcher")
+        self.lanes += [] if switcher is None else [self._open(switcher.model).lane]
+        self.turns = Turns(switcher, self.lanes)
         self.adapters = Adapters(config, self.path, decoder, self.queues, self.runner.let_go)
         constraints = constraints_of(self.path, self.architecture, self.stack.one("grammar"))
         sampled = (self.stack.members["processors"], self.architecture.eos)
-        self.sampler = Sampler(*sampled, constraints, self.stack.one("verifier").choose)
+        choose = self.stack.one("verifier").choose
+        self.sampler = Sampler(*sampled, constraints, choose, self.turns.speaks)
         places = (self.kv.tables, self.queues, self.context, self.policy.longest_span)
         self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places)
         self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
-        self.budget = Budget(max_seqs=config.max_seqs)
         self.counters, self._ids = Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
         """What the last step ran."""
@@ -167,8 +144,8 @@ class Engine:
         """Sets a request aside until `resume`, without pages; the tokens stay the same, as after a preemption."""
         for seq in map(self.queues.__getitem__, self._requests.get(request, ())):
             if seq.status is not Status.HELD:
-                self.kv.tables.release(seq.id)
-                seq.status, seq.num_computed = Status.PAUSED, 0
+                for lane in reversed(self.lanes):
+                    lane.reset(seq.id, Status.PAUSED if lane is self.lanes[0] else Status.WAITING)
 
     def resume(self, request: str) -> None:
         """Lets it go on."""
@@ -203,8 +180,9 @@ class Engine:
         self._enter(child)
         self.prompts.fork(parent.id, child)
         self.sampler.fork(parent.id, child.id)
-        if parent.status is Status.RUNNING:
-            self._share(parent, child)
+        self.turns.fork(parent.id, child.id)
+        for lane in self.lanes:
+            lane.share(parent.id, child)
 
     @property
     def busy(self) -> bool:
@@ -240,7 +218,7 @@ class Engine:
     # ---- one step ----
 
     def step(self) -> list[Delta]:
-        """Plans and runs one batch; returns what it added to each sample. [] if nothing can run (yet).
+        """Plans and runs one batch of each model; returns what it added to each sample. [] if nothing can run (yet).
 
         If it raises (out of memory, interrupted), no request is lost: running ones start over from their tokens.
         """
@@ -252,60 +230,79 @@ class Engine:
             return [self._fail(seq, why) for seq, why in failed]
         try:
             self.prompts.work()
-            plan = self.last_plan = self.plan()
-            if plan.idle:  # everybody's prompt is still being read, or grammar compiled
+            self.turns.enter(self.prompts.pending)
+            plans = [
+                (lane, plan) for lane, plan in zip(self.lanes, self._plans(), strict=True) if not plan.idle
+            ]
+            if not plans:  # everybody's prompt is still being read, or grammar compiled
                 return self.sampler.wait()
-            self.kv.reserve(plan, self.queues.sequences)
-            plan = self.last_plan = self.speculator.extend(plan)
-            batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
-            self.sampler.look_ahead(plan.spans)
-            logits, scores, sums = self.runner.forward(batch)
-            result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
-            self.speculator.observe(plan, result, logits)
-            return self.commit(plan, result)
+            done = [(lane, *self._run(lane, plan)) for lane, plan in plans]
+            self.counters.steps += 1
+            return [delta for one in done for delta in self.commit(*one)]
         except BaseException:
             self._start_over()
             raise
 
     def plan(self) -> StepPlan:
-        """What the policy would run next. Changes nothing."""
-        unready = self.sampler.compiling() | self.prompts.pending
-        view = self.queues.view(self.kv.tables, self.config.preempt == "swap", unready)
-        plan: StepPlan = self.policy.plan(view, self.budget)
-        assert unready or not plan.idle, f"policy made no progress: {plan.reason}"
-        return plan
+        """What the policy would run next of this model. Changes nothing."""
+        return self.lanes[0].plan(self._unready(), self.turns.away(0))
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
+    def _plans(self) -> list[StepPlan]:
+        """Of each lane."""
+        unready = self._unready()
+        plans = [lane.plan(unready, self.turns.away(number)) for number, lane in enumerate(self.lanes)]
+        assert unready or not all(plan.idle for plan in plans), f"no progress: {[p.reason for p in plans]}"
+        return plans
+
+    def _unready(self) -> set[int]:
+        return self.sampler.compiling() | self.prompts.pending
+
+    def _run(self, lane: Lane, plan: StepPlan) -> tuple[StepPlan, StepResult]:
+        """One batch of one model; the plan comes back with its drafts. Nothing is written down yet."""
+        lane.kv.reserve(plan, lane.sequences)
+        if not plan.spans:
+            return plan, StepResult(())
+        if lane is self.lanes[0]:
+            plan = self.speculator.extend(plan)
+        self.last_plan = dataclasses.replace(plan, spans=self.last_plan.spans + plan.spans)
+        self.sampler.look_ahead(plan.spans)
+        logits, scores, sums = lane.run(plan, self.architecture.vocab)
+        result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)
+        if lane is self.lanes[0]:
+            self.speculator.observe(plan, result, logits)
+        return plan, result
+
+    def commit(self, lane: Lane, plan: StepPlan, result: StepResult) -> list[Delta]:
         """Writes down what happened. The only writer of Sequence."""
-        self.counters.steps += 1
         for seq_id in plan.recompute:
-            seq = self.queues[seq_id]
-            seq.status, seq.num_computed = Status.WAITING, 0
+            lane.reset(seq_id, Status.WAITING)
             self.counters.recomputes += 1
         for seq_id in plan.swap_out:
-            self.queues[seq_id].status = Status.SWAPPED
+            lane.queues[seq_id].status = Status.SWAPPED
             self.counters.swaps += 1
-        deltas = (self._commit_span(s, a) for s, a in zip(plan.spans, result.accepted, strict=True))
+        pairs = zip(plan.spans, result.accepted, strict=True)
+        deltas = (self._commit_span(lane, span, accepted) for span, accepted in pairs)
         return [delta for delta in deltas if delta is not None]
 
-    def _commit_span(self, span: Span, accepted: Accepted) -> Delta | None:
-        seq = self.queues[span.seq]
-        if seq.status is not Status.RUNNING:
-            self._count_admission(seq, span.start)
-            seq.status = Status.RUNNING
+    def _commit_span(self, lane: Lane, span: Span, accepted: Accepted) -> Delta | None:
+        seq, own = self.queues[span.seq], lane.queues[span.seq]
+        if own.status is not Status.RUNNING:
+            self._count_admission(lane, seq, own, span.start)
+            own.status = Status.RUNNING
         self.counters.computed_tokens += len(span)
         seq.num_scored += len(accepted.prompt_logprobs)
         seq.hidden_sum = accepted.hidden_sum or seq.hidden_sum
         embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
-        self.kv.settle(span, accepted.tokens)
+        lane.kv.settle(span, accepted.tokens)
         tokens, reason = self._take(seq, accepted.tokens)
-        seq.num_computed = span.stop + max(0, len(tokens) - 1)
+        over = self.turns.settle(seq.id, len(tokens), self.counters)
+        own.num_computed = span.stop + (len(tokens) - 1 if tokens or over else 0)
         self.counters.generated_tokens += len(tokens)
         self.counters.drafted_tokens += len(span.draft)
         self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
-        if seq.num_computed >= seq.prompt_len:
+        if own.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
-        self.kv.advance(seq)
+        lane.kv.advance(own)
         if embedding or accepted.error:
             reason = "error" if accepted.error else "stop"
         if reason is not None:
@@ -340,15 +337,15 @@ class Engine:
     def _enter(self, seq: Sequence) -> None:
         self.queues.add(seq)
         self.sampler.start(seq)
+        self.turns.add(seq)
         self._requests.setdefault(seq.request.id, []).append(seq.id)
 
     def _leave(self, seq: Sequence, reason: FinishReason) -> None:
         seq.status, seq.finish_reason = Status.FINISHED, reason
-        self.kv.tables.release(seq.id)
-        self.sampler.forget(seq.id)
-        self.prompts.forget(seq.id)
-        self.speculator.forget(seq.id)
-        self.queues.remove(seq.id)
+        for lane in self.lanes:
+            lane.forget(seq.id)
+        for part in (self.sampler, self.prompts, self.speculator, self.turns):
+            part.forget(seq.id)
         rest = self._requests[seq.request.id]
         rest.remove(seq.id)
         if not rest:
@@ -372,18 +369,15 @@ class Engine:
         if first.request.params.n > 1:
             for seq in self._held(first):
                 seq.status, seq.num_scored = Status.WAITING, first.num_scored
-                self._share(first, seq)
+                for lane in self.lanes:
+                    lane.share(first.id, seq)
 
-    def _share(self, parent: Sequence, child: Sequence) -> None:
-        """Lets a child run from its parent's pages, all but its last token; if too many run already, it waits."""
-        if self.queues.count(Status.RUNNING) >= self.config.max_seqs:
-            return
-        child.num_computed = min(parent.num_computed, len(child) - 1)
-        child.status = Status.RUNNING
-        self.kv.tables.share(parent.id, child.id, child.num_computed)
-
-    def _count_admission(self, seq: Sequence, start: int) -> None:
-        if seq.status is Status.WAITING and not seq.num_generated:
+    def _count_admission(self, lane: Lane, seq: Sequence, own: Sequence, start: int) -> None:
+        if (
+            own.status is Status.WAITING
+            and not seq.num_generated
+            and lane is self.lanes[self.turns.first(seq.id)]
+        ):
             seq.num_cached = start
             self.counters.prompt_tokens += len(seq.request.prompt)
             self.counters.cached_tokens += start
@@ -392,9 +386,9 @@ class Engine:
     def _start_over(self) -> None:
         """After a step that failed half-way: every sequence waits, without pages, with the tokens it had."""
         self.prompts.restart()
+        self.turns.restart()
         for seq in self.queues:
-            self.kv.tables.release(seq.id)
-            if seq.status not in (Status.HELD, Status.PAUSED):
-                seq.status = Status.WAITING
-            seq.num_computed = 0
+            stays = seq.status if seq.status in (Status.HELD, Status.PAUSED) else Status.WAITING
+            for lane in reversed(self.lanes):
+                lane.reset(seq.id, stays if lane is self.lanes[0] else Status.WAITING)
             self.sampler.start(seq)

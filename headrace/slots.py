@@ -126,6 +126,7 @@ SLOT_PACKAGES = (
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",
     "headrace.speculate.verifiers",
+    "headrace.switch.switchers",
     "headrace.sample.processors",
     "headrace.sample.grammars",
     "headrace.search.strategies",

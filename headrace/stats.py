@@ -23,6 +23,10 @@ class Counters:
     """Of the computed tokens, guesses of what comes next."""
     accepted_tokens: int = 0
     """Of these, right ones: each saved its sequence a step."""
+    second_tokens: int = 0
+    """Of the generated tokens, those of a switcher's second model."""
+    switches: int = 0
+    """How often a sequence's turn went from one model to the other."""
     recomputes: int = 0
     """Sequences paused by dropping their pages."""
     swaps: int = 0

@@ -29,7 +29,7 @@ RANKS = (
     ("layer", "weight", "kv"),
     ("models",),
     ("forward", "schedule", "sample"),
-    ("speculate",),
+    ("speculate", "switch"),
     ("engine", "auxiliary", "limits", "meter"),
     ("llm",),
     ("box.evaluate", "box.drift", "box.task_file", "search", "server"),

@@ -80,7 +80,7 @@ class Clock:
 
 def watch(engine: Engine, clock: Clock) -> None:
     """Puts the clocks in: for this process's whole life."""
-    import headrace.engine as module
+    import headrace.forward.lane as module
 
     find, join = kernels._find, kernels.joined
 
@@ -93,7 +93,7 @@ def watch(engine: Engine, clock: Clock) -> None:
         return [clock.of_played(call) if hasattr(call, "time") else call for call in join(calls)]
 
     kernels._find, kernels.joined = timed, joined
-    engine.plan = clock.of_stage("plan", engine.plan)
+    module.Lane.plan = clock.of_stage("plan", module.Lane.plan)
     engine.kv.reserve = clock.of_stage("reserve", engine.kv.reserve)
     module.build_batch = clock.of_stage("batch", module.build_batch)
     engine.runner.forward = clock.of_stage("forward", engine.runner.forward)

@@ -102,7 +102,7 @@ class Prompts:
         """Every sample of the request reads these tokens alone."""
         for seq in [seq for seq in self._queues if seq.id in self.pending and seq.request.id == request]:
             assert not seq.num_generated and not seq.num_computed, "a prompt is shortened before it runs"
-            seq.tokens = [seq.request.prompt[place] for place in kept]
+            seq.tokens[:] = [seq.request.prompt[place] for place in kept]
             seq.prompt_len = len(seq.tokens)
             self.pending.discard(seq.id)
             self._start(seq)

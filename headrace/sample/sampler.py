@@ -28,6 +28,8 @@ from headrace.types import Sequence as Seq
 _MOMENT_S = 0.01
 Choose = Callable[[Tensor, Guesses, Uniform], int]
 """(logits [V] after the processors, guesses, draws of the place) -> token."""
+Speaks = Callable[[Seq, Tensor], bool]
+"""(sequence, raw logits [V]) -> whether its next token is chosen from them."""
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"
 
 
@@ -45,15 +47,17 @@ class Sampler:
         eos: Sequence[int],
         constraints: Constraints | None = None,
         choose: Choose = as_if_alone,
+        speaks: Speaks = lambda seq, logits_V: True,
     ) -> None:
         """constraints: what makes a state of a request's grammar; None where there is no tokenizer to make one of.
-        choose: see Verifier.choose."""
+        choose: see Verifier.choose. speaks: asked before each token; where it says no, the sequence gets no more of
+        them in this step."""
         self._processors = tuple(processors)
         here = {type(processor) for processor in processors}
         self._left_out = [other for other in SLOT.parse(SLOT.default) if type(other) not in here]
         self._eos = tuple(eos)
         self.constraints = constraints
-        self._verify = choose
+        self._verify, self._speaks = choose, speaks
         self.tap: Callable[[Seq, Tensor], None] | None = None
         """Told the logits that a sequence's token is drawn from, after the processors: [V], not to be kept."""
         self._states: dict[int, list[State]] = {}
@@ -159,6 +163,8 @@ class Sampler:
         guess: int | None = -1
         while guess is not None:
             row, below = 1 + guess, span.below(guess)
+            if not self._speaks(seq, logits_RV[row]):
+                break
             law_V = span.laws[below[0]] if below and span.laws else None
             guesses = Guesses(tuple(span.draft[child] for child in below), law_V)
             token = self._choose(seq, logits_RV[row], greedy_R[row], span.stop + len(tokens), guesses)

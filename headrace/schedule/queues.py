@@ -106,6 +106,8 @@ class View:
     candidates: Iterable[SeqView]
     """Waiting and swapped sequences, in order. Iterating costs a prefix look-up each: stop at the first misfit."""
     cache: CacheView
+    resting: tuple[SeqView, ...] = ()
+    """In order; they hold pages, and run nothing until their turn comes (headrace/forward/lane.py)."""
 
 
 class Queues:
@@ -159,14 +161,22 @@ class Queues:
             elif seq.adapter.ready and not crowded:
                 yield seq
 
-    def view(self, tables: BlockTables, swap: bool, unready: Set[int] = frozenset()) -> View:
-        """The picture for one plan. unready: sequences that shall not be admitted now."""
+    def view(
+        self,
+        tables: BlockTables,
+        swap: bool,
+        unready: Set[int] = frozenset(),
+        away: Set[int] = frozenset(),
+    ) -> View:
+        """The picture for one plan. unready: sequences that shall not be admitted now; away: nor run."""
         ordered = [self._all[order[2]] for order in self._orders]
-        running = tuple(
+        holders = [
             _view(seq, tables.holding(seq.id, seq.num_computed))
             for seq in ordered
             if seq.status is Status.RUNNING
-        )
+        ]
+        running = tuple(seq for seq in holders if seq.id not in away)
+        resting = tuple(seq for seq in holders if seq.id in away)
         cache = CacheView(
             page_tokens=tables.sizes.tokens,
             windows=tuple(group.behind for group in tables.groups),
@@ -177,8 +187,8 @@ class Queues:
             sinks=tuple(group.sink for group in tables.groups),
             stored=tuple(group.stored for group in tables.groups),
         )
-        waiting = [seq for seq in self.admissible() if seq.id not in unready]
-        return View(running, _Candidates(waiting, tables), cache)
+        waiting = [seq for seq in self.admissible() if seq.id not in unready and seq.id not in away]
+        return View(running, _Candidates(waiting, tables), cache, resting)
 
 
 class _Candidates:

@@ -32,6 +32,8 @@ _COUNTED = {
     "generated_tokens": ("generation_tokens", "Tokens generated."),
     "drafted_tokens": ("drafted_tokens", "Tokens guessed ahead."),
     "accepted_tokens": ("accepted_tokens", "Of these, right ones."),
+    "second_tokens": ("second_model_tokens", "Of the generated tokens, those of a switcher's second model."),
+    "switches": ("model_switches", "Times that a sequence went from one model to the other."),
     "recomputes": ("preemptions_recomputed", "Sequences paused by dropping their pages."),
     "swaps": ("preemptions_swapped", "Sequences paused by moving their pages."),
     "steps": ("steps", "Batches that the engine ran."),

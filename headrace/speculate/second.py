@@ -1,4 +1,4 @@
-"""What drafters ask of a second model. It lies above them, in headrace/auxiliary.py."""
+"""What drafters and switchers ask of a second model. It lies above them, in headrace/auxiliary.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from headrace.params import SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from headrace.forward.lane import Lane
 
 
 class Drawn(NamedTuple):
@@ -33,6 +35,10 @@ class Auxiliary(Protocol):
     def laws(self, texts: Sequence[Sequence[int]], params: SamplingParams) -> list[Tensor]:
         """What comes next in each text, drawn as `params` want it (see `drawn`; with temperature 0 as with 1), float64
         probabilities [V]. Texts of one length; [] where the context ends."""
+
+    @property
+    def lane(self) -> Lane:
+        """Where it works, for those who plan its passes themselves."""
 
 
 Open = Callable[[str], Auxiliary]

@@ -73,7 +73,12 @@ OPTIONS["kv-selector"] = [
     "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
     *[""] * 14,  # the others are often refused
 ]
-SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors")
+OPTIONS["switcher"] = [
+    "ead:model=mixed,threshold=5.6,window=2,least=2",
+    "ead:model=two_windows,threshold=5.5,window=1,least=1",
+    *[""] * 6,
+]
+SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors", "switcher")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
 """Slots that the model decides, or that need a tokenizer."""
@@ -82,7 +87,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -155,6 +160,7 @@ def run(seed: int, happened: Counter[str]) -> None:
     happened["runs"] += 1
     happened["pauses"] += engine.counters.recomputes + engine.counters.swaps
     happened["drafts"] += engine.counters.drafted_tokens
+    happened["switches"] += engine.counters.switches
     law = {name: spec for name, spec in config.stack.items() if name in SEEN}
     # drawn tokens depend on what was guessed
     likeliest_only = engine.stack.one("verifier").card.exact == "law"

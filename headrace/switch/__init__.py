@@ -1,0 +1,1 @@
+"""Two models for one stream of tokens: who speaks next, and what the other one has not read yet."""
