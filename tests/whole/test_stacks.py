@@ -74,8 +74,8 @@ OPTIONS["kv-selector"] = [
     *[""] * 14,  # the others are often refused
 ]
 OPTIONS["switcher"] = [
-    "ead:model=mixed,threshold=5.6,window=2,least=2",
-    "ead:model=two_windows,threshold=5.5,window=1,least=1",
+    "ead:model=mixed,threshold=2.6,window=2,least=2",
+    "ead:model=two_windows,threshold=2.8,window=1,least=1",
     *[""] * 6,
 ]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors", "switcher")
