@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,9 @@ class SecondModel:
     def __init__(self, engine: Engine, vocab: int) -> None:
         """vocab: of those who ask; a token that they do not know ends an answer."""
         self._engine, self._vocab = engine, vocab
+        self._names = itertools.count()
+        self._kept: dict[str, list[int]] = {}
+        """Requests that rest in the engine -> the text that they were to continue; the last one last."""
 
     @property
     def lane(self) -> Lane:
@@ -79,12 +83,49 @@ class SecondModel:
         count = min(count, engine.context - len(tokens))
         if count < 1:
             return []
-        params = dataclasses.replace(params, max_tokens=count, ignore_eos=True)
-        engine.add(Request(id="draft", prompt=tuple(tokens), params=params))
+        params = dataclasses.replace(params, max_tokens=None, ignore_eos=True)
+        name = self._begin(Request(id=f"draft{next(self._names)}", prompt=tuple(tokens), params=params))
         found: list[int] = []
-        while engine.busy:
-            found += (token for delta in engine.step() for token in delta.tokens)
+        ended = False
+        while len(found) < count and not ended:
+            for delta in engine.step():
+                found += delta.tokens
+                ended = ended or delta.finish_reason is not None
+        if not ended:
+            self._kept[name] = list(tokens)
+            engine.resting.add(name)
         return found
+
+    def _begin(self, request: Request) -> str:
+        """Runs it: from the text that was continued last of those that it continues itself, if one is kept. So what is
+        computed again are the tokens that the last guess got wrong."""
+        engine, asked = self._engine, list(request.prompt)
+        for name in reversed(self._kept):
+            known = self._kept[name]
+            if asked[: len(known)] == known:
+                del self._kept[name]
+                engine.resting.discard(name)
+                self._become(name, request)
+                return name
+        if len(self._kept) >= engine.config.max_seqs:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            engine.resting.discard(oldest)
+            engine.cancel(oldest)
+        engine.add(request)
+        return request.id
+
+    def _become(self, name: str, request: Request) -> None:
+        """A living request goes on as another one; what is computed of the tokens that both begin with stays."""
+        engine = self._engine
+        engine.check(request)
+        seq = next(seq for seq in engine.queues if seq.request.id == name)
+        pairs = enumerate(zip(seq.tokens, request.prompt, strict=False))
+        alike = next((i for i, (old, new) in pairs if old != new), len(request.prompt))
+        engine.lanes[0].rewind(seq.id, min(alike, len(request.prompt) - 1))
+        seq.request, seq.seed = dataclasses.replace(request, id=name), request.params.seed or 0
+        seq.tokens[:], seq.prompt_len = request.prompt, len(request.prompt)
+        engine.sampler.start(seq)
 
 
 def _of_one_row(params: SamplingParams) -> SamplingParams:

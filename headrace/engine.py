@@ -91,6 +91,8 @@ class Engine:
         self.counters, self._ids = Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
         """What the last step ran."""
+        self.resting: set[str] = set()
+        """Requests that keep their pages, if nobody needs them, and do not run."""
         self._requests: dict[str, list[int]] = {}
         _log.info("stack: %s", self.stack.describe())
 
@@ -187,7 +189,8 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything could run."""
-        return self.queues.count(Status.RUNNING, Status.WAITING, Status.SWAPPED) > 0
+        alive = (Status.RUNNING, Status.WAITING, Status.SWAPPED)
+        return any(seq.status in alive and seq.request.id not in self.resting for seq in self.queues)
 
     def stats(self) -> Stats:
         pool = self.kv.tables.pool
@@ -250,7 +253,8 @@ class Engine:
     def _plans(self) -> list[StepPlan]:
         """Of each lane."""
         unready = self._unready()
-        plans = [lane.plan(unready, self.turns.away(number)) for number, lane in enumerate(self.lanes)]
+        rest = {seq for name in self.resting for seq in self._requests.get(name, ())}
+        plans = [lane.plan(unready, rest | self.turns.away(number)) for number, lane in enumerate(self.lanes)]
         assert unready or not all(plan.idle for plan in plans), f"no progress: {[p.reason for p in plans]}"
         return plans
 

@@ -83,6 +83,18 @@ class Lane:
         own.status = Status.RUNNING
         self.kv.tables.share(parent, child.id, own.num_computed)
 
+    def rewind(self, seq: int, computed: int) -> None:
+        """Its text is another one from position `computed` on. Where a group has let go of earlier ones, which would be
+        read again now, it lets go of all."""
+        own = self.queues[seq]
+        if own.num_computed <= computed:
+            return
+        if all(group.holds == "all" and group.behind is None for group in self.kv.tables.groups):
+            self.kv.tables.rewind(seq, computed)
+            own.num_computed = computed
+        else:
+            self.reset(seq, Status.WAITING)
+
     def reset(self, seq: int, status: Status) -> None:
         """It lets go of its pages."""
         if seq in self.queues:

@@ -4,6 +4,7 @@
     reserve    pages exist, and are its own, for the positions that a span will write
     advance    positions are computed: full granules enter the prefix tree, pages nobody can read again are freed
     branch     a draft that is a tree: tables that differ from `stop` on; settle keeps one of them (kv/branches.py)
+    rewind     the last positions are let go of: the text goes on in another way from there
     share      a fork lists its parent's pages; whoever writes a shared page first copies it
     swap       pages move to host memory and back
     release    the sequence lets go of everything
@@ -196,12 +197,23 @@ class BlockTables:
             self.pool.hold(page)
         self._tables[child] = table
         if self._tree is not None:
-            tip = self._tips[parent]
-            while tip.depth * self.sizes.granule > computed:
-                assert tip.parent is not None
-                tip = tip.parent
+            tip = self._above(self._tips[parent], computed)
             self._tree.hang(tip)
             self._tips[child] = tip
+
+    def rewind(self, seq: int, computed: int) -> None:
+        """Positions from `computed` on are let go of. Only where no group has let go of earlier ones."""
+        assert all(group.holds == "all" and group.behind is None for group in self.groups)
+        for pages, tokens in zip(self._tables[seq], self.sizes.tokens, strict=True):
+            kept = -(-computed // tokens)
+            for page in pages[kept:]:
+                self.pool.drop(page)
+            del pages[kept:]
+        if self._tree is not None:
+            tip = self._tips[seq]
+            self._tips[seq] = self._above(tip, computed)
+            self._tree.hang(self._tips[seq])
+            self._tree.release(tip)
 
     def release(self, seq: int) -> None:
         """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
@@ -329,6 +341,13 @@ class BlockTables:
     def _make_free(self) -> None:
         if self._tree is not None:
             self._tree.evict(1)
+
+    def _above(self, tip: Node, computed: int) -> Node:
+        """The last node on the way to a tip whose granules are all of [0, computed)."""
+        while tip.depth * self.sizes.granule > computed:
+            assert tip.parent is not None
+            tip = tip.parent
+        return tip
 
     def _drop_tip(self, seq: int) -> None:
         tip = self._tips.pop(seq, None)

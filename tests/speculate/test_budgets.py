@@ -12,7 +12,7 @@ from headrace.engine import Engine
 from headrace.errors import ConfigError
 from headrace.slots import slots
 from headrace.speculate.budgets import Checked, LiveBudget
-from headrace.speculate.budgets.auto import MOST_ROWS, Times
+from headrace.speculate.budgets.auto import MOST_PATIENCE, MOST_ROWS, Auto, Times
 from headrace.types import Request, SamplingParams
 from tests.whole import models
 from tests.whole.drive import collect, nothing_left
@@ -116,6 +116,31 @@ def test_times_lie_between_those_seen() -> None:
     assert times(2) < 1.2, "one disturbed step is no news"
     for rows in (MOST_ROWS, 5 * MOST_ROWS):
         assert make("auto").room(7, rows, 1) == 0, "beside a prompt nothing is guessed"
+
+
+def test_tries_become_rare_where_none_is_right_and_frequent_again_after_one_that_is() -> None:
+    live = Auto(retry=4).start()
+    for rows in (1, 2, 3):
+        live.observe(rows, 1.0 + rows, [])
+    live.observe(2, 3.0, [])
+    for _ in range(60):
+        live.observe(2, 3.0, [Checked(0, 1, 0)])
+        live.room(0, 1, 1)
+
+    def waits() -> int:
+        steps = 1
+        while not live.room(0, 1, 1):
+            steps += 1
+        return steps
+
+    found = []
+    for _ in range(8):
+        found.append(waits())
+        live.observe(2, 3.0, [Checked(0, 1, 0)])
+    assert found == sorted(found) and found[-1] == 4 * MOST_PATIENCE, found
+    waits()
+    live.observe(2, 3.0, [Checked(0, 1, 1)])
+    assert waits() == 4
 
 
 @pytest.mark.parametrize("spec", ["fixed:tokens=0", "fixed:tokens=65", "auto:retry=0", "never"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def test_the_same_tokens(model: str, params: str, monkeypatch: pytest.MonkeyPatc
     if params == "greedy" and model == "full":
         assert other.counters.accepted_tokens == other.counters.drafted_tokens
         assert other.counters.steps < 0.5 * one.counters.steps
+
+
+@pytest.mark.parametrize(("model", "keeps"), [("full", True), ("mixed", False)])
+def test_a_text_that_goes_on_is_not_read_again(model: str, keeps: bool) -> None:
+    """Where every group keeps all: of each guess, what was wrong is computed again. Answers are those of a new model."""
+    kept, draw = second(model), random.Random(0)
+    texts = {name: [draw.randrange(1, models.VOCAB) for _ in range(30)] for name in "ab"}
+    for step in range(12):
+        for text in texts.values():
+            before = kept._engine.counters.computed_tokens
+            found = kept.greedy(text, 4)
+            ran = kept._engine.counters.computed_tokens - before
+            assert found == second(model).greedy(text, 4)
+            assert ran <= 3 + 2 or step == 0 or not keeps, (
+                "the last token, one that was right, and three of four guesses"
+            )
+            text += [*found[: step % 5], draw.randrange(1, models.VOCAB)]
+            kept._engine.kv.check()
+    kept._engine.close()
+    kept._engine.kv.check()
+    stats = kept._engine.stats()
+    assert stats.free_pages == stats.pages
 
 
 def test_a_small_pool_and_a_context_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:

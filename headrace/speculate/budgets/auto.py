@@ -21,6 +21,8 @@ from headrace.speculate.budgets import Checked
 
 MOST_ROWS = 64
 """Steps of more rows are no decoding steps, and not timed."""
+MOST_PATIENCE = 16
+"""Times `retry`: a drafter that has fallen far behind the text pays for each try with reading all of it."""
 _TIME_SHARE, _RIGHT_SHARE = 0.1, 0.1  # how much one more reading counts
 _UNSEEN_ROW = 0.03  # what a row adds to a step's time, as long as nobody has seen it
 _MOST = 32  # tokens of a guess that are thought about
@@ -33,7 +35,8 @@ class Auto:
 
     card: ClassVar[Card] = Card(slot="draft-budget", exact="bits", paper="https://arxiv.org/abs/2406.14066")
     retry: int = 96
-    """Steps after which a sequence that has fallen silent tries a guess again."""
+    """Steps after which a sequence that has fallen silent tries a guess again: twice as many after each try that was
+    wrong, whoever's it was, up to 16 times."""
 
     def __post_init__(self) -> None:
         if self.retry < 1:
@@ -49,6 +52,8 @@ class _Sequence:
     """Share of guesses that were, the newest counting most."""
     silent: int = 0
     """Steps since it was allowed a guess."""
+    trying: bool = False
+    """Whether the last one was a try after silence."""
 
 
 class Times:
@@ -87,7 +92,7 @@ class LiveAuto:
     """See LiveBudget."""
 
     def __init__(self, retry: int) -> None:
-        self._retry = retry
+        self._retry = self._patience = retry
         self._times = Times()
         self._right = _FIRST  # of all sequences: what a new one begins with
         self._sequences: dict[int, _Sequence] = {}
@@ -107,7 +112,10 @@ class LiveAuto:
                 count, best = more, rate
         if count == 0:
             state.silent += 1
-            count = 1 if state.silent >= self._retry else 0
+            count = 1 if state.silent >= self._patience else 0
+            state.trying = count > 0
+        else:
+            state.trying = False
         if count:
             state.silent = 0
         return count
@@ -118,6 +126,10 @@ class LiveAuto:
             self._times.add(rows, seconds)
         for seq, drafted, accepted in checked:
             state = self._sequences.get(seq)
+            if accepted:
+                self._patience = self._retry
+            elif state is not None and state.trying:
+                self._patience = min(2 * self._patience, MOST_PATIENCE * self._retry)
             for hit in [1.0] * accepted + [0.0] * (accepted < drafted):
                 self._right += _RIGHT_SHARE * (hit - self._right) / 4
                 if state is not None:

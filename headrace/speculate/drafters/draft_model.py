@@ -6,8 +6,8 @@ Idea    Most tokens are easy, and a model of a tenth of the size finds them, one
 Trades  The small model's weights, keys and values beside the large one's, and its steps before each of the large one's.
 Differs Guesses are the likeliest tokens where they are checked by sample matching: right with the probability that the
         large model gives them. For a verifier that weighs laws (`rejection`) they are drawn, with the request's
-        temperature, top-k, top-p and min-p. What sequences have in common with themselves a step ago is in the small
-        model's prefix cache, in whole pages: up to a page is computed again.
+        temperature, top-k, top-p and min-p. A sequence's text is kept in the small model between its guesses, where
+        its cache keeps every token: what is computed again is what it guessed wrong. Elsewhere, up to a page is.
 """
 
 from __future__ import annotations
