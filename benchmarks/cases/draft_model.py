@@ -1,9 +1,9 @@
 """What does a second model's guessing gain, and is it what its costs say? A target that waits for memory, and a script.
 
 Random weights write no text: what comes next is a script, and the target only takes its time. So does the second model,
-a tenth of the target's size: it runs as it would, step by step, with pages of its own, and its guesses are then set to be
-the script's token at a share of the places, drawn anew in each turn, and another token elsewhere. Ways take turns in one
-process; what the automatic one has learnt of a kind of text, it keeps.
+a tenth of the target's size: it runs as it would, step by step, with pages of its own, and its guesses are then set to
+be the script's token at a share of the places, drawn anew in each turn, and another token elsewhere. Ways take turns in
+one process; what the automatic one has learnt of a kind of text, it keeps.
 
     python benchmarks/cases/draft_model.py [--shape llama-3.2-1b] [--weights int4] [--tokens 100] [--length 4]
         [--right 0.7] [--turns 5] [--out FILE]

@@ -1,12 +1,12 @@
 """How much of the large model's accuracy is left when a small one says what it is sure of? The two models in the box.
 
-Tasks with exact answers, greedy, over thresholds from the large model alone (0) to the small one alone (inf). Nothing is
-timed: `tiny` is small itself.
+Tasks with exact answers, greedy, over thresholds from the large model alone (0) to the small one alone (inf). Nothing
+is timed: `tiny` is small itself.
 
     python benchmarks/cases/switching.py [--count 50] [--tasks passkey,edit_copy,json,chain] [--out FILE]
 
-Claims  https://arxiv.org/abs/2502.06833 (EAD): 96.7 % of an 11B model's accuracy with 43 % of the tokens from it; 92.9 %
-        of a 14B model's with 25 %. Here: accuracy falls from one end to the other as the share does.
+Claims  https://arxiv.org/abs/2502.06833 (EAD): 96.7 % of an 11B model's accuracy with 43 % of the tokens from it;
+        92.9 % of a 14B model's with 25 %. Here: accuracy falls from one end to the other as the share does.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main() -> None:
         f"{datetime.date.today()}, `python benchmarks/cases/switching.py --count {given.count} --tasks {given.tasks} "
         f"--window {given.window} --least {given.least}`",
         f"`tiny` with `--switcher ead:model=tiny-draft,threshold=T,{rule}`; {given.count} greedy answers per task, "
-        "with the share of tokens that are `tiny`'s, and how often a sequence went from one model to the other, per 100 "
-        "tokens.",
+        "with the share of tokens that are `tiny`'s, and how often a sequence went from one model to the other, per "
+        "100 tokens.",
         "| threshold, bits | " + " | ".join(tasks) + " | mean | tokens of `tiny` | switches |",
         "|---|" + "---|" * (len(tasks) + 3),
     ]

@@ -61,7 +61,7 @@ def test_the_same_tokens(model: str, params: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("model", "keeps"), [("full", True), ("mixed", False)])
 def test_a_text_that_goes_on_is_not_read_again(model: str, keeps: bool) -> None:
-    """Where every group keeps all: of each guess, what was wrong is computed again. Answers are those of a new model."""
+    """Where every group keeps all, what a guess got wrong is computed again. Answers are those of a new model."""
     kept, draw = second(model), random.Random(0)
     texts = {name: [draw.randrange(1, models.VOCAB) for _ in range(30)] for name in "ab"}
     for step in range(12):
@@ -70,9 +70,7 @@ def test_a_text_that_goes_on_is_not_read_again(model: str, keeps: bool) -> None:
             found = kept.greedy(text, 4)
             ran = kept._engine.counters.computed_tokens - before
             assert found == second(model).greedy(text, 4)
-            assert ran <= 3 + 2 or step == 0 or not keeps, (
-                "the last token, one that was right, and three of four guesses"
-            )
+            assert ran <= 3 + 2 or step == 0 or not keeps, "the new token, the last guess, and three guesses"
             text += [*found[: step % 5], draw.randrange(1, models.VOCAB)]
             kept._engine.kv.check()
     kept._engine.close()
