@@ -193,10 +193,10 @@ class Engine:
         return any(seq.status in alive and seq.request.id not in self.resting for seq in self.queues)
 
     def stats(self) -> Stats:
-        pool = self.kv.tables.pool
+        pool, beside = self.kv.tables.pool, self.turns.beside()
         return Stats(
-            running=self.queues.count(Status.RUNNING),
-            waiting=self.queues.count(Status.WAITING, Status.HELD, Status.PAUSED),
+            running=self.queues.count(Status.RUNNING) + beside,
+            waiting=self.queues.count(Status.WAITING, Status.HELD, Status.PAUSED) - beside,
             swapped=self.queues.count(Status.SWAPPED),
             pages=len(pool),
             free_pages=pool.num_free,

@@ -75,6 +75,13 @@ class Turns:
             if self.of(seq.id) != lane or engine[seq.id].status in (Status.PAUSED, Status.HELD)
         }
 
+    def beside(self) -> int:
+        """How many sequences wait in the large lane and run in the small one."""
+        if self._switcher is None:
+            return 0
+        large, small = self._lanes
+        return sum(small.runs(seq.id) for seq in large.queues if seq.status is Status.WAITING)
+
     def enter(self, unready: Set[int]) -> None:
         """Sequences that may begin, and whose prompts will not change any more, get a place in the small lane."""
         if self._switcher is not None:

@@ -151,6 +151,16 @@ def test_switches_are_few_and_counted(model: str, least: int) -> None:
         assert len(lane.queues) == 0
 
 
+def test_whoever_runs_in_either_model_is_running() -> None:
+    made = engine("full", spec("full", math.inf))
+    made.add(Request(id="r", prompt=(5, 6, 7), params=GREEDY))
+    assert (made.stats().running, made.stats().waiting) == (0, 1)
+    made.step()
+    assert (made.stats().running, made.stats().waiting) == (1, 0)
+    collect(made)
+    assert (made.stats().running, made.stats().waiting) == (0, 0)
+
+
 def test_what_is_said_of_the_prompt_is_said_by_the_large_model() -> None:
     made, plain = engine("full", spec("full", math.inf)), engine("full")
     answers = []
