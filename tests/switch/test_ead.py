@@ -151,6 +151,21 @@ def test_switches_are_few_and_counted(model: str, least: int) -> None:
         assert len(lane.queues) == 0
 
 
+@pytest.mark.parametrize("vocab", [models.VOCAB - 5, models.VOCAB, models.VOCAB + 3])
+def test_a_vocabulary_that_is_padded_otherwise(vocab: int) -> None:
+    """Tokens that the other model does not have are left out; those that this one does not know never come."""
+    made = engine("full")
+    made.add(Request(id="r", prompt=(5, 6, 7), params=GREEDY))
+    [lane] = made.lanes
+    plan = lane.plan()
+    lane.kv.reserve(plan, lane.sequences)
+    own, fitted = lane.run(plan, models.VOCAB).logits_RV.clone(), lane.run(plan, vocab).logits_RV
+    assert fitted.shape == (1, vocab) and fitted.is_contiguous()
+    known = min(vocab, models.VOCAB)
+    assert torch.equal(fitted[:, :known], own[:, :known])
+    assert fitted.isfinite().all() and not fitted.softmax(-1)[:, known:].any()
+
+
 def test_whoever_runs_in_either_model_is_running() -> None:
     made = engine("full", spec("full", math.inf))
     made.add(Request(id="r", prompt=(5, 6, 7), params=GREEDY))
