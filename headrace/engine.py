@@ -375,8 +375,8 @@ class Engine:
                 self._share(first, seq)
 
     def _share(self, parent: Sequence, child: Sequence) -> None:
-        """Lets a child run from its parent's pages, all but its last token; if too many run already, it waits."""
-        if self.queues.count(Status.RUNNING) >= self.config.max_seqs:
+        """Lets a child run from its parent's pages, all but its last token; otherwise it waits, and makes its own."""
+        if self.queues.count(Status.RUNNING) >= self.config.max_seqs or self.architecture.thinnings:
             return
         child.num_computed = min(parent.num_computed, len(child) - 1)
         child.status = Status.RUNNING

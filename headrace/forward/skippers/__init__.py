@@ -33,6 +33,7 @@ SLOT = Slot(
     index={
         "cats": "headrace.forward.skippers.cats:Cats",
         "skipdecode": "headrace.forward.skippers.skipdecode:SkipDecode",
+        "lazyllm": "headrace.forward.skippers.lazyllm:LazyLLM",
     },
     default="",
 )
