@@ -30,7 +30,7 @@ from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
-from headrace.kv.present import Present, with_themselves
+from headrace.kv.present import Present, begin_spans, with_themselves
 from headrace.kv.reuse import namespace, reusable
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
@@ -197,14 +197,7 @@ class KVCache:
         some = tuple(segments) if any(len(pair[0].rows_K) for pair in segments) else ()
         selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
         placed = (tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
-        return Placed(*placed, some, self._present(spans))
-
-    def _present(self, spans: tuple[Span, ...]) -> tuple[Present, ...]:
-        """Of the spans' sequences, as it was when these began; () where every layer has every token."""
-        found = tuple(self.tables.present[span.seq] for span in spans) if self.tables.present else ()
-        for span, present in zip(spans, found, strict=False):
-            present.rewind(span.start)
-        return found
+        return Placed(*placed, some, begin_spans(spans, self.tables.present))
 
     def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
         """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""

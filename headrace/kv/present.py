@@ -14,7 +14,7 @@ it is so a matter of the prompt alone, whoever called it: nothing of it has to b
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headrace.architecture import Thinning
 from headrace.kernels.attention import Queries, State, merge
-from headrace.types import Sequence
+from headrace.types import Sequence, Span
 
 
 class Band:
@@ -104,6 +104,14 @@ class Present:
             return range(position + 1)
         own = self.bands[band - 1]
         return own.places[: own.ends[position + 1 - self.prompt_len]]
+
+
+def begin_spans(spans: tuple[Span, ...], present: Mapping[int, Present]) -> tuple[Present, ...]:
+    """Of the spans' sequences, as it was where these begin; () if every layer has every token."""
+    found = tuple(present[span.seq] for span in spans) if present else ()
+    for span, own in zip(spans, found, strict=False):
+        own.rewind(span.start)
+    return found
 
 
 def with_themselves(state: State, queries: Queries, k_TGH: Tensor, v_TGH: Tensor, rows_K: Tensor) -> Tensor:

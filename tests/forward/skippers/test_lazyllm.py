@@ -104,6 +104,7 @@ class Dense:
 
     def read(self, tokens: list[int]) -> Tensor:
         """The prompt: logits of what follows."""
+        q_NH = torch.empty(0)
         here = list(range(len(tokens)))
         for position, x_D in enumerate(self.made.embed(torch.tensor(tokens))):
             self.states[0][position] = x_D
@@ -119,13 +120,14 @@ class Dense:
 
     def follow(self, token: int, position: int, prompt: int) -> Tensor:
         """A token after it."""
+        q_NH, called = torch.empty(0), list[int]()
         self.states[0][position] = self.made.embed(torch.tensor([token]))[0]
         for layer in range(len(self.made.blocks)):
             if layer in self.floors:
                 chosen = self.best(layer - 1, q_NH, prompt)[: len(self.stayed[layer])]
                 missing = [p for p in chosen if p not in self.keys[layer]]
                 called = missing[: self.member.returns]
-            for back in sorted(called) if layer >= min(self.floors) else []:
+            for back in sorted(called):
                 self.run(layer, back, self.stayed[layer])
             q_NH = self.run(layer, position, set(self.keys[layer]))
         return self.made.logits(self.made.norm(self.top))[0]
