@@ -81,9 +81,8 @@ class KVCache:
             windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
-        self._thinnings = architecture.thinnings
         self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
-        self._device = device
+        self._device, self._thinnings = device, architecture.thinnings
         self._live: dict[int, LiveCodec] = {}
         self._summaries: dict[int, summary.LiveSummary] = {}
         self._asked: dict[int, summary.AskedQueries] = {}
