@@ -25,7 +25,7 @@ from headrace.architecture import Architecture, Thinning
 from headrace.errors import ConfigError
 from headrace.slots import Card
 
-_PLACES = "layers have different tokens, which lie where no position says"
+_PLACES = "layers have different tokens, and where one lies is not its position"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,15 @@ class LazyLLM:
                 "prefix_cache",
                 "upper layers have some tokens of a prompt only, and which depends on its end; use --no-prefix-cache",
             ),
-            ("sliding_window", f"{_PLACES}, and a window is one of positions"),
-            ("whole_blocks", f"{_PLACES}, and a block is one of positions; use int8"),
-            ("kv-codec=kvquant", f"{_PLACES}, and it turns keys by where they lie; use int8"),
-            ("positions=dca", f"{_PLACES}, and a chunk is one of positions"),
+            ("sliding_window", _PLACES),
+            ("whole_blocks", f"{_PLACES}; use int8"),
+            ("kv-codec=kvquant", f"{_PLACES}; use int8"),
+            ("positions=dca", _PLACES),
+            *((f"kv-keeper={name}", _PLACES) for name in ("streaming", "d2o")),
+            *((f"kv-layout={name}", _PLACES) for name in ("duo", "razor")),
+            *((f"kv-selector={name}", _PLACES) for name in ("landmarks", "squeezed", "vslash")),
             *(
-                (f"kv-keeper={name}", f"{_PLACES}, and a window is one of positions")
-                for name in ("streaming", "d2o")
-            ),
-            *((f"kv-layout={name}", f"{_PLACES}, and its heads have windows") for name in ("duo", "razor")),
-            *(
-                (f"kv-selector={name}", "the tokens of its pages differ from layer to layer")
-                for name in ("landmarks", "squeezed", "vslash")
-            ),
-            *(
-                (f"drafter={name}", f"{_PLACES}, and a tree has many; use copyspec")
+                (f"drafter={name}", f"{_PLACES}, least of all in a tree; use copyspec")
                 for name in ("recycle", "draft_tree")
             ),
         ),
