@@ -59,6 +59,7 @@ class Rows:
 def thinned(decoder: Decoder, x_TD: Tensor, batch: Batch, kv: Keys) -> Tensor:
     """The batch through every band, [T, D] -> [T, D]. What has left is of no meaning in the result."""
     assert len(batch.reads) == 1 and not batch.written, "cards refuse other cache groups, and trees"
+    assert len(batch.reads[0].runs) == len(batch.spans), "a span reads one run"
     rows = Rows(x_TD, batch, batch.positions_T.tolist(), range(len(x_TD)), batch.starts)
     floors = (0, *decoder.floors, len(decoder.blocks))
     for band, (first, stop) in enumerate(itertools.pairwise(floors)):
@@ -237,9 +238,10 @@ class _Rise:
         """Of each sequence's adapter."""
         if self._batch.mix is None:
             return None
-        spans = {row: span for span, row in enumerate(self._batch.starts[:-1])}
+        own = itertools.starmap(range, itertools.pairwise(starts))
+        of_first = dict(zip(self._batch.starts, own, strict=False))  # a span's first row -> its rows here
         groups = [
-            (adapter, [row for own in rows if own in spans for row in range(*starts[spans[own] :][:2])])
+            (adapter, [row for first in rows for row in of_first.get(first, ())])
             for adapter, rows in self._batch.mix.key
         ]
         found = [group for group in groups if group[1]]

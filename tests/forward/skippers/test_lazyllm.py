@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -21,6 +22,7 @@ from headrace.forward.skippers import SLOT
 from headrace.params import SamplingParams
 from headrace.types import Pooling, Request
 from tests.models.dense_kv import batch_of
+from tests.weight import lora_folders
 from tests.whole import models
 from tests.whole import test_stacks as stacks
 from tests.whole.drive import collect, nothing_left, scripted
@@ -262,6 +264,31 @@ def test_a_fork_goes_on_as_its_parent_would() -> None:
         if len(tokens["r"]) == 7 and not tokens["f"] and len(made.queues) == 1:
             made.fork("r", "f")
     assert tokens["f"] == tokens["r"][7:] and len(tokens["r"]) == 20
+
+
+def test_adapters_stay_with_their_sequences(tmp_path: Path) -> None:
+    """Rows that were parked run with the adapter of their sequence."""
+    spec = "lazyllm:keep=0.3,steps=2,first=0.34,returns=2,shortest=9"
+    folder = str(lora_folders.write(tmp_path / "wide", deep(), 64, 3, lora_alpha=48))
+    params = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+    prompts = {"a": PROMPT, "b": PROMPT[:6], "c": PROMPT[3:], "d": PROMPT[5:]}
+    asks = [
+        Request(
+            id=name, prompt=tuple(prompt), params=params, adapter="wide" if name in "bcd" else "", arrival=i
+        )
+        for i, (name, prompt) in enumerate(prompts.items())
+    ]
+    together, alone = {}, {}
+    for batch in (asks, *([ask] for ask in asks)):
+        made = engine(spec, stack={"policy": "sarathi:tokens=5,idle=9"}, adapters={"wide": folder})
+        for ask in batch:
+            made.add(ask)
+        found = collect(made)
+        (together if len(batch) > 1 else alone).update(found)
+    assert together == alone
+    plain = engine(spec)
+    plain.add(dataclasses.replace(asks[2], adapter=""))
+    assert collect(plain)["c", 0] != alone["c", 0]
 
 
 @pytest.mark.parametrize("request_of", ["short", "scored", "pooled"])
