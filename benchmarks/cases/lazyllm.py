@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int4")
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--follow", type=int, default=24, help="tokens that are generated after the first")
-    parser.add_argument("--specs", nargs="+", default=["lazyllm"])
+    parser.add_argument("--specs", nargs="+", default=["lazyllm", "lazyllm:returns=0", "lazyllm:returns=16"])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--count", type=int, default=40, help="of passkeys, and of texts")
     parser.add_argument("--part", choices=("speed", "quality", "both"), default="both")

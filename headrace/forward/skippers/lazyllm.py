@@ -12,7 +12,7 @@ Trades  The first token comes sooner, and decoding reads less, but pays for the 
 Differs In the paper a token that is not chosen by a step is not read by it, though it was computed; here whoever was
         computed is read from then on. Who comes back sees the prompt's tokens that stayed, and itself, and not others
         that came back: so what it is does not depend on who called it, and guesses and pauses change nothing. No more
-        than `returns` come back at once. Shares fall evenly from layer to layer; the paper tunes them. Prompts that
+        than `returns` come back at once. Shares fall evenly from depth to depth; the paper tunes them. Prompts that
         are short, or whose own log-probabilities or embedding are asked for, stay whole.
 """
 
@@ -60,7 +60,7 @@ class LazyLLM:
     """Depths at which tokens leave, as many each time."""
     first: float = 0.3
     """Share of the layers, the first ones, in which every token runs."""
-    returns: int = 16
+    returns: int = 4
     """Most tokens that come back at each depth for one generated token; 0: who left stays away."""
     shortest: int = 128
     """Shorter prompts stay whole."""
