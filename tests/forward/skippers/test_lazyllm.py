@@ -177,6 +177,15 @@ def test_tokens_and_logits_are_the_obvious_ones(returns: int, policy: str) -> No
     assert had[2:] == [37, 37, 23, 23] if returns == 0 else had[4] > 30, "26 and 12 of 40 stay, and 11 follow"
 
 
+def test_the_last_token_stays_whatever_it_attends_to() -> None:
+    spec = "lazyllm:keep=0.01,steps=2,first=0.34,returns=3,shortest=1"
+    dense = Dense(decoder(spec), spec)
+    want, expected = dense.decode(PROMPT, 8)
+    got, logits = watched(engine(spec), PROMPT, 8)
+    assert got == want and dense.stayed[5] == {39}
+    torch.testing.assert_close(torch.stack(logits), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("policy", ["orca", "sarathi:tokens=5,idle=9"])
 @pytest.mark.parametrize("model", ["full", "int4"])
 def test_who_keeps_everybody_is_the_plain_engine(model: str, policy: str) -> None:
@@ -278,7 +287,7 @@ def test_adapters_stay_with_their_sequences(tmp_path: Path) -> None:
         )
         for i, (name, prompt) in enumerate(prompts.items())
     ]
-    together, alone = {}, {}
+    together, alone, kept = {}, {}, []
     for batch in (asks, *([ask] for ask in asks)):
         made = engine(spec, stack={"policy": "sarathi:tokens=5,idle=9"}, adapters={"wide": folder})
         for ask in batch:
@@ -286,9 +295,12 @@ def test_adapters_stay_with_their_sequences(tmp_path: Path) -> None:
         found = collect(made)
         (together if len(batch) > 1 else alone).update(found)
     assert together == alone
-    plain = engine(spec)
-    plain.add(dataclasses.replace(asks[2], adapter=""))
-    assert collect(plain)["c", 0] != alone["c", 0]
+    for chosen in ("lazyllm:keep=1,steps=2,first=0.34,shortest=1", ""):
+        made = engine(chosen, adapters={"wide": folder})
+        for ask in asks:
+            made.add(ask)
+        kept.append(collect(made))
+    assert kept[0] == kept[1], "in every layer"
 
 
 @pytest.mark.parametrize("request_of", ["short", "scored", "pooled"])
