@@ -49,6 +49,18 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Thinning:
+    """How many tokens of a prompt run in a layer, and those above it."""
+
+    share: float
+    """Of the prompt's tokens; no more than of the layers below."""
+    returns: int
+    """Most tokens that come back for each token after the prompt."""
+    shortest: int
+    """Prompts with fewer tokens stay whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """One layer: x += attention(norm(x)); x += mlp(norm(x)); with `post_norms` each branch is normed again."""
 
@@ -58,6 +70,8 @@ class Block:
     reach: int | None = None
     """How far beyond its prompt's last token a token may be to run in this layer; None: any does. A layer that a token
     leaves out adds nothing to it, and stores nothing of it."""
+    thinning: Thinning | None = None
+    """Tokens of the prompt that leave before this layer; None: none do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +97,11 @@ class Architecture:
     def partly(self) -> bool:
         """Whether some tokens leave layers out."""
         return any(block.reach is not None for block in self.blocks)
+
+    @property
+    def thinnings(self) -> tuple[Thinning, ...]:
+        """Those of its blocks, from the bottom up."""
+        return tuple(block.thinning for block in self.blocks if block.thinning is not None)
 
     def facts(self) -> frozenset[str]:
         """What cards may need or break: see slots.Card."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headrace.kv.chunks import Segment
+    from headrace.kv.present import Present
     from headrace.kv.selection import Selecting
     from headrace.weight.adapter import Adapter, Mix
 
@@ -354,6 +355,10 @@ class Batch:
     no draft is a tree."""
     selecting: Mapping[int, Selecting] = field(default_factory=dict)
     """Of each cache group that has a selector: what it is asked."""
+    present: tuple[Present, ...] = ()
+    """Per span: which tokens of its sequence each layer has. Empty where each has all."""
+    returned: Tensor | None = None
+    """Rows, int64, that see themselves beside what they read: where they lie is not among that. None: no row does."""
 
 
 @dataclass(frozen=True, slots=True)

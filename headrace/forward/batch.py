@@ -58,6 +58,7 @@ def build_batch(
         beyond=tuple(span.start - sequences[span.seq].prompt_len + 1 for span in spans),
         selecting=placed.selecting,
         written=placed.written,
+        present=placed.present,
     )
 
 

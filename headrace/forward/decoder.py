@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
 from headrace.architecture import Architecture, Attention, Block, Mlp
 from headrace.forward.subset import rows_within, subset
+from headrace.forward.thinning import Keys, thinned
 from headrace.layer.attention import KeysValues, SelfAttention, Turn
 from headrace.layer.embedding import Embedding, Head
 from headrace.layer.linear import Linear
@@ -84,6 +87,8 @@ class Decoder:
                 tables[key] = len(self.rotaries)
                 self.rotaries.append(self._start(spec))
             self.blocks.append(builder.block(layer, block, tables[key]))
+        self.floors = tuple(i for i, block in enumerate(architecture.blocks) if block.thinning is not None)
+        """Layers before which tokens of the prompt leave."""
         self.norm = builder.norm("norm")
         self.head = Head(table if architecture.tied_head else weights.matrices["head.weight"])
 
@@ -102,6 +107,8 @@ class Decoder:
     def _below(self, blocks: list[DecoderBlock], batch: Batch, kv: KeysValues) -> Tensor:
         """Embedded, and through these blocks: [T, D]."""
         x_TD = self.embed(batch.ids_T)
+        if batch.present:
+            return thinned(self, x_TD, batch, cast(Keys, kv))
         turns = [rotary.at(batch.positions_T) for rotary in self.rotaries]
         for block in blocks:
             if block.reach is None:

@@ -75,8 +75,9 @@ class Lane:
         return own
 
     def share(self, parent: int, child: Sequence) -> None:
-        """Lets a child run from its parent's pages, all but its last token; if too many run already, it waits."""
-        if not self.runs(parent) or self.queues.count(Status.RUNNING) >= self.budget.max_seqs:
+        """Lets a child run from its parent's pages, all but its last token; otherwise it waits, and makes its own."""
+        crowded = self.queues.count(Status.RUNNING) >= self.budget.max_seqs
+        if not self.runs(parent) or crowded or parent in self.kv.tables.present:
             return
         own = self.queues[child.id] if child.id in self.queues else self.enter(child)
         own.num_computed = min(self.queues[parent].num_computed, len(own) - 1)

@@ -30,6 +30,8 @@ from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
+from headrace.kv.present import Present, begin_spans, with_themselves
+from headrace.kv.reuse import namespace, reusable
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
@@ -80,7 +82,7 @@ class KVCache:
             tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
-        self._device = device
+        self._device, self._thinnings = device, architecture.thinnings
         self._live: dict[int, LiveCodec] = {}
         self._summaries: dict[int, summary.LiveSummary] = {}
         self._asked: dict[int, summary.AskedQueries] = {}
@@ -125,12 +127,20 @@ class KVCache:
             selection = self._selections.get(part.group)
             if selection is not None and part.window is None:
                 selection.index(arena, layer, batch.selecting[part.group])
+        if batch.returned is not None:
+            queries = Queries(q_TNH, batch.positions_T, parts[0].scale, None)
+            state = self._state(parts[0], layer, queries, batch)
+            return with_themselves(state, queries, k_TGH, v_TGH, batch.returned)
         if len(parts) == 1 and parts[0].kv_heads is None:
             return self._attend_part(parts[0], layer, q_TNH, batch)
         out_TNH = torch.empty_like(q_TNH)
         for part in parts:  # heads of one layer live in several groups
             out_TNH[:, part.heads] = self._attend_part(part, layer, q_TNH[:, part.heads], batch)
         return out_TNH
+
+    def keys(self, layer: int, pages_B: Tensor, length: int) -> Tensor:
+        """The first `length` in these pages, [L, G, H], of a model with one cache group."""
+        return self._read(0, layer, pages_B, length, 0)[0]
 
     def reserve(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> None:
         """Carries out the plan's pauses and admissions, then makes every span's positions writable.
@@ -148,6 +158,8 @@ class KVCache:
                 seq = sequences[span.seq]
                 start = tables.admit(seq.id, reusable(seq, tables.prompts_only), namespace(seq))
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
+                if self._thinnings:
+                    tables.present[seq.id] = Present(seq, self._thinnings, tables.sizes.tokens[0])
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
         for span in plan.spans:
@@ -184,7 +196,7 @@ class KVCache:
         some = tuple(segments) if any(len(pair[0].rows_K) for pair in segments) else ()
         selecting = {index: self._selecting(rows, spans, sequences, index) for index in self._selections}
         placed = (tuple(slots), tuple(written), tuple(sealed), tuple(reads), tuple(folded), selecting)
-        return Placed(*placed, some)
+        return Placed(*placed, some, begin_spans(spans, self.tables.present))
 
     def settle(self, span: Span, accepted: tuple[int, ...]) -> None:
         """Lets go of all of a tree but a branch that has the guesses among the accepted tokens."""
@@ -240,6 +252,11 @@ class KVCache:
             out_TNH = selection.attend(arena, layer, queries, batch.selecting[part.group])
             if out_TNH is not None:
                 return out_TNH
+        return self._state(part, layer, queries, batch).out_TNH
+
+    def _state(self, part: Part, layer: int, queries: Queries, batch: Batch) -> State:
+        """Attention over everything that rows read."""
+        arena = self.tables.pool.arena_PX
         live, reads = self._live[part.group], batch.reads[part.group]
         if self._unrotated is None:
             state = live.attend(arena, layer, queries, reads)
@@ -255,7 +272,7 @@ class KVCache:
         for group in (part.group, part.blocks) if batch.segments else ():
             if group is not None:
                 self._add_segments(state, layer, queries, batch, group)
-        return state.out_TNH
+        return state
 
     def _add_segments(self, state: State, layer: int, queries: Queries, batch: Batch, group: int) -> None:
         """Merges what rows read of chunks before their own into their state."""
@@ -335,6 +352,8 @@ class Placed(NamedTuple):
     """Only of groups that have a selector."""
     segments: tuple[list[Segment], ...] = ()
     """See Batch."""
+    present: tuple[Present, ...] = ()
+    """See Batch."""
 
 
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
@@ -374,25 +393,3 @@ def _resumed(group: GroupSpec) -> int | None:
 
 def _sink(group: GroupSpec) -> int:
     return group.sink if group.holds in ("all", "blocks") else 0
-
-
-def namespace(seq: Sequence) -> str:
-    """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
-    assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
-    adapter, salt = seq.adapter.digest if seq.adapter else "", seq.request.salt
-    return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
-
-
-def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
-    """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
-
-    prompts_only: see BlockTables.
-    Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
-    where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
-    prompts_only: see BlockTables.
-    """
-    if seq.request.params.prompt_logprobs is not None and seq.num_scored < seq.prompt_len:
-        return seq.tokens[: seq.num_scored]
-    if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
-        return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
-    return seq.tokens[: seq.prompt_len + 1] if prompts_only else seq.tokens

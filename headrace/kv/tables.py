@@ -21,6 +21,7 @@ from headrace.errors import OutOfPages
 from headrace.kv.groups import GroupSpec, PageSizes
 from headrace.kv.pool import FREED, PagePool
 from headrace.kv.prefix import Node, PrefixTree
+from headrace.kv.present import Present
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class BlockTables:
         self._swapped: dict[int, list[list[int]]] = {}
         self.prompts_only = False
         """Whether what a sequence generated differs from the same tokens in a prompt, and so is not looked up."""
+        self.present: dict[int, Present] = {}
+        """Sequence -> which of its tokens each layer has, until it lets go of its pages; none where each has all."""
         self._branches: dict[int, list[int]] = {}
         """Sequence -> further tables of its own in this step, called by negative numbers."""
 
@@ -218,6 +221,7 @@ class BlockTables:
     def release(self, seq: int) -> None:
         """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
         self.settle(seq, 0)
+        self.present.pop(seq, None)
         for page in _live(self._swapped.pop(seq, [])):
             assert self.host is not None
             self.host.drop(page)
@@ -279,6 +283,9 @@ class BlockTables:
             assert set(self._tips) == set(self._tables), "every table, and nothing else, hangs on the tree"
             assert all(tip.tips == tips[id(tip)] for tip in self._tips.values()), "a node miscounts its tips"
         assert not set(self._tables) & set(self._swapped), "a sequence is here and away"
+        assert set(self.present) <= set(self._tables) | set(self._swapped), (
+            "kept of a sequence that has no pages"
+        )
         assert not self._branches, "between steps there are no branches"
 
     # ---- details ----

@@ -48,6 +48,7 @@ class Rows:
     positions_T: Tensor
     starts: tuple[int, ...]
     mix: None = None
+    present: tuple[()] = ()
 
 
 def batch_of(ids: list[int], start: int = 0) -> Batch:

@@ -56,7 +56,12 @@ OPTIONS = {
 """Specs beside the bare names of the index."""
 _FOLDER = tempfile.TemporaryDirectory(prefix="headrace-test-stacks-")  # of this process, until it ends
 PROFILE, NEURONS = Path(_FOLDER.name) / "heads.json", Path(_FOLDER.name) / "neurons.json"
-OPTIONS["skipper"] = [f"cats:profile={NEURONS},sparsity=0.4", "skipdecode:tokens=5", *[""] * 9]
+OPTIONS["skipper"] = [
+    f"cats:profile={NEURONS},sparsity=0.4",
+    "skipdecode:tokens=5",
+    "lazyllm:keep=0.4,steps=1,first=0.5,returns=2,shortest=9",
+    *[""] * 9,
+]
 OPTIONS["shrinker"] = ["gemfilter:keep=9,last=2,layer=1", "gemfilter:keep=30,layer=1", ""]
 OPTIONS["kv-layout"] = [
     *[f"duo:profile={PROFILE},share=0.5,sink=2,window=8"] * 3,

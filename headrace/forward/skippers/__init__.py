@@ -1,4 +1,4 @@
-"""Slot `skipper`: what a forward pass leaves out: neurons of an MLP, or whole layers.
+"""Slot `skipper`: what a forward pass leaves out: neurons of an MLP, whole layers, or tokens of a prompt in some.
 
 Add one: a file here with a frozen dataclass that has `card` and `adapt`, and a line in the index.
 """
@@ -18,8 +18,9 @@ class Skipper(Protocol):
 
     def adapt(self, architecture: Architecture) -> Architecture:
         """The model with what may be left out written into its blocks, and nothing else changed: `Mlp.threshold`, below
-        which neurons leave; `Block.reach`, beyond which tokens leave a layer out. Equal for a model that it is
-        written into already. Raises ConfigError for a profile that is missing or another model's.
+        which neurons leave; `Block.reach`, beyond which tokens leave a layer out; `Block.thinning`, how much of a
+        prompt goes on from there. Equal for a model that it is written into already. Raises ConfigError for a profile
+        that is missing or another model's, and for a model that it does not fit.
 
         Weights are loaded, and layers made, of what this returns. A token that runs in a layer reads there what earlier
         tokens stored: as what reaches further reached everything before, it is always there.
@@ -33,6 +34,7 @@ SLOT = Slot(
     index={
         "cats": "headrace.forward.skippers.cats:Cats",
         "skipdecode": "headrace.forward.skippers.skipdecode:SkipDecode",
+        "lazyllm": "headrace.forward.skippers.lazyllm:LazyLLM",
     },
     default="",
 )
