@@ -220,7 +220,7 @@ class Engine:
             pages=len(pool),
             free_pages=pool.num_free,
             cached_pages=pool.num_evictable,
-            counters=dataclasses.replace(self.counters),
+            counters=dataclasses.replace(self.counters, **self.kv.tables.moved),
             running_adapters=self.adapters.in_use(Status.RUNNING),
             waiting_adapters=self.adapters.in_use(Status.WAITING, Status.SWAPPED),
         )
@@ -235,7 +235,7 @@ class Engine:
         """Ends every request and empties the prefix cache."""
         for request in list(self._requests):
             self.cancel(request)
-        self.kv.tables.clear_cache()
+        self.kv.tables.close()
 
     # ---- one step ----
 
@@ -255,8 +255,8 @@ class Engine:
             plan = self.last_plan = self.plan()
             if plan.idle:  # everybody's prompt is still being read, or grammar compiled
                 return self.sampler.wait()
-            self.kv.reserve(plan, self.queues.sequences)
-            plan = self.last_plan = self.speculator.extend(plan)
+            plan = self.last_plan = self.speculator.extend(self.kv.reserve(plan, self.queues.sequences))
+            self.kv.look_ahead(self.queues.admissible())
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             self.sampler.look_ahead(plan.spans)
             logits, scores, sums = self.runner.forward(batch)

@@ -10,7 +10,8 @@ let go of once they are final. To fold is to merge what leaves a window into a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -24,18 +25,21 @@ from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks, Segment
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import ALIGN, GroupSpec, size_pages
+from headrace.kv.groups import ALIGN, GroupSpec, PageSizes, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
+from headrace.kv.reuse import namespace, reusable
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
+from headrace.kv.shelf import Shelf
 from headrace.kv.tables import BlockTables
+from headrace.kv.tiers import Tier
 from headrace.kv.unrotated import Unrotated, rotaries
-from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
+from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, Status, StepPlan
 
 
 class KVCache:
@@ -49,6 +53,7 @@ class KVCache:
         codec: Codec,
         keeper: Keeper,
         selector: Selector | None = None,
+        tier: Tier | None = None,
         dtype: torch.dtype,
         device: torch.device,
         page_tokens: int,
@@ -76,8 +81,7 @@ class KVCache:
             host = PagePool(host_bytes // sizes.page_bytes, sizes.page_bytes, torch.device("cpu"), poison)
         tree = None
         if fingerprint is not None:
-            windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
-            tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
+            tree = _tree(pool, groups, sizes, fingerprint, tier)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
         self._device = device
@@ -132,8 +136,9 @@ class KVCache:
             out_TNH[:, part.heads] = self._attend_part(part, layer, q_TNH[:, part.heads], batch)
         return out_TNH
 
-    def reserve(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> None:
-        """Carries out the plan's pauses and admissions, then makes every span's positions writable.
+    def reserve(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepPlan:
+        """Carries out the plan's pauses and admissions, then makes every span's positions writable. Returns the plan,
+        without newcomers whose prefix a tier has lost: they wait, and find less of it next time.
 
         Admissions come before new pages are taken, so that no page of a hit is evicted. Raises OutOfPages, which a
         policy that keeps its contract prevents.
@@ -150,10 +155,19 @@ class KVCache:
                 assert start == span.start, f"{span} should start where the prefix hit ends, at {start}"
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
-        for span in plan.spans:
+        spans = tuple(span for span in plan.spans if tables.bring(span.seq))
+        for span in spans:
             own, *others = ends(span)
             tables.reserve(span.seq, span.start, own)
             tables.branch(span.seq, span.stop, others)
+        return replace(plan, spans=spans)
+
+    def look_ahead(self, waiting: Iterable[Sequence]) -> None:
+        """These wait, in this order: what the first of them will read from a tier is fetched beside the step."""
+        for seq in waiting if self.tables.tiered else ():
+            if not self.tables.holds(seq.id) and seq.status is Status.WAITING:
+                self.tables.look_ahead(reusable(seq, self.tables.prompts_only), namespace(seq))
+                return
 
     def advance(self, seq: Sequence) -> None:
         """Its positions up to num_computed are final: see BlockTables.advance."""
@@ -337,6 +351,14 @@ class Placed(NamedTuple):
     """See Batch."""
 
 
+def _tree(
+    pool: PagePool, groups: tuple[GroupSpec, ...], sizes: PageSizes, fingerprint: str, tier: Tier | None
+) -> PrefixTree:
+    windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
+    shelf = None if tier is None else Shelf(tier, pool, sizes)
+    return PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks, shelf=shelf)
+
+
 def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
     """The groups that have block tables: within the keeper's limits, and with a codec that takes whole blocks split in
     two, the blocks first; then the records of those that have a summary."""
@@ -374,25 +396,3 @@ def _resumed(group: GroupSpec) -> int | None:
 
 def _sink(group: GroupSpec) -> int:
     return group.sink if group.holds in ("all", "blocks") else 0
-
-
-def namespace(seq: Sequence) -> str:
-    """Of its pages in the prefix cache: they are those of its tenant, and of its adapter's very content."""
-    assert seq.adapter is None or seq.adapter.digest, "the adapter's content is not known yet"
-    adapter, salt = seq.adapter.digest if seq.adapter else "", seq.request.salt
-    return f"{adapter}:{salt}" if adapter or salt else ""  # no salt can spell another adapter's
-
-
-def reusable(seq: Sequence, prompts_only: bool = False) -> list[int]:
-    """The tokens of a waiting sequence, up to one that has to run: a prefix hit may hold those before it.
-
-    prompts_only: see BlockTables.
-    Cached are keys and values, not what the model thought of a token: what is to be scored or pooled runs again, up to
-    where it was delivered or added up before a pause. The last token's hidden state alone needs the last token alone.
-    prompts_only: see BlockTables.
-    """
-    if seq.request.params.prompt_logprobs is not None and seq.num_scored < seq.prompt_len:
-        return seq.tokens[: seq.num_scored]
-    if seq.request.pooling is not None and seq.request.pooling.kind == "mean":
-        return seq.tokens[: 1 + (seq.hidden_sum.stop if seq.hidden_sum else 0)]
-    return seq.tokens[: seq.prompt_len + 1] if prompts_only else seq.tokens

@@ -1,6 +1,6 @@
 """Block tables: which pages hold which tokens of which sequence, through its whole life.
 
-    admit      a sequence without pages takes those of its longest cached prefix
+    admit      a sequence without pages takes those of its longest cached prefix; bring those that lie on a tier
     reserve    pages exist, and are its own, for the positions that a span will write
     advance    positions are computed: full granules enter the prefix tree, pages nobody can read again are freed
     branch     a draft that is a tree: tables that differ from `stop` on; settle keeps one of them (kv/branches.py)
@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import OutOfPages
+from headrace.kv.arrivals import Arrivals
 from headrace.kv.groups import GroupSpec, PageSizes
-from headrace.kv.pool import FREED, PagePool
+from headrace.kv.pool import AWAY, FREED, PagePool
 from headrace.kv.prefix import Node, PrefixTree
 
 
@@ -56,6 +57,9 @@ class BlockTables:
         self._tree = tree
         self._tables: dict[int, list[list[int]]] = {}
         self._tips: dict[int, Node] = {}
+        self._arrivals = None
+        if tree is not None and tree.shelf is not None:
+            self._arrivals = Arrivals(pool, tree, tree.shelf, sizes)
         self._swapped: dict[int, list[list[int]]] = {}
         self.prompts_only = False
         """Whether what a sequence generated differs from the same tokens in a prompt, and so is not looked up."""
@@ -87,7 +91,7 @@ class BlockTables:
         """What a sequence with these tokens would get from the prefix cache. Its last token is always left to run."""
         path = self._match(tokens, salt)
         table = self._table_of(path)
-        brings = sum(self.pool.is_evictable(p) for pages in table for p in pages if p != FREED)
+        brings = sum(p == AWAY or self.pool.is_evictable(p) for pages in table for p in pages if p != FREED)
         return Holding(len(path) * self.sizes.granule, *_lengths(table), brings=brings)
 
     def freed_by(self, seqs: Iterable[int]) -> int:
@@ -124,7 +128,8 @@ class BlockTables:
     # ---- a sequence's life ----
 
     def admit(self, seq: int, tokens: Sequence[int], salt: str) -> int:
-        """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache)."""
+        """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache). Those on
+        a tier are still to be brought; they stay there until then."""
         assert seq not in self._tables and seq not in self._swapped
         path = self._match(tokens, salt)
         self._tables[seq] = self._table_of(path)
@@ -135,7 +140,22 @@ class BlockTables:
             self._tree.touch(tip)
             self._tree.hang(tip)
             self._tips[seq] = tip
+        if self._arrivals is not None:
+            self._arrivals.expect(seq, path, self._tables[seq])
         return len(path) * self.sizes.granule
+
+    def bring(self, seq: int) -> bool:
+        """Brings what lies on a tier of a sequence that was just admitted. False: some of it is lost, and the sequence
+        let go of; next time it finds less. Raises OutOfPages."""
+        if self._arrivals is None or self._arrivals.bring(seq, self._tables[seq], self._take):
+            return True
+        self.release(seq)
+        return False
+
+    def look_ahead(self, tokens: Sequence[int], salt: str) -> None:
+        """A sequence with these tokens will be admitted soon."""
+        if self._arrivals is not None:
+            self._arrivals.ahead(self._match(tokens, salt))
 
     def reserve(self, seq: int, start: int, stop: int) -> None:
         """Makes positions [start, stop) writable: own pages up to `stop`, shared ones copied. Raises OutOfPages."""
@@ -206,6 +226,8 @@ class BlockTables:
     def release(self, seq: int) -> None:
         """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
         self.settle(seq, 0)
+        if self._arrivals is not None:
+            self._arrivals.leave(seq)
         for page in _live(self._swapped.pop(seq, [])):
             assert self.host is not None
             self.host.drop(page)
@@ -254,6 +276,22 @@ class BlockTables:
         if self._tree is not None:
             self._tree.clear()
 
+    @property
+    def tiered(self) -> bool:
+        """Whether pages that leave the pool may lie on a tier."""
+        return self._arrivals is not None
+
+    @property
+    def moved(self) -> dict[str, int]:
+        """What a tier has done so far, as Counters has it."""
+        return self._arrivals.shelf.moved if self._arrivals is not None else {}
+
+    def close(self) -> None:
+        """Empties the prefix cache, and gives a tier back."""
+        self.clear_cache()
+        if self._arrivals is not None:
+            self._arrivals.shelf.close()
+
     def check(self) -> None:
         """Every invariant; tests call it after each step."""
         self.pool.check(self._tables, self._tree.pages() if self._tree else [])
@@ -268,6 +306,7 @@ class BlockTables:
             assert all(tip.tips == tips[id(tip)] for tip in self._tips.values()), "a node miscounts its tips"
         assert not set(self._tables) & set(self._swapped), "a sequence is here and away"
         assert not self._branches, "between steps there are no branches"
+        assert not self._arrivals, "between steps nobody waits for a page"
 
     # ---- details ----
 
@@ -279,10 +318,10 @@ class BlockTables:
         for group, size in enumerate(self.sizes.tokens):
             pages: list[int] = []
             for index, node in enumerate(path):
-                granule = node.pages[group]
                 assert self._tree is not None
-                usable = granule is not None and self._tree.needs(group, index, len(path))
-                found = granule if usable and granule else ()
+                found = node.pages[group] or (AWAY,) * len(node.away[group] or ())
+                if not self._tree.needs(group, index, len(path)):
+                    found = ()
                 pages += [FREED] * (self.sizes.granule // size - len(found)) + list(found)
             table.append(pages)
         return table
@@ -338,7 +377,7 @@ class BlockTables:
 
 
 def _live(table: list[list[int]]) -> list[int]:
-    return [page for pages in table for page in pages if page != FREED]
+    return [page for pages in table for page in pages if page not in (FREED, AWAY)]
 
 
 def _lengths(table: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

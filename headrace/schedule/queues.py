@@ -9,7 +9,7 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
-from headrace.kv.cache import namespace, reusable
+from headrace.kv.reuse import namespace, reusable
 from headrace.kv.tables import BlockTables, Holding
 from headrace.types import Sequence, Status
 
