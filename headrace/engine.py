@@ -110,8 +110,7 @@ class Engine:
         self.speculator = Speculator(self.stack, self._open, self.sampler.forced, *places)
         self.prompts = Prompts(self.stack.one("shrinker"), decoder, self.queues, self.sampler.start)
         self._bounds = Bounds(self.architecture, self.context, config.max_waiting)
-        self.budget = Budget(max_seqs=config.max_seqs)
-        self.counters, self._ids = Counters(), itertools.count(1)
+        self.budget, self.counters, self._ids = Budget(config.max_seqs), Counters(), itertools.count(1)
         self.last_plan = StepPlan(())
         """What the last step ran."""
         self._requests: dict[str, list[int]] = {}
@@ -158,8 +157,7 @@ class Engine:
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now. Unknown ids are ignored: it may have finished just before."""
-        for seq_id in list(self._requests.get(request, ())):
-            seq = self.queues[seq_id]
+        for seq in [self.queues[seq_id] for seq_id in self._requests.get(request, ())]:
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
@@ -256,6 +254,8 @@ class Engine:
             if plan.idle:  # everybody's prompt is still being read, or grammar compiled
                 return self.sampler.wait()
             plan = self.last_plan = self.speculator.extend(self.kv.reserve(plan, self.queues.sequences))
+            if not plan.spans:  # a tier has lost what everybody was to begin with
+                return self.commit(plan, StepResult(()))
             self.kv.look_ahead(self.queues.admissible())
             batch = build_batch(plan.spans, self.queues.sequences, self.kv, self.device)
             self.sampler.look_ahead(plan.spans)

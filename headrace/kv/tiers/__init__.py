@@ -1,7 +1,5 @@
 """Slot `kv-tier`: where pages go that the pool has no room for, to be brought back instead of computed again.
-
-Add one: a file here with a frozen dataclass that has what Tier lists, and a line in the index.
-"""
+One is a frozen dataclass with what Tier lists."""
 
 from __future__ import annotations
 
@@ -19,16 +17,14 @@ class LiveTier(Protocol):
 
     takes: bool
     """Whether it takes pages: no longer once something went wrong."""
-    written: int
-    """Bytes so far."""
+    written: int  # bytes so far
     read: int
 
     def put(self, slot: int, page_X: Tensor) -> None:
         """Keeps a copy; the page may change as soon as this returns. What the slot held before is gone."""
 
     def get(self, slots: Sequence[int], pages: Sequence[Tensor]) -> list[bool]:
-        """Copies the slots into the pages. False where the bytes are not those that were put: the page is undefined,
-        and the log says why, once."""
+        """Copies the slots into the pages; False where it could not, and the log says why, once."""
 
     def ahead(self, slots: Sequence[int]) -> None:
         """These will be asked for soon, in this order. Returns at once."""
