@@ -183,8 +183,8 @@ class _Live:
         """The slot's page leaves the stage; its work is done."""
         staged = self._staged.pop(slot)
         self._free.append(staged.frame)
-        if not staged.reads and not self._done(staged.work):
-            self.takes = False  # without a checksum, the slot reads as lost
+        if not staged.reads:
+            self._done(staged.work)  # if it failed, the slot has no checksum, and reads as lost
 
     def _done(self, work: Future[None]) -> bool:
         """Whether it went well; waits for it."""
