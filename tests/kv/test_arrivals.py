@@ -60,6 +60,9 @@ def test_newcomers_of_a_step_take_nothing_from_each_other() -> None:
     for seq, number in ((4, 1), (5, 2)):
         assert [marks(tables, page, 4) for page in live(tables, seq)] == [[number] * 4] * 2
     assert tables.hit(C[:9], "").computed == 0, "there was no room for it anywhere"
+    tables.release(5)
+    assert started(tables, 6, 8, C) == 0
+    assert tables.hit(B[:9], "").computed == 8, "what is in the pool again need not be on the tier as well"
 
 
 def test_two_who_begin_alike_bring_it_once() -> None:
