@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from headrace.config import parse_size
 from headrace.kv.shelf import NEEDS
 from headrace.slots import Card
+from headrace.weight.memory import huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class _Live:
     takes = True
 
     def __init__(self, slots: int, page_bytes: int) -> None:
-        self._arena_SX = torch.empty((slots, page_bytes), dtype=torch.uint8)  # exists as it is written
+        self._arena_SX = huge(slots * page_bytes).view(slots, page_bytes)  # exists as it is written
         self.written = self.read = 0
 
     def put(self, slot: int, page_X: Tensor) -> None:
