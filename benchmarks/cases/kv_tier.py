@@ -132,6 +132,9 @@ def report(given: Any, rows: list[str]) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
+            "Cold is a file that is not in the system's page cache; where the disk is a virtual one, its host may still "
+            "have it.",
+            "",
         ]
     )
 
