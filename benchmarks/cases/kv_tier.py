@@ -132,8 +132,8 @@ def report(given: Any, rows: list[str]) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            "Cold is a file that is not in the system's page cache; where the disk is a virtual one, its host may still "
-            "have it.",
+            "Cold is a file that is not in the system's page cache; where the disk is a virtual one, its host may "
+            "still have it.",
             "",
         ]
     )
