@@ -137,8 +137,7 @@ class Engine:
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """Ends a request, or one of its samples, now. Unknown ids are ignored: it may have finished just before."""
-        for seq_id in list(self._requests.get(request, ())):
-            seq = self.queues[seq_id]
+        for seq in [self.queues[seq_id] for seq_id in self._requests.get(request, ())]:
             if index is None or seq.index == index:
                 self._leave(seq, "cancelled")
 
@@ -201,7 +200,7 @@ class Engine:
             pages=len(pool),
             free_pages=pool.num_free,
             cached_pages=pool.num_evictable,
-            counters=dataclasses.replace(self.counters),
+            counters=dataclasses.replace(self.counters, **self.kv.tables.moved),
             running_adapters=self.adapters.in_use(Status.RUNNING),
             waiting_adapters=self.adapters.in_use(Status.WAITING, Status.SWAPPED),
         )
@@ -216,7 +215,7 @@ class Engine:
         """Ends every request and empties the prefix cache."""
         for request in list(self._requests):
             self.cancel(request)
-        self.kv.tables.clear_cache()
+        self.kv.tables.close()
 
     # ---- one step ----
 
@@ -263,9 +262,10 @@ class Engine:
 
     def _run(self, lane: Lane, plan: StepPlan) -> tuple[StepPlan, StepResult]:
         """One batch of one model; the plan comes back with its drafts. Nothing is written down yet."""
-        lane.kv.reserve(plan, lane.sequences)
+        plan = lane.kv.reserve(plan, lane.sequences)
         if not plan.spans:
             return plan, StepResult(())
+        lane.kv.look_ahead(lane.queues.admissible())
         if lane is self.lanes[0]:
             plan = self.speculator.extend(plan)
         self.last_plan = dataclasses.replace(plan, spans=self.last_plan.spans + plan.spans)

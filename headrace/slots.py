@@ -122,6 +122,7 @@ SLOT_PACKAGES = (
     "headrace.kv.codecs",
     "headrace.kv.keepers",
     "headrace.kv.selectors",
+    "headrace.kv.tiers",
     "headrace.forward.skippers",
     "headrace.speculate.drafters",
     "headrace.speculate.budgets",

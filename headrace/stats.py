@@ -31,6 +31,13 @@ class Counters:
     """Sequences paused by dropping their pages."""
     swaps: int = 0
     """Sequences paused by moving their pages to host memory."""
+    demoted_pages: int = 0
+    """Pages that the pool gave up and a tier took."""
+    promoted_pages: int = 0
+    """Pages that came back from there."""
+    tier_written_bytes: int = 0
+    tier_read_bytes: int = 0
+    """Those that were read ahead for nobody included."""
 
 
 @dataclass(frozen=True)

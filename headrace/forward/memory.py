@@ -15,8 +15,10 @@ from headrace.architecture import Architecture
 from headrace.compose import Stack
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
-from headrace.kv.cache import KVCache, page_bytes_of, stored_groups
+from headrace.kv.cache import KVCache
 from headrace.kv.groups import GroupSpec, PageSizes, size_pages
+from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.tiers import Tier
 from headrace.weight import memory
 from headrace.weight.formats import Format
 
@@ -113,6 +115,7 @@ def plan_memory(
             f"a KV pool of {kv_bytes / 2**30:.1f} GiB and {config.swap_bytes / 2**30:.1f} GiB of swap do not fit in "
             f"{free / 2**30:.1f} GiB of free memory: lower kv_bytes or swap_bytes"
         )
+    _check_tier(stack.one("kv-tier"), kv_bytes + config.swap_bytes if device.type == "cpu" else 0)
     context = _longest(groups, sizes, kv_bytes // sizes.page_bytes, architecture.context, longest_span)
     if context < architecture.context:
         line = (
@@ -123,6 +126,16 @@ def plan_memory(
             raise ConfigError(f"{line}: raise kv_bytes to {full} or lower context")
         _log.warning("%s: the context is %d (raise kv_bytes to %d for all of it)", line, context, full)
     return MemoryPlan(kv_bytes, context)
+
+
+def _check_tier(tier: Tier | None, others: int) -> None:
+    """Raises ConfigError if the main memory that it takes is not there, beside what others will take."""
+    free = memory.available_bytes("cpu")
+    if tier is not None and free is not None and tier.memory_bytes + others > free:
+        raise ConfigError(
+            f"a KV tier takes {tier.memory_bytes / 2**30:.1f} GiB of memory, and {(free - others) / 2**30:.1f} GiB are "
+            "free beside the pool and swap: lower its size (of disk: stage), or kv_bytes"
+        )
 
 
 def make_cache(
@@ -141,6 +154,7 @@ def make_cache(
         codec=stack.one("kv-codec"),
         keeper=stack.one("kv-keeper"),
         selector=stack.one("kv-selector"),
+        tier=stack.one("kv-tier"),
         dtype=dtype,
         device=device,
         page_tokens=config.page_tokens,

@@ -14,11 +14,12 @@ from torch import Tensor
 from headrace.forward.batch import build_batch
 from headrace.forward.decoder import Decoder
 from headrace.forward.memory import pages_for
-from headrace.kv.cache import KVCache, page_bytes_of, stored_groups
+from headrace.kv.cache import KVCache
 from headrace.kv.codecs import SLOT as CODECS
 from headrace.kv.groups import size_pages
 from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.layouts import SLOT as LAYOUTS
+from headrace.kv.stored import page_bytes_of, stored_groups
 from headrace.params import SamplingParams
 from headrace.text.shrinkers import Look, Seen
 from headrace.types import Request, Sequence, Span

@@ -10,7 +10,8 @@ let go of once they are final. To fold is to merge what leaves a window into a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks, Segment
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import ALIGN, GroupSpec, size_pages
+from headrace.kv.groups import GroupSpec, PageSizes, size_pages
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
@@ -35,9 +36,12 @@ from headrace.kv.reuse import namespace, reusable
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
+from headrace.kv.shelf import Shelf
+from headrace.kv.stored import page_bytes_of, stored_groups
 from headrace.kv.tables import BlockTables
+from headrace.kv.tiers import Tier
 from headrace.kv.unrotated import Unrotated, rotaries
-from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, StepPlan
+from headrace.types import Batch, Fold, Reads, Run, Sequence, Span, Status, StepPlan
 
 
 class KVCache:
@@ -51,6 +55,7 @@ class KVCache:
         codec: Codec,
         keeper: Keeper,
         selector: Selector | None = None,
+        tier: Tier | None = None,
         dtype: torch.dtype,
         device: torch.device,
         page_tokens: int,
@@ -78,8 +83,7 @@ class KVCache:
             host = PagePool(host_bytes // sizes.page_bytes, sizes.page_bytes, torch.device("cpu"), poison)
         tree = None
         if fingerprint is not None:
-            windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
-            tree = PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks)
+            tree = _tree(pool, groups, sizes, fingerprint, tier)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
         self._device, self._thinnings = device, architecture.thinnings
@@ -142,8 +146,9 @@ class KVCache:
         """The first `length` in these pages, [L, G, H], of a model with one cache group."""
         return self._read(0, layer, pages_B, length, 0)[0]
 
-    def reserve(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> None:
-        """Carries out the plan's pauses and admissions, then makes every span's positions writable.
+    def reserve(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepPlan:
+        """Carries out the plan's pauses and admissions, then makes every span's positions writable. Returns the plan,
+        without newcomers whose prefix a tier has lost: they wait, and find less of it next time.
 
         Admissions come before new pages are taken, so that no page of a hit is evicted. Raises OutOfPages, which a
         policy that keeps its contract prevents.
@@ -162,10 +167,19 @@ class KVCache:
                     tables.present[seq.id] = Present(seq, self._thinnings, tables.sizes.tokens[0])
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
-        for span in plan.spans:
+        spans = tuple(span for span in plan.spans if tables.bring(span.seq))
+        for span in spans:
             own, *others = ends(span)
             tables.reserve(span.seq, span.start, own)
             tables.branch(span.seq, span.stop, others)
+        return replace(plan, spans=spans)
+
+    def look_ahead(self, waiting: Iterable[Sequence]) -> None:
+        """These wait, in this order: what the first of them will read from a tier is fetched beside the step."""
+        for seq in waiting if self.tables.tiered else ():
+            if not self.tables.holds(seq.id) and seq.status is Status.WAITING:
+                self.tables.look_ahead(reusable(seq, self.tables.prompts_only), namespace(seq))
+                return
 
     def advance(self, seq: Sequence) -> None:
         """Its positions up to num_computed are final: see BlockTables.advance."""
@@ -356,32 +370,12 @@ class Placed(NamedTuple):
     """See Batch."""
 
 
-def stored_groups(groups: tuple[GroupSpec, ...], keeper: Keeper, codec: Codec) -> tuple[GroupSpec, ...]:
-    """The groups that have block tables: within the keeper's limits, and with a codec that takes whole blocks split in
-    two, the blocks first; then the records of those that have a summary."""
-    found: list[GroupSpec] = []
-    for group in map(keeper.limit, groups):
-        found += [group] if codec.block_tokens is None else group.split(codec.block_tokens)
-        if group.summary is not None:
-            summary.check_window(group, codec.block_tokens)
-            found.append(group.records())
-            found += [group.asked()] if group.summary.asks else []
-    return tuple(found)
-
-
-def page_bytes_of(
-    codec: Codec, group: GroupSpec, tokens: int, dtype: torch.dtype, selector: Selector | None = None
-) -> int:
-    """Bytes of a page that holds this many tokens of a group of stored_groups: what a selector knows of it comes
-    last."""
-    if group.holds == "summary":
-        return summary.page_bytes(group, group.block // tokens, dtype)
-    if group.holds == "queries":
-        return summary.AskedQueries(group, tokens, dtype).page_bytes
-    if group.holds == "rest":
-        return paged.page_bytes(group, tokens, codec.rest or dtype)
-    known = selector.page_bytes(group) if selector is not None and group.window is None else 0
-    return codec.page_bytes(group, tokens, dtype) + -(-known // ALIGN) * ALIGN
+def _tree(
+    pool: PagePool, groups: tuple[GroupSpec, ...], sizes: PageSizes, fingerprint: str, tier: Tier | None
+) -> PrefixTree:
+    windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
+    shelf = None if tier is None else Shelf(tier, pool, sizes)
+    return PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks, shelf=shelf)
 
 
 def _resumed(group: GroupSpec) -> int | None:

@@ -7,6 +7,7 @@
 
     tables[seq][group] = [page of tokens [0, t), page of [t, 2t), ...]     t = page_tokens[group]
                          -1 where the page was freed (out of window, or evicted); what was freed never comes back
+                         -2 where it lies on a tier, of a sequence that is just being admitted
 
 Outside headrace/kv a page is an int and nobody sees a table.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 from headrace.errors import OutOfPages
 from headrace.weight.memory import huge
 
-FREED = -1
+FREED, AWAY = -1, -2
 POISON = 0xFF  # NaN in every float format that we store
 
 

@@ -6,7 +6,8 @@
 
 A node lists the pages of its granule per group, or None where they were given up. A hit of h tokens needs, in each full
 group, the pages of every node before h; in a group with a window, only those that a query at h can still read.
-Pages that only the tree holds are evicted least recently used first, the deepest of a path first.
+Pages that only the tree holds are evicted least recently used first, the deepest of a path first: to a tier, if there
+is one (kv/shelf.py), from which a hit brings them back.
 
 Paper   https://arxiv.org/abs/2312.07104 (SGLang's RadixAttention), with whole granules as edges
 """
@@ -14,7 +15,6 @@ Paper   https://arxiv.org/abs/2312.07104 (SGLang's RadixAttention), with whole g
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 import secrets
 from array import array
@@ -22,9 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headrace.kv.pool import PagePool
+from headrace.kv.shelf import STALE, Ages, Shelf
 
-STALE = 16
-"""Heap entries per node, most of them stale, beyond which the heap is made anew."""
 MAX_SALTS = 1024
 """Tenants whose empty roots are remembered; beyond, empty roots are forgotten."""
 
@@ -39,9 +38,13 @@ class Node:
     """Granules from the root: this node ends at token depth * granule."""
     pages: list[tuple[int, ...] | None] = field(default_factory=list)
     """Per group, the granule's pages in order; None where given up."""
+    away: list[tuple[int, ...] | None] = field(default_factory=list)
+    """Per group, the tier's slots that hold the same; None where there are none."""
     children: int = 0
     tips: int = 0
     """Sequences that will hang their next granule here."""
+    wanted: int = 0
+    """Sequences that are about to bring back what lies on the tier."""
     last_used: int = 0
 
 
@@ -56,9 +59,11 @@ class PrefixTree:
         fingerprint: str,
         secret: bytes | None = None,
         sinks: Sequence[int] = (),
+        shelf: Shelf | None = None,
     ) -> None:
         """windows, sinks: per group, what a query reads (headrace/kv/groups.py); () is no sink anywhere."""
         self._pool = pool
+        self.shelf = shelf
         self._sinks = tuple(sinks) or (0,) * len(windows)
         self.granule = granule
         self._windows = tuple(windows)
@@ -66,10 +71,8 @@ class PrefixTree:
         self._secret = secret or secrets.token_bytes(32)  # keyed: nobody can craft tokens that collide
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[str, Node] = {}
-        # (last_used, -depth, tie, node); entries may be stale
-        self._heap: list[tuple[int, int, int, Node]] = []
+        self._ages = Ages()
         self._clock = itertools.count(1)
-        self._ties = itertools.count()
 
     def root(self, salt: str) -> Node:
         """Where sequences of this tenant start. Roots hold no pages and are never evicted."""
@@ -111,8 +114,8 @@ class PrefixTree:
         while step.parent is not None:
             self._mark(step, now)
             step = step.parent
-        if len(self._heap) > STALE * (len(self._nodes) + 1):
-            self._rebuild_heap()
+        if len(self._ages) > STALE * (len(self._nodes) + 1):
+            self._ages.restart(self._nodes.values())
 
     def extend(self, tip: Node, tokens: Sequence[int], pages: list[tuple[int, ...] | None]) -> Node:
         """Adds the granule `tokens` below `tip` with these pages, or finds it there.
@@ -123,18 +126,23 @@ class PrefixTree:
         key = self._key(tip, tokens)
         node = self._nodes.get(key)
         if node is None:
-            node = Node(key=key, parent=tip, depth=tip.depth + 1, pages=[None] * len(pages))
+            nothing = [None] * len(pages)
+            node = Node(key=key, parent=tip, depth=tip.depth + 1, pages=[*nothing], away=[*nothing])
             self._nodes[key] = node
             tip.children += 1
         for group, offered in enumerate(pages):
             if node.pages[group] is None and offered is not None:
-                for page in offered:
-                    self._pool.cache(page)
-                node.pages[group] = offered
+                self.give(node, group, offered)
         self._mark(
             node, next(self._clock)
         )  # those above it are held: BlockTables touches the path when it lets go
         return node
+
+    def give(self, node: Node, group: int, pages: tuple[int, ...]) -> None:
+        """Pages with the node's bytes, which a table holds; it has none in this group."""
+        for page in pages:
+            self._pool.cache(page)
+        node.pages[group] = pages
 
     def hang(self, node: Node) -> None:
         """A sequence will add its next granule below `node`, which therefore stays."""
@@ -146,23 +154,25 @@ class PrefixTree:
         assert node.tips >= 0
         self._prune(node)
 
-    def evict(self, pages: int) -> int:
+    def evict(self, pages: int, demote: bool = True) -> int:
         """Frees at least this many pages that only the tree holds, oldest first; returns how many it freed."""
         freed, rebuilt = 0, False
         while freed < pages and self._pool.num_evictable:
-            if not self._heap:
+            if not len(self._ages):
                 assert not rebuilt, "pages are evictable but no node lists them"
-                self._rebuild_heap()
+                self._ages.restart(self._nodes.values())
                 rebuilt = True
-            used, _, _, node = heapq.heappop(self._heap)
-            if used == node.last_used and self._nodes.get(node.key) is node:
-                count = self._give_up(node)
+            node = self._ages.pop()
+            if node is not None and self._nodes.get(node.key) is node:
+                count = self._give_up(node, demote)
                 freed, rebuilt = freed + count, rebuilt and not count
         return freed
 
     def clear(self) -> None:
-        """Forgets everything that no sequence holds."""
-        self.evict(len(self._pool))
+        """Forgets everything that no sequence holds, wherever it lies."""
+        for node in self.shelf.clear() if self.shelf is not None else ():
+            self._prune(node)
+        self.evict(len(self._pool), demote=False)
 
     def pages(self) -> list[int]:
         """Every page that the tree lists."""
@@ -181,23 +191,27 @@ class PrefixTree:
         for node in itertools.chain(self._nodes.values(), self._roots.values()):
             assert node.children == children.get(id(node), 0), "a node miscounts its children"
         for node in self._nodes.values():
-            assert node.children or node.tips or any(node.pages), "an empty leaf"
+            assert node.children or node.tips or any(node.pages) or any(node.away), "an empty leaf"
+        if self.shelf is not None:
+            self.shelf.check(self._nodes.values())
 
     def _usable(self, path: list[Node]) -> bool:
         depth = len(path)
         return all(
-            path[i].pages[group] is not None
+            path[i].pages[group] is not None or path[i].away[group] is not None
             for group in range(len(self._windows))
             for i in range(depth)
             if self.needs(group, i, depth)
         )
 
-    def _give_up(self, node: Node) -> int:
+    def _give_up(self, node: Node, demote: bool) -> int:
         """Frees the node's pages that nobody holds, and the node itself once it is an empty leaf."""
         count = 0
         for group, pages in enumerate(node.pages):
             freed = sum(map(self._pool.is_evictable, pages or ()))
             if pages and freed:  # a granule with a missing page is of no use: the others leave the tree too
+                for gone in self.shelf.demote(node, group) if demote and self.shelf is not None else ():
+                    self._prune(gone)
                 for page in pages:
                     self._pool.uncache(page)
                 node.pages[group] = None
@@ -207,18 +221,18 @@ class PrefixTree:
 
     def _prune(self, node: Node) -> None:
         """Forgets `node` and its ancestors as far as they are empty leaves."""
-        while node.parent is not None and not (node.children or node.tips or any(node.pages)):
+        while node.parent is not None and self._nodes.get(node.key) is node:
+            if node.children or node.tips or any(node.pages) or any(node.away):
+                return
             del self._nodes[node.key]
             node.parent.children -= 1
             node = node.parent
 
     def _mark(self, node: Node, now: int) -> None:
         node.last_used = now
-        heapq.heappush(self._heap, (now, -node.depth, next(self._ties), node))
-
-    def _rebuild_heap(self) -> None:
-        self._heap = [(n.last_used, -n.depth, next(self._ties), n) for n in self._nodes.values()]
-        heapq.heapify(self._heap)
+        self._ages.add(node)
+        if self.shelf is not None:
+            self.shelf.used(node)
 
     def _key(self, parent: Node, tokens: Sequence[int]) -> bytes:
         return self._hash(parent.key, array("q", tokens).tobytes())

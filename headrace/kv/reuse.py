@@ -1,4 +1,4 @@
-"""What of a sequence the prefix cache may hold, and for whom."""
+"""Which of a sequence's tokens the prefix cache may have, and whose it is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Block tables: which pages hold which tokens of which sequence, through its whole life.
 
-    admit      a sequence without pages takes those of its longest cached prefix
+    admit      a sequence without pages takes those of its longest cached prefix; bring those that lie on a tier
     reserve    pages exist, and are its own, for the positions that a span will write
     advance    positions are computed: full granules enter the prefix tree, pages nobody can read again are freed
     branch     a draft that is a tree: tables that differ from `stop` on; settle keeps one of them (kv/branches.py)
@@ -15,29 +15,14 @@ Pure bookkeeping over a PagePool: no keys or values are looked at here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from headrace.errors import OutOfPages
+from headrace.kv.arrivals import Arrivals
 from headrace.kv.groups import GroupSpec, PageSizes
-from headrace.kv.pool import FREED, PagePool
+from headrace.kv.holding import Holding, lengths, live
+from headrace.kv.pool import AWAY, FREED, PagePool
 from headrace.kv.prefix import Node, PrefixTree
 from headrace.kv.present import Present
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a sequence has, or would have after admission: the numbers that a policy plans with."""
-
-    computed: int
-    """Tokens whose keys and values exist."""
-    listed: tuple[int, ...]
-    """Per group, length of the block table (pages freed on the way included)."""
-    live: tuple[int, ...]
-    """Per group, pages really held."""
-    brings: int = 0
-    """Pages that admission takes out of what is available: cached ones it pins, or swapped ones it brings back."""
-    copies: int = 0
-    """Pages that must be copied before the next token can be written."""
 
 
 class BlockTables:
@@ -58,6 +43,9 @@ class BlockTables:
         self._tree = tree
         self._tables: dict[int, list[list[int]]] = {}
         self._tips: dict[int, Node] = {}
+        self._arrivals = None
+        if tree is not None and tree.shelf is not None:
+            self._arrivals = Arrivals(pool, tree, tree.shelf, sizes)
         self._swapped: dict[int, list[list[int]]] = {}
         self.prompts_only = False
         """Whether what a sequence generated differs from the same tokens in a prompt, and so is not looked up."""
@@ -80,19 +68,19 @@ class BlockTables:
         for group, pages, tokens in zip(self.groups, table, self.sizes.tokens, strict=True):
             index = group.stored(computed) // tokens
             copies += index < len(pages) and self._needs_copy(pages[index])
-        return Holding(computed, *_lengths(table), copies=copies)
+        return Holding(computed, *lengths(table), copies=copies)
 
     def swapped_holding(self, seq: int, computed: int) -> Holding:
         """Of a sequence whose pages lie in host memory."""
-        listed, live = _lengths(self._swapped[seq])
+        listed, live = lengths(self._swapped[seq])
         return Holding(computed, listed, live, brings=sum(live))
 
     def hit(self, tokens: Sequence[int], salt: str) -> Holding:
         """What a sequence with these tokens would get from the prefix cache. Its last token is always left to run."""
         path = self._match(tokens, salt)
         table = self._table_of(path)
-        brings = sum(self.pool.is_evictable(p) for pages in table for p in pages if p != FREED)
-        return Holding(len(path) * self.sizes.granule, *_lengths(table), brings=brings)
+        brings = sum(p == AWAY or self.pool.is_evictable(p) for pages in table for p in pages if p != FREED)
+        return Holding(len(path) * self.sizes.granule, *lengths(table), brings=brings)
 
     def freed_by(self, seqs: Iterable[int]) -> int:
         """Pages that become available if all of these sequences let go."""
@@ -128,18 +116,34 @@ class BlockTables:
     # ---- a sequence's life ----
 
     def admit(self, seq: int, tokens: Sequence[int], salt: str) -> int:
-        """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache)."""
+        """Takes the pages of the longest cached prefix; returns how many tokens they hold (0 without a cache). Those on
+        a tier are still to be brought; they stay there until then."""
         assert seq not in self._tables and seq not in self._swapped
         path = self._match(tokens, salt)
         self._tables[seq] = self._table_of(path)
-        for page in _live(self._tables[seq]):
+        for page in live(self._tables[seq]):
             self.pool.hold(page)
         if self._tree is not None:
             tip = path[-1] if path else self._tree.root(salt)
             self._tree.touch(tip)
             self._tree.hang(tip)
             self._tips[seq] = tip
+        if self._arrivals is not None:
+            self._arrivals.expect(seq, path, self._tables[seq])
         return len(path) * self.sizes.granule
+
+    def bring(self, seq: int) -> bool:
+        """Brings what lies on a tier of a sequence that was just admitted. False: some of it is lost, and the sequence
+        let go of; next time it finds less. Raises OutOfPages."""
+        if self._arrivals is None or self._arrivals.bring(seq, self._tables[seq], self._take):
+            return True
+        self.release(seq)
+        return False
+
+    def look_ahead(self, tokens: Sequence[int], salt: str) -> None:
+        """A sequence with these tokens will be admitted soon."""
+        if self._arrivals is not None:
+            self._arrivals.ahead(self._match(tokens, salt))
 
     def reserve(self, seq: int, start: int, stop: int) -> None:
         """Makes positions [start, stop) writable: own pages up to `stop`, shared ones copied. Raises OutOfPages."""
@@ -196,7 +200,7 @@ class BlockTables:
             pages[: -(-group.stored(computed) // tokens)]
             for group, pages, tokens in zip(self.groups, self._tables[parent], self.sizes.tokens, strict=True)
         ]
-        for page in _live(table):
+        for page in live(table):
             self.pool.hold(page)
         self._tables[child] = table
         if self._tree is not None:
@@ -222,17 +226,19 @@ class BlockTables:
         """Lets go of every page, wherever it lies. Harmless for a sequence that has none."""
         self.settle(seq, 0)
         self.present.pop(seq, None)
-        for page in _live(self._swapped.pop(seq, [])):
+        if self._arrivals is not None:
+            self._arrivals.leave(seq)
+        for page in live(self._swapped.pop(seq, [])):
             assert self.host is not None
             self.host.drop(page)
         self._drop_tip(seq)
-        for page in _live(self._tables.pop(seq, [])):
+        for page in live(self._tables.pop(seq, [])):
             self.pool.drop(page)
 
     def swap_out(self, seq: int) -> None:
         """Copies the pages to host memory and lets go of them here. Raises OutOfPages if the host is full."""
         assert self.host is not None, "no host memory was set aside"
-        pages = len(_live(self._tables[seq]))
+        pages = len(live(self._tables[seq]))
         if pages > self.host.num_free:
             raise OutOfPages(f"{pages} pages do not fit in the {self.host.num_free} free ones of host memory")
         self._swapped[seq] = [
@@ -240,7 +246,7 @@ class BlockTables:
             for pages in self._tables[seq]
         ]
         self._drop_tip(seq)
-        for page in _live(self._tables.pop(seq)):
+        for page in live(self._tables.pop(seq)):
             self.pool.drop(page)
 
     def swap_in(self, seq: int, salt: str) -> None:
@@ -250,7 +256,7 @@ class BlockTables:
         """
         assert self.host is not None
         away = self._swapped[seq]
-        needed = sum(_lengths(away)[1])
+        needed = sum(lengths(away)[1])
         if needed > self.available:
             raise OutOfPages(f"{needed} swapped pages do not fit in the {self.available} that can be had")
         for _ in range(needed - self.pool.num_free):
@@ -259,7 +265,7 @@ class BlockTables:
         self._tables[seq] = [
             [page if page == FREED else _move(self.host, page, self.pool) for page in pages] for pages in away
         ]
-        for page in _live(away):
+        for page in live(away):
             self.host.drop(page)
         if self._tree is not None:
             self._tips[seq] = self._tree.root(salt)
@@ -269,6 +275,22 @@ class BlockTables:
         """Empties the prefix cache of everything that no sequence holds."""
         if self._tree is not None:
             self._tree.clear()
+
+    @property
+    def tiered(self) -> bool:
+        """Whether pages that leave the pool may lie on a tier."""
+        return self._arrivals is not None
+
+    @property
+    def moved(self) -> dict[str, int]:
+        """What a tier has done so far, as Counters has it."""
+        return self._arrivals.shelf.moved if self._arrivals is not None else {}
+
+    def close(self) -> None:
+        """Empties the prefix cache, and gives a tier back."""
+        self.clear_cache()
+        if self._arrivals is not None:
+            self._arrivals.shelf.close()
 
     def check(self) -> None:
         """Every invariant; tests call it after each step."""
@@ -287,6 +309,7 @@ class BlockTables:
             "kept of a sequence that has no pages"
         )
         assert not self._branches, "between steps there are no branches"
+        assert not self._arrivals, "between steps nobody waits for a page"
 
     # ---- details ----
 
@@ -298,10 +321,10 @@ class BlockTables:
         for group, size in enumerate(self.sizes.tokens):
             pages: list[int] = []
             for index, node in enumerate(path):
-                granule = node.pages[group]
                 assert self._tree is not None
-                usable = granule is not None and self._tree.needs(group, index, len(path))
-                found = granule if usable and granule else ()
+                found = node.pages[group] or (AWAY,) * len(node.away[group] or ())
+                if not self._tree.needs(group, index, len(path)):
+                    found = ()
                 pages += [FREED] * (self.sizes.granule // size - len(found)) + list(found)
             table.append(pages)
         return table
@@ -361,15 +384,6 @@ class BlockTables:
         if tip is not None and self._tree is not None:
             self._tree.touch(tip)
             self._tree.release(tip)
-
-
-def _live(table: list[list[int]]) -> list[int]:
-    return [page for pages in table for page in pages if page != FREED]
-
-
-def _lengths(table: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per group: entries listed, and those of them that are live."""
-    return tuple(map(len, table)), tuple(sum(page != FREED for page in pages) for pages in table)
 
 
 def _move(source: PagePool, page: int, target: PagePool) -> int:

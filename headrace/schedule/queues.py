@@ -9,8 +9,9 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
+from headrace.kv.holding import Holding
 from headrace.kv.reuse import namespace, reusable
-from headrace.kv.tables import BlockTables, Holding
+from headrace.kv.tables import BlockTables
 from headrace.types import Sequence, Status
 
 Order = tuple[int, float, int]

@@ -36,6 +36,10 @@ _COUNTED = {
     "switches": ("model_switches", "Times that a sequence went from one model to the other."),
     "recomputes": ("preemptions_recomputed", "Sequences paused by dropping their pages."),
     "swaps": ("preemptions_swapped", "Sequences paused by moving their pages."),
+    "demoted_pages": ("kv_tier_demoted_pages", "Pages that the KV pool gave up and a tier took."),
+    "promoted_pages": ("kv_tier_promoted_pages", "Pages that came back from a tier."),
+    "tier_written_bytes": ("kv_tier_written_bytes", "Bytes written to a tier."),
+    "tier_read_bytes": ("kv_tier_read_bytes", "Bytes read from a tier."),
     "steps": ("steps", "Batches that the engine ran."),
 }
 """Counter of the engine -> (metric, help)."""

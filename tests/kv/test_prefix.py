@@ -255,7 +255,7 @@ def test_books_do_not_grow_with_every_use() -> None:
     path = grow(tree, list(range(40)))
     for _ in range(2000):
         tree.touch(path[-1])
-    assert len(tree._heap) < 50 * len(path)
+    assert len(tree._ages) < 50 * len(path)
 
 
 def test_roots_of_gone_tenants_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.memory import pages_for
-from headrace.kv.cache import page_bytes_of, stored_groups
 from headrace.kv.groups import size_pages
+from headrace.kv.stored import page_bytes_of, stored_groups
 from headrace.params import SamplingParams
 from headrace.slots import slots
 from headrace.types import Request

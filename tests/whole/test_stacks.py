@@ -83,6 +83,12 @@ OPTIONS["switcher"] = [
     "ead:model=two_windows,threshold=2.8,window=1,least=1",
     *[""] * 6,
 ]
+OPTIONS["kv-tier"] = [
+    "host:size=9KiB",
+    f"disk:size=64KiB,stage=9KiB,folder={_FOLDER.name}",
+    f"disk:size=1MiB,stage=64KiB,folder={_FOLDER.name}",
+    *[""] * 2,
+]
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors", "switcher")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
@@ -92,7 +98,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead", "disk")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -108,7 +114,7 @@ def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
         page_tokens=draw.choice([1, 2, 4, 8, 16, 3]),
         preempt=draw.choice(["recompute", "swap"]),
         swap_bytes=1 << 20,
-        prefix_cache=draw.random() < 0.7,
+        prefix_cache=draw.random() < (0.95 if stack.get("kv-tier") else 0.7),
         max_seqs=draw.choice([64, 64, 2]),
         threads=1,
     )
@@ -166,6 +172,7 @@ def run(seed: int, happened: Counter[str]) -> None:
     happened["pauses"] += engine.counters.recomputes + engine.counters.swaps
     happened["drafts"] += engine.counters.drafted_tokens
     happened["switches"] += engine.counters.switches
+    happened["promotions"] += engine.stats().counters.promoted_pages
     law = {name: spec for name, spec in config.stack.items() if name in SEEN}
     # drawn tokens depend on what was guessed
     likeliest_only = engine.stack.one("verifier").card.exact == "law"
@@ -220,6 +227,7 @@ def test_random_stacks() -> None:
             raise AssertionError(f"seed {seed}: {make(seed)[1].stack}: {error}") from error
     assert happened["runs"] > 120 and happened["pauses"] > 8 and happened["drafts"] > 500, happened
     assert happened["refused"] > 5 and happened["switches"] > 50, happened
+    assert happened["promotions"] > 3, happened
 
 
 @pytest.mark.slow
