@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ import msgspec
 from headrace.errors import ConfigError, nearest
 
 DTYPES = ("auto", "float32", "bfloat16", "float64")
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,17 @@ class EngineConfig:
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {error}") from None
         return cls(**data)
+
+
+def parse_size(where: str, text: str) -> int:
+    """Bytes of "512MiB", "2GB", "1.5g" or "4096". One letter means powers of 1024. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise ConfigError(
+            f"{where}={text!r} is not a size: write bytes, or a number with a unit, such as 512MiB or 2GB"
+        )
+    decimal = match[2] and match[4] and not match[3]
+    return int(float(match[1]) * (_DECIMAL[match[2]] if decimal else 1 << _UNITS[match[2]]))
 
 
 _LIMITS: tuple[tuple[str, int, int], ...] = (

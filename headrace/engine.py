@@ -89,10 +89,10 @@ class Engine:
         guard_bfloat16(device, dtype)
         if decoder is None:
             assert self.path is not None
-            form = self.stack.one("weights")
-            loaded = load(self.path, dtype, device, progress, architecture=self.architecture, form=form)
+            placed = {"form": self.stack.one("weights"), "tier": self.stack.one("weight-tier")}
+            loaded = load(self.path, dtype, device, progress, architecture=self.architecture, **placed)
             decoder, self.defaults = loaded.decoder, loaded.generation
-        check_decoder(decoder, self.architecture)
+        check_decoder(decoder, self.architecture, self.stack.one("weight-tier"))
         keep_freed_memory()  # from here on: what loading needs goes back to the system
         self.policy = self.stack.one("policy")
         memory = plan_memory(config, self.architecture, self.stack, self.policy.longest_span, dtype, device)

@@ -12,8 +12,8 @@ import pytest
 
 from headrace import cli
 from headrace.commands import techniques
-from headrace.commands.flags import parse_size
 from headrace.compose import user_slots
+from headrace.config import parse_size
 from headrace.errors import ConfigError
 from headrace.slots import slots
 from tests.text.folders import TEMPLATE, random_model

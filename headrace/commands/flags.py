@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from headrace.compose import user_slots
-from headrace.config import DTYPES, EngineConfig
+from headrace.config import DTYPES, EngineConfig, parse_size
 from headrace.errors import ConfigError, nearest
 
 AsJson = Annotated[
@@ -35,9 +34,6 @@ LoraRoot = Annotated[
 AdapterBytes = Annotated[
     str | None, typer.Option(help="Memory that loaded adapters may take, such as 512MiB. Default: 1GiB.")
 ]
-
-_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
 @dataclass(frozen=True)
@@ -245,17 +241,6 @@ def with_adapters(config: EngineConfig, loras: list[str] | None, size: str | Non
         named[name] = folder
     room = config.adapter_bytes if size is None else parse_size("--adapter-bytes", size)
     return dataclasses.replace(config, adapters=named, adapter_bytes=room)
-
-
-def parse_size(where: str, text: str) -> int:
-    """Bytes of "512MiB", "2GB", "1.5g" or "4096". One letter means powers of 1024. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", text.strip().lower())
-    if match is None or (match[3] and not match[2]):
-        raise ConfigError(
-            f"{where}={text!r} is not a size: write bytes, or a number with a unit, such as 512MiB or 2GB"
-        )
-    decimal = match[2] and match[4] and not match[3]
-    return int(float(match[1]) * (_DECIMAL[match[2]] if decimal else 1 << _UNITS[match[2]]))
 
 
 def parse_counts(flag: str, text: str) -> list[int]:

@@ -163,7 +163,7 @@ def _products(setting: Setting, member: _Member) -> Iterator[tuple[Case, Call]]:
 
 def _packed(setting: Setting, member: _Member) -> Matrix:
     """A matrix of repeated random rows."""
-    packing = member.form.start(member.outputs, member.inputs, setting.dtype, torch.device("cpu"))
+    packing = member.form.start(member.outputs, member.inputs, setting.dtype)
     height = max(64, _ITEMS // member.inputs // 64 * 64)
     rows_RI = torch.randn(min(height, member.outputs), member.inputs, dtype=setting.dtype)
     for start in range(0, member.outputs, height):

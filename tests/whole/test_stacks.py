@@ -73,6 +73,7 @@ OPTIONS["kv-selector"] = [
     "vslash:vertical=4,slash=4,sink=2,recent=3,rows=8,spared=8",
     *[""] * 14,  # the others are often refused
 ]
+OPTIONS["weight-tier"] = ["window:bytes=24K", "window:bytes=32K"]  # of models whose blocks take 40K
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
@@ -82,7 +83,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "window")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -135,7 +136,7 @@ def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
 
 
 def decoder(model: str, stack: Mapping[str, str]) -> Decoder:
-    return models.decoder(model, stack.get("skipper", ""))
+    return models.decoder(model, stack.get("skipper", ""), stack.get("weight-tier", "memory"))
 
 
 def run(seed: int, happened: Counter[str]) -> None:
