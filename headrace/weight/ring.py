@@ -10,22 +10,20 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 
-from headrace.errors import ModelError
-
 
 class Ring:
     """Says what is needed; a thread of its own fetches it. Ends when nobody holds it."""
 
     def __init__(self, seats: Mapping[int, int], fetch: Callable[[int], None]) -> None:
         """seats: run -> its seat, in the order in which runs are needed. fetch: fills the run's seat with it, in the
-        thread; raises ModelError if it cannot."""
+        thread."""
         self._thread = _Fetcher(dict(seats), fetch)
         weakref.finalize(self, self._thread.stop)
         threading.Thread(target=self._thread.work, name="weights", daemon=True).start()
 
     def need(self, run: int | None) -> None:
         """Returns when the run is in its seat, and keeps it there until the next call. None, or one that has no seat:
-        nothing need stay. Raises the ModelError of a run that could not be fetched; it is tried again when next needed.
+        nothing need stay. Raises what fetching the run raised; it is tried again when next needed.
         """
         self._thread.need(run)
 
@@ -41,7 +39,7 @@ class _Fetcher:
         """Seat -> the run that is or shall be there."""
         self._held: dict[int, int] = {}
         """Seat -> the run that is there."""
-        self._failed: dict[int, ModelError] = {}
+        self._failed: dict[int, Exception] = {}
         self._now: int | None = None
         """In use."""
         self._at = 0
@@ -59,8 +57,7 @@ class _Fetcher:
                 self._now = None
             if run in self._seats:
                 self._now, self._at = run, self._place[run]
-                if self._wanted[self._seats[run]] != run:  # runs were left out, or it begins anew
-                    self._look_ahead()
+                self._look_ahead()  # mostly, nothing changes: unless runs were left out, or it begins anew
                 self._failed.pop(run, None)  # ahead of time; now it counts
             self._changed.notify_all()
             if run in self._seats:
@@ -86,7 +83,7 @@ class _Fetcher:
             try:
                 self._fetch(run)
                 failure = None
-            except ModelError as error:
+            except Exception as error:  # for whoever needs the run: nobody sees what a thread raises
                 failure = error
             with self._changed:
                 if failure is None:

@@ -22,6 +22,7 @@ from headrace.forward.load import random as random_decoder
 from headrace.types import Request, SamplingParams
 from headrace.weight.assemble import make, make_tier
 from headrace.weight.tiers.window import choose
+from tests.weight import folders
 from tests.weight.tiers.test_contract import architecture, sizes
 
 HALF = sizes(architecture(), "bf16")["half"]
@@ -97,6 +98,39 @@ def test_bad_options_give_one_line(option: str, message: str) -> None:
 def test_it_is_not_recorded(tmp_path: Path) -> None:
     """Between the native calls of a pass, a thread has to be waited for."""
     assert engine(tmp_path).runner.recordings is None
+
+
+def test_blocks_that_are_scattered_over_files(tmp_path: Path) -> None:
+    """Halves are packed one after the other, however a checkpoint has them."""
+    config = {**folders.CONFIG, "num_hidden_layers": 11}  # in the file, layer 10 stands before layer 2
+    model = folders.write(tmp_path / "model", config)
+    shards = folders.write_shards(tmp_path / "shards", config)
+    for folder in (model, shards):
+        found = []
+        for spec in ("memory", f"window:bytes=60K,folder={tmp_path}"):
+            made = Engine(
+                EngineConfig(model=str(folder), stack={"weight-tier": spec}, dtype="float64", threads=1)
+            )
+            params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+            made.add(Request(id="a", prompt=(1, 2, 3), params=params))
+            found.append(tokens(made))
+        assert found[0] == found[1]
+
+
+def test_weights_that_take_more_than_their_format_says(tmp_path: Path) -> None:
+    """Formats that depend on the weights guess; what they go beyond is not taken."""
+    form = make("dfloat11")
+    size = form.num_bytes(64, 64, torch.float32)
+    store = make_tier(f"window:bytes={2 * size + 8192},folder={tmp_path}").start(
+        [[size]] * 6, torch.device("cpu")
+    )
+    for half in (0, 1):
+        packing = form.start(64, 64, torch.float32, store.taker(half))
+        packing.put(0, torch.randn(64, 64) * torch.randint(-30, 30, (64, 64)).float().exp2())
+        assert packing.finish().nbytes > 1.5 * size
+    store.seal(0)
+    with pytest.raises(ModelError, match="take more than their format says: .* raise it a little"):
+        store.seal(1)
 
 
 # ---- when something fails ----
