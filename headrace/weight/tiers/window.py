@@ -52,8 +52,8 @@ class Window:
 
     def start(self, sizes: Sequence[Sequence[int]], device: torch.device) -> Windowed:
         budget = parse_size("--weight-tier window:bytes", self.bytes)
-        # what takes do not align, and the rest of a last page
-        costs = [-(-sum(size + _ALIGN for size in half) // PAGE) * PAGE for half in sizes]
+        # a matrix takes its memory in two parts at most, each aligned; the last page is whole
+        costs = [-(-sum(size + 2 * _ALIGN for size in half) // PAGE) * PAGE for half in sizes]
         stay = choose(costs, budget)
         return Windowed(costs, stay, budget, self.folder)
 
@@ -123,6 +123,8 @@ class Windowed:
         self._areas = {half: Area(costs[half]) for half in stay}
         largest = {seat: max(costs[half] for half in self._with(seat)) for seat in set(self._seats.values())}
         self._buffers = {seat: Area(cost) for seat, cost in largest.items()}
+        self._open: dict[int, int] = {}
+        """Whose matrices are being packed in each buffer."""
         self._used: dict[int | None, int] = dict.fromkeys((None, *self._buffers), 0)
         """Bytes of each buffer, and of what stays under None."""
         self._left, self._budget = len(costs), budget
@@ -138,8 +140,11 @@ class Windowed:
         )  # fmt: skip
 
     def taker(self, half: int) -> Take:
-        area = self._buffers[self._seats[half]] if half in self._seats else self._areas[half]
-        return area.take
+        seat = self._seats.get(half)
+        if seat is None:
+            return self._areas[half].take
+        assert self._open.setdefault(seat, half) == half, "halves are packed one after the other"
+        return self._buffers[seat].take
 
     def seal(self, half: int) -> None:
         seat = self._seats.get(half)
@@ -147,6 +152,7 @@ class Windowed:
             self._used[None] += len(self._areas[half].emptied())
         else:
             data = self._buffers[seat].emptied()
+            del self._open[seat]
             self._stored[half] = self._scratch.write(data), data
             self._used[seat] = max(self._used[seat], len(data))
         used = sum(self._used.values())
