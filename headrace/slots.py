@@ -116,6 +116,7 @@ SLOT_PACKAGES = (
     "headrace.models",
     "headrace.layer.positions",
     "headrace.weight.formats",
+    "headrace.weight.tiers",
     "headrace.weight.adapters",
     "headrace.weight.recipes",
     "headrace.kv.layouts",

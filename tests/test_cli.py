@@ -532,9 +532,9 @@ def test_kernels_are_timed_on_copies_that_share_nothing(spec: str) -> None:
     from headrace.weight.assemble import make
 
     form = make(spec)
-    packing = form.start(64, 64, torch.float32, torch.device("cpu"))
+    packing = form.start(64, 64, torch.float32)
     packing.put(0, torch.randn(64, 64))
-    copies, x = _copies(packing.finish(), 3, form.torch_products), torch.randn(2, 64)
+    copies, x = _copies(packing.finish(), 3), torch.randn(2, 64)
     expected = copies[0].multiply(x)
     for matrix in copies:  # wiped one after the other, which the later ones must not notice
         assert torch.equal(matrix.multiply(x), expected)

@@ -28,7 +28,7 @@ FORMATS = ("bf16", "dfloat11")
 
 def packed(spec: str, outputs: int, inputs: int) -> Matrix:
     """Rows of 512 outputs, again and again."""
-    packing = SLOT.make(spec).start(outputs, inputs, torch.float32, torch.device("cpu"))
+    packing = SLOT.make(spec).start(outputs, inputs, torch.float32)
     rows_RI = torch.randn(512, inputs, generator=torch.Generator().manual_seed(0)) * inputs**-0.5
     for first in range(0, outputs, 512):
         packing.put(first, rows_RI[: outputs - first])

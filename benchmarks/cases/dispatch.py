@@ -48,7 +48,7 @@ def weights(shape: str, spec: str) -> dict[str, IntWeight]:
         head = "embed" in name or "head" in name
         text = f"{size[0]} x {size[1]}{' (head)' if head else ''}"
         if text not in found:
-            packing = (head_format(form) if head else form).start(*size, torch.float32, torch.device("cpu"))
+            packing = (head_format(form) if head else form).start(*size, torch.float32)
             for first in range(0, size[0], 4096):
                 packing.put(first, torch.randn(min(4096, size[0] - first), size[1]))
             found[text] = packing.finish().weight

@@ -55,7 +55,7 @@ def ours(spec: str, sizes: list[tuple[int, int]], rows: int) -> tuple[Turn, int]
     calls, num_bytes = [], 0
     for outputs, inputs in sizes:
         packing, some = (
-            make(spec).start(outputs, inputs, torch.float32, torch.device("cpu")),
+            make(spec).start(outputs, inputs, torch.float32),
             torch.randn(1024, inputs),
         )
         for first in range(0, outputs, 1024):

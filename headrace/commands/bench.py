@@ -135,10 +135,10 @@ def start(config: EngineConfig, shape: str | None, cases: Sequence[tuple[int, in
             model = dataclasses.replace(shapes.architecture(shape), context=context or longest + 1)
             config = dataclasses.replace(config, model=shape)
             stack = compose(config, model.facts())
-            form, model = stack.one("weights"), adapt(model, stack, None)
+            form, tier, model = stack.one("weights"), stack.one("weight-tier"), adapt(model, stack, None)
             set_threads(config.threads, form)
             dtype, device = torch_dtype(config), torch_device(config.device)
-            decoder = random_decoder(model, 0, dtype, device, bar.update, form=form)
+            decoder = random_decoder(model, 0, dtype, device, bar.update, form=form, tier=tier)
         engine = Engine(config, decoder=decoder, progress=bar.update)
     if longest > engine.context:
         raise ConfigError(

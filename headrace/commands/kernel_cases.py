@@ -139,7 +139,7 @@ def _products(setting: Setting, member: _Member) -> Iterator[tuple[Case, Call]]:
     name, outputs, inputs, form, before = member
     first = _packed(setting, member)
     number = max(1, -(-setting.working // first.nbytes))
-    matrices = _copies(first, number, form.torch_products)
+    matrices = _copies(first, number)
     wide = 2 * inputs if isinstance(before, str) else inputs
     for rows in setting.rows:
         x_TI = torch.randn(rows, wide, dtype=setting.dtype)
@@ -163,7 +163,7 @@ def _products(setting: Setting, member: _Member) -> Iterator[tuple[Case, Call]]:
 
 def _packed(setting: Setting, member: _Member) -> Matrix:
     """A matrix of repeated random rows."""
-    packing = member.form.start(member.outputs, member.inputs, setting.dtype, torch.device("cpu"))
+    packing = member.form.start(member.outputs, member.inputs, setting.dtype)
     height = max(64, _ITEMS // member.inputs // 64 * 64)
     rows_RI = torch.randn(min(height, member.outputs), member.inputs, dtype=setting.dtype)
     for start in range(0, member.outputs, height):
@@ -171,15 +171,13 @@ def _packed(setting: Setting, member: _Member) -> Matrix:
     return packing.finish()
 
 
-def _copies(matrix: Matrix, number: int, torch_products: bool) -> list[Matrix]:
-    """The matrix and copies of it, in the kind of pages that its format uses, side by side."""
+def _copies(matrix: Matrix, number: int) -> list[Matrix]:
+    """The matrix and copies of it, in huge pages as formats have them, side by side."""
     each = matrix.nbytes + 4096
-    area, used = huge(0 if torch_products else (number - 1) * each), 0
+    area, used = huge((number - 1) * each), 0
 
     def place(tensor: Tensor) -> Tensor:
         nonlocal used
-        if torch_products:
-            return tensor.clone()
         room = area[used : used + tensor.nbytes]
         used += -(-tensor.nbytes // 64) * 64
         return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)

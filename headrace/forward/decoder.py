@@ -18,6 +18,7 @@ from headrace.layer.norm import RmsNorm
 from headrace.layer.positions import LivePositions
 from headrace.types import Batch
 from headrace.weight.assemble import Weights
+from headrace.weight.store import Store
 
 
 class DecoderBlock:
@@ -27,11 +28,13 @@ class DecoderBlock:
         "attention",
         "attention_norm",
         "attention_post_norm",
+        "halves",
         "mlp",
         "mlp_norm",
         "mlp_post_norm",
         "reach",
         "rotary",
+        "store",
     )
 
     def __init__(
@@ -44,6 +47,8 @@ class DecoderBlock:
         attention_post_norm: RmsNorm | None,
         mlp_post_norm: RmsNorm | None,
         rotary: int,
+        store: Store,
+        halves: tuple[int, int],
         reach: int | None = None,
     ) -> None:
         self.attention, self.mlp = attention, mlp
@@ -51,16 +56,20 @@ class DecoderBlock:
         self.attention_post_norm, self.mlp_post_norm = attention_post_norm, mlp_post_norm
         self.rotary = rotary
         """Which of the decoder's rotary tables its positions use."""
+        self.store, self.halves = store, halves
+        """Where the matrices lie; attention's name there, and the MLP's."""
         self.reach = reach
         """Rows that are further beyond their prompt leave it out; None: none does."""
 
     def __call__(self, x_TD: Tensor, turn: Turn, batch: Batch, kv: KeysValues) -> Tensor:
         """[T, D] -> [T, D]; the result may lie in x_TD."""
+        self.store.need(self.halves[0])
         if self.attention_post_norm is None:
             x_TD = self.attention(x_TD, turn, batch, kv, self.attention_norm.spec, x_TD)
         else:
             branch_TD = self.attention(x_TD, turn, batch, kv, self.attention_norm.spec)
             x_TD = x_TD + self.attention_post_norm(branch_TD)
+        self.store.need(self.halves[1])
         if self.mlp_post_norm is None:
             return self.mlp(x_TD, self.mlp_norm.spec, x_TD, batch.mix)
         return x_TD + self.mlp_post_norm(self.mlp(x_TD, self.mlp_norm.spec, mix=batch.mix))
@@ -74,6 +83,7 @@ class Decoder:
         self.architecture = architecture
         self.dtype, self.device = weights.dtype, weights.device
         self.weight_bytes = weights.num_bytes
+        self.tier, self._store = weights.tier, weights.store
         table = weights.matrices["embed.weight"]
         self.embed = Embedding(table, weights.dtype, architecture.embedding_scale)
         self.rotaries: list[LivePositions] = []
@@ -101,6 +111,7 @@ class Decoder:
         layer's queries and keys: [T, N, H], [T, G, H]."""
         x_TD, block = self._below(self.blocks[:layer], batch, kv), self.blocks[layer]
         turn = self.rotaries[block.rotary].at(batch.positions_T)
+        block.store.need(block.halves[0])
         q_TNH, k_TGH, _ = block.attention.project(x_TD, turn, batch, block.attention_norm.spec)
         return q_TNH, k_TGH
 
@@ -108,7 +119,13 @@ class Decoder:
         """Embedded, and through these blocks: [T, D]."""
         x_TD = self.embed(batch.ids_T)
         if batch.present:
-            return thinned(self, x_TD, batch, cast(Keys, kv))
+            x_TD = thinned(self, x_TD, batch, cast(Keys, kv))
+        else:
+            x_TD = self._through(blocks, x_TD, batch, kv)
+        self._store.need(None)  # so that the next pass's first blocks are fetched while the head computes
+        return x_TD
+
+    def _through(self, blocks: list[DecoderBlock], x_TD: Tensor, batch: Batch, kv: KeysValues) -> Tensor:
         turns = [rotary.at(batch.positions_T) for rotary in self.rotaries]
         for block in blocks:
             if block.reach is None:
@@ -163,6 +180,8 @@ class _Builder:
             attention_post_norm=self.norm(f"{at}.attention_post_norm") if block.post_norms else None,
             mlp_post_norm=self.norm(f"{at}.mlp_post_norm") if block.post_norms else None,
             rotary=rotary,
+            store=self._weights.store,
+            halves=(2 * layer, 2 * layer + 1),
             reach=block.reach,
         )
 

@@ -23,6 +23,7 @@ from headrace.weight.load import Progress, read_weights
 from headrace.weight.names import Names
 from headrace.weight.quantised import UNFINISHED, Note, take_note
 from headrace.weight.synthetic import random_weights
+from headrace.weight.tiers import Tier
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,13 @@ def load(
     *,
     architecture: Architecture | None = None,
     form: Format | None = None,
+    tier: Tier | None = None,
 ) -> Loaded:
     """A decoder from a Hugging Face folder. Peak memory is the weights and one chunk of a file. Raises ModelError.
 
     architecture: run this instead of what describe(path) says; it may differ in positions, context and end tokens.
     form: of the weight matrices; None keeps them as they are. Of a quantised folder it is the folder's own.
+    tier: where the blocks' matrices go; None is in memory.
     """
     described = describe(path)
     own = stored_form(described)
@@ -142,6 +145,7 @@ def load(
         progress,
         form=own or form,
         stored=own is not None,
+        tier=tier,
     )
     return Loaded(architecture, Decoder(architecture, weights), described.generation)
 
@@ -171,8 +175,13 @@ def adapt(architecture: Architecture, stack: Stack, context: int | None) -> Arch
     return architecture if context is None else dataclasses.replace(architecture, context=context)
 
 
-def check_decoder(decoder: Decoder, architecture: Architecture) -> None:
-    """Raises ConfigError for one that was made elsewhere, and without the stack's positions or skipper."""
+def check_decoder(decoder: Decoder, architecture: Architecture, tier: Tier) -> None:
+    """Raises ConfigError for one that was made elsewhere, and without the stack's positions, skipper or weight tier."""
+    if decoder.tier != tier:
+        raise ConfigError(
+            f"this decoder's weights were placed by {decoder.tier}, and the stack says {tier}: make it of "
+            "headrace.forward.load.random(..., tier=stack.one('weight-tier')), or name the same --weight-tier"
+        )
     if decoder.architecture.blocks != architecture.blocks:
         raise ConfigError(
             "this decoder was made without the stack's positions or skipper: make it of "
@@ -188,6 +197,8 @@ def random(
     progress: Progress | None = None,
     *,
     form: Format | None = None,
+    tier: Tier | None = None,
 ) -> Decoder:
     """A decoder with random weights: logits well spread, so that greedy choices do not tie. Raises ModelError."""
-    return Decoder(architecture, random_weights(architecture, seed, dtype, device, progress, form=form))
+    weights = random_weights(architecture, seed, dtype, device, progress, form=form, tier=tier)
+    return Decoder(architecture, weights)

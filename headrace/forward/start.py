@@ -51,10 +51,10 @@ def start(config: EngineConfig, decoder: Decoder | None, progress: Progress | No
     set_threads(config.threads, stack.one("weights"))
     guard_bfloat16(device, dtype)
     if path is not None:
-        form = stack.one("weights")
-        loaded = load(path, dtype, device, progress, architecture=architecture, form=form)
+        placed = {"form": stack.one("weights"), "tier": stack.one("weight-tier")}
+        loaded = load(path, dtype, device, progress, architecture=architecture, **placed)
         decoder, defaults = loaded.decoder, loaded.generation
     assert decoder is not None
-    check_decoder(decoder, architecture)
+    check_decoder(decoder, architecture, stack.one("weight-tier"))
     keep_freed_memory()  # from here on: what loading needs goes back to the system
     return Started(config, path, stack, architecture, decoder, device, dtype, defaults)

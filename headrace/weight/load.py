@@ -15,6 +15,8 @@ from headrace.weight.assemble import Assembly, Weights, make
 from headrace.weight.checkpoint import CHUNK, CODES, DTYPES, Entry, find_tensors
 from headrace.weight.formats import Format
 from headrace.weight.names import Names, Shape
+from headrace.weight.store import half_of
+from headrace.weight.tiers import Tier
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read and packed, bytes in all) as loading goes on."""
@@ -33,25 +35,27 @@ def read_weights(
     *,
     form: Format | None = None,
     stored: bool = False,
+    tier: Tier | None = None,
 ) -> Weights:
     """The decoder's weights: matrices in `form` (None: plain), the rest as `dtype`, on `device`.
 
-    stored: the folder keeps codes of `form` (headrace/weight/quantised.py), not floats.
+    stored: the folder keeps codes of `form` (headrace/weight/quantised.py), not floats. tier: where the blocks'
+    matrices go (None: in memory).
 
     Headers are read and checked first, then memory is, then tensor after tensor is read; nothing is mapped and nothing
     is kept twice. Raises ModelError for files that are missing or damaged, tensors that are missing, left over, of the
-    wrong shape or of a dtype that is not a plain float, and for too little memory.
+    wrong shape or of a dtype that is not a plain float, and for too little memory. Raises ConfigError for a tier that
+    does not suit the model.
     """
     check_dtype(dtype)
     found = _rename(find_tensors(folder), names)
     plan = names.plan(architecture)
-    assembly = Assembly(architecture, form or make(), dtype, device)
+    assembly = Assembly(architecture, form or make(), dtype, device, tier)
     _check_wanted(folder, plan, found, assembly if stored else None)
     _check_extra(folder, plan, found, names, architecture.tied_head)
     memory.require(assembly.num_bytes() + CHUNK, device, f"{folder} as {dtype}")
     total, done, room = sum(found[source].size for source in plan), 0, bytearray(CHUNK)
-    # in the order of the files, so that a disk reads forward
-    for source in sorted(plan, key=lambda source: (found[source].file.name, found[source].start)):
+    for source in _order(plan, found):
         first_row = 0
         for name, shape in plan[source]:
             row = 0
@@ -62,6 +66,16 @@ def read_weights(
                     progress(done, total)
             first_row += shape[0]
     return assembly.finish()
+
+
+def _order(plan: Plan, found: Mapping[str, Entry]) -> list[str]:
+    """Block after block, as tiers want them; within a block as they lie in the files, so that a disk reads forward."""
+
+    def key(source: str) -> tuple[int, str, int]:
+        half = max(-1 if half is None else half for half in map(half_of, (name for name, _ in plan[source])))
+        return half // 2, found[source].file.name, found[source].start
+
+    return sorted(plan, key=key)
 
 
 def check_floats(folder: Path, architecture: Architecture, names: Names) -> dict[str, Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from headrace.errors import ModelError
 
+Take = Callable[[int], Tensor]
+"""uint8 [n] of memory, on a device that the giver knows."""
+PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
 """Bytes of a huge page."""
 _ANONYMOUS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -74,15 +78,18 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def huge(num_bytes: int) -> Tensor:
-    """uint8 [num_bytes] of main memory in 2 MiB pages where the system has them: a tenth more bandwidth or so.
+def huge(num_bytes: int, *, spare: int = 0) -> Tensor:
+    """uint8 [num_bytes + spare] of main memory, the first in 2 MiB pages where the system has them: a tenth more
+    bandwidth or so. Freed with the tensor.
 
-    Freed with the tensor. Raises ModelError if the memory is not there.
+    Pages exist once they are written, so that spare bytes cost nothing until then. Raises ModelError if the memory is
+    not there.
     """
+    size = num_bytes + spare
     try:
-        area = mmap.mmap(-1, num_bytes + HUGE, **_ANONYMOUS)  # pages exist once they are written
+        area = mmap.mmap(-1, size + HUGE, **_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise ModelError(f"{num_bytes / 2**30:.1f} GiB of memory cannot be had: {error}") from None
+        raise ModelError(f"{size / 2**30:.1f} GiB of memory cannot be had: {error}") from None
     whole = torch.frombuffer(area, dtype=torch.uint8)
     start, full = -whole.data_ptr() % HUGE, num_bytes // HUGE * HUGE
     if full and hasattr(
@@ -90,4 +97,11 @@ def huge(num_bytes: int) -> Tensor:
     ):  # the rest in small pages: a little matrix must not take 2 MiB
         with contextlib.suppress(OSError):  # a kernel without them
             area.madvise(mmap.MADV_HUGEPAGE, start, full)
-    return whole[start : start + num_bytes]
+    return whole[start : start + size]
+
+
+def taker(device: torch.device) -> Take:
+    """Memory of a device, for packed weights."""
+    if device.type == "cpu":
+        return huge
+    return lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8, device=device)

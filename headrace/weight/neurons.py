@@ -5,12 +5,14 @@ What packed formats keep together, several outputs to a register, cannot be read
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from headrace.architecture import Architecture
 from headrace.weight.formats import Format
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take
 
 
 def parts(architecture: Architecture) -> dict[str, tuple[int, int]]:
@@ -27,25 +29,28 @@ class Neurons:
     """Takes rows of up and down as checkpoints have them, in any order."""
 
     def __init__(
-        self, architecture: Architecture, form: Format, dtype: torch.dtype, device: torch.device
+        self, architecture: Architecture, form: Format, dtype: torch.dtype, taker: Callable[[str], Take]
     ) -> None:
-        """form: of the other weights; bfloat16 if its products are, else `dtype`."""
+        """form: of the other weights; bfloat16 if its products are, else `dtype`. taker: where a tensor's memory comes
+        from."""
         self._parts = parts(architecture)
         self._dtype = torch.bfloat16 if form.arithmetic == "bf16" else dtype
-        self._device = device
+        self._taker = taker
         self._tensors: dict[str, Tensor] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
 
-    def num_bytes(self) -> int:
-        """Of all of them, when they are there."""
-        return sum(neurons * width for neurons, width in self._parts.values()) * self._dtype.itemsize
+    def num_bytes(self, name: str) -> int:
+        """Of one of them."""
+        neurons, width = self._parts[name]
+        return neurons * width * self._dtype.itemsize
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
         """Rows first, first + 1, ... of the architecture's tensor `name`; copies them."""
         if name not in self._tensors:
-            self._tensors[name] = self._empty(*self._parts[name])
+            memory = self._taker(name)(self.num_bytes(name))
+            self._tensors[name] = memory.view(self._dtype).view(self._parts[name])
         if name.endswith(".down.weight"):
             self._tensors[name][:, first : first + len(rows)] = rows.T
         else:
@@ -54,8 +59,3 @@ class Neurons:
     def finish(self) -> dict[str, Tensor]:
         """[F, D] each."""
         return self._tensors
-
-    def _empty(self, neurons: int, width: int) -> Tensor:
-        if self._device.type != "cpu":
-            return torch.empty(neurons, width, dtype=self._dtype, device=self._device)
-        return huge(neurons * width * self._dtype.itemsize).view(self._dtype).view(neurons, width)

@@ -14,6 +14,7 @@ from headrace.weight.assemble import Assembly, Weights, make
 from headrace.weight.formats import Format
 from headrace.weight.load import Progress, check_dtype
 from headrace.weight.names import Shape, shapes
+from headrace.weight.tiers import Tier
 
 _POOL = 262_147
 """Draws per tensor; prime, so that a longer tensor repeats them at a different column in every row."""
@@ -31,14 +32,15 @@ def random_weights(
     progress: Progress | None = None,
     *,
     form: Format | None = None,
+    tier: Tier | None = None,
 ) -> Weights:
     """Weights that keep activations near 1 and give logits a standard deviation of about 3.
 
     The same seed gives the same values in every dtype and format, up to rounding. Raises ModelError if they do not fit
-    in memory.
+    in memory, and ConfigError for a tier that does not suit the model.
     """
     check_dtype(dtype)
-    assembly = Assembly(architecture, form or make(), dtype, device)
+    assembly = Assembly(architecture, form or make(), dtype, device, tier)
     memory.require(assembly.num_bytes(), device, f"a random {architecture.family} as {dtype}")
     total, done = sum(math.prod(shape) for shape in shapes(architecture).values()) * dtype.itemsize, 0
     slabs = {name: _slab(shape) for name, shape in shapes(architecture).items()}

@@ -20,7 +20,7 @@ SPEC = "int4:group=32"
 
 
 def linear(outputs: int, inputs: int, random: torch.Generator) -> Linear:
-    packing = SLOT.make(SPEC).start(outputs, inputs, torch.float32, torch.device("cpu"))
+    packing = SLOT.make(SPEC).start(outputs, inputs, torch.float32)
     packing.put(0, torch.randn(outputs, inputs, generator=random) / inputs**0.5)
     return Linear(packing.finish())
 

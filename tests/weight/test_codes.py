@@ -53,7 +53,7 @@ def test_rounding_to_nearest_is_the_kernels(spec: str) -> None:
     for outputs, inputs in SIZES:
         rows_OI = random(outputs, inputs)
         rows_OI[0] = 0
-        plain, stored = (SLOT.make(spec).start(outputs, inputs, torch.float32, CPU) for _ in range(2))
+        plain, stored = (SLOT.make(spec).start(outputs, inputs, torch.float32) for _ in range(2))
         plain.put(0, rows_OI)
         rows_OB = store_nearest(form(spec), rows_OI)
         assert rows_OB.shape == (outputs, form(spec).row_bytes(inputs))
@@ -68,7 +68,7 @@ def test_values_are_what_runs(spec: str) -> None:
         rows_OB = store_nearest(form(spec), rows_OI)
         values_OI = form(spec).values(rows_OB, inputs)
         assert torch.equal(values_OI, nearest(form(spec), rows_OI))
-        packing = SLOT.make(spec).start(outputs, inputs, torch.float32, CPU)
+        packing = SLOT.make(spec).start(outputs, inputs, torch.float32)
         for first in (*range(64, outputs, 64), 0):  # blocks of rows in any order
             packing.put_stored(first, rows_OB[first : first + 64])
         assert torch.equal(packing.finish().rows(torch.arange(outputs)), values_OI)
@@ -96,7 +96,7 @@ def test_what_is_far_off_is_held_at_the_ends(spec: str) -> None:
     near_OI = grid.round(0, rows_OI)
     far_OI = grid.round(0, 100 * rows_OI)
     assert torch.equal(form(spec).values(grid.stored(), 64), far_OI)
-    packing = SLOT.make(spec).start(20, 64, torch.float32, CPU)
+    packing = SLOT.make(spec).start(20, 64, torch.float32)
     packing.put_stored(0, grid.stored())  # of int4_dual: nothing beyond a signed byte
     assert torch.equal(packing.finish().rows(torch.arange(20)), far_OI)
     assert (far_OI * near_OI >= 0).all() and far_OI.abs().max() < 2 * rows_OI.abs().max() + 1

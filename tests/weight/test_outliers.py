@@ -82,7 +82,7 @@ def test_importance_draws_outliers_to_its_inputs() -> None:
 
 
 def spqr(spec: str, weight_OI: Tensor) -> SpqrMatrix:
-    packing = SLOT.make(spec).start(*weight_OI.shape, torch.float32, CPU)
+    packing = SLOT.make(spec).start(*weight_OI.shape, torch.float32)
     packing.put(0, weight_OI)
     matrix = packing.finish()
     assert isinstance(matrix, SpqrMatrix)
@@ -103,7 +103,7 @@ def test_outliers_are_exact_and_the_rest_is_the_base() -> None:
     assert torch.equal(whole_OI[chosen_OI], weight_OI[chosen_OI])
     assert not dense_OI[chosen_OI].any()
     weight_OI[chosen_OI] = 0
-    packing = SLOT.make("int3:group=32").start(130, 200, torch.float32, CPU)
+    packing = SLOT.make("int3:group=32").start(130, 200, torch.float32)
     packing.put(0, weight_OI)
     assert torch.equal(packing.finish().rows(ids_O), dense_OI)
 
@@ -125,7 +125,7 @@ def test_bases_and_shares_that_make_no_sense_are_refused(spec: str, why: str) ->
 
 def test_an_input_beyond_an_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="use --weights int3"):
-        SLOT.make("spqr").start(1, 65_537, torch.float32, CPU)
+        SLOT.make("spqr").start(1, 65_537, torch.float32)
 
 
 @pytest.mark.parametrize("level", kernels.available())

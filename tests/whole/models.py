@@ -17,7 +17,7 @@ from headrace.forward.skippers import SLOT as SKIPPERS
 from headrace.kv import codebooks
 from headrace.kv.heads import write_profile
 from headrace.layer.positions import SLOT
-from headrace.weight.assemble import make
+from headrace.weight.assemble import make, make_tier
 
 VOCAB = 61
 CONTEXT = 96
@@ -137,8 +137,8 @@ def page_tokens(name: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def decoder(name: str, skipper: str = "") -> Decoder:
-    """The model called `name`, made for a skipper; end token 0."""
+def decoder(name: str, skipper: str = "", tier: str = "memory") -> Decoder:
+    """The model called `name`, made for a skipper, its weights placed by a tier; end token 0."""
     native = name in NATIVE
     windows = (
         NATIVE[name][0] if native else (BLOCKS.get(name) or ARTIFACTS.get(name) or (WINDOWS.get(name),))[0]
@@ -166,5 +166,5 @@ def decoder(name: str, skipper: str = "") -> Decoder:
         architecture = SKIPPERS.make(skipper).adapt(architecture)
     seed = sum(map(ord, name))
     if native:
-        return random(architecture, seed, torch.float32, form=make(NATIVE[name][1]))
-    return random(architecture, seed, torch.float64)
+        return random(architecture, seed, torch.float32, form=make(NATIVE[name][1]), tier=make_tier(tier))
+    return random(architecture, seed, torch.float64, tier=make_tier(tier))

@@ -89,6 +89,7 @@ OPTIONS["kv-tier"] = [
     f"disk:size=1MiB,stage=64KiB,folder={_FOLDER.name}",
     *[""] * 2,
 ]
+OPTIONS["weight-tier"] = ["window:bytes=24K", "window:bytes=32K"]  # of models whose blocks take 40K
 SEEN = ("kv-codec", "kv-layout", "kv-keeper", "kv-selector", "skipper", "shrinker", "processors", "switcher")
 """Slots whose members may change tokens."""
 LEFT_ALONE = ("positions", "grammar")
@@ -98,7 +99,7 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead", "disk")
+    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead", "disk", "window")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -151,7 +152,7 @@ def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
 
 
 def decoder(model: str, stack: Mapping[str, str]) -> Decoder:
-    return models.decoder(model, stack.get("skipper", ""))
+    return models.decoder(model, stack.get("skipper", ""), stack.get("weight-tier", "memory"))
 
 
 def run(seed: int, happened: Counter[str]) -> None:

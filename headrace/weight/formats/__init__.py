@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from headrace.weight.matrix import Packing
+    from headrace.weight.memory import Take
 
 
 class Format(Protocol):
@@ -33,8 +34,9 @@ class Format(Protocol):
         """Memory of a matrix of this size. Pure. Where it depends on the weights: of those that follow a normal law."""
         ...
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Packing:
-        """Memory for a matrix. `dtype` is that of the model's other arithmetic."""
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = ...) -> Packing:
+        """Memory for a matrix, its bulk from `take` (huge pages of main memory). `dtype` is that of the model's other
+        arithmetic."""
         ...
 
 

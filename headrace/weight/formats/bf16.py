@@ -20,7 +20,7 @@ from headrace.kernels.bf16_linear.reference import BLOCK, packed_items
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.matrix import PackedMatrix
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Bf16:
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         return 2 * packed_items(outputs, inputs)
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Bf16Packing:
-        memory = huge(self.num_bytes(outputs, inputs, dtype)).view(torch.bfloat16)
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> Bf16Packing:
+        memory = take(self.num_bytes(outputs, inputs, dtype)).view(torch.bfloat16)
         return Bf16Packing(Bf16Weight(memory, outputs, inputs))
 
 

@@ -27,7 +27,7 @@ from headrace.kernels.dfloat_linear.reference import Parts, join, plane_bytes
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.matrix import PackedMatrix
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 
 _ESCAPED = 0.018
 """Share of a normal law's weights whose high byte has no code: 0.0125 to 0.025, by where its deviation lies between two
@@ -62,15 +62,16 @@ class Dfloat11:
         escapes = round(2 * _ESCAPED * outputs * inputs) + 2 * blocks * chunks
         return plane_bytes(outputs, inputs) + escapes + 8 * (blocks + 1)
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Dfloat11Packing:
-        return Dfloat11Packing(huge(plane_bytes(outputs, inputs)), outputs, inputs)
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> Dfloat11Packing:
+        return Dfloat11Packing(take, outputs, inputs)
 
 
 class Dfloat11Packing:
     """Packs blocks of 64 rows as soon as they are whole."""
 
-    def __init__(self, planes: Tensor, outputs: int, width: int) -> None:
-        self._planes, self._outputs, self._width = planes, outputs, width
+    def __init__(self, take: Take, outputs: int, width: int) -> None:
+        self._take, self._outputs, self._width = take, outputs, width
+        self._planes = take(plane_bytes(outputs, width))
         self._blocks = Blocks(BLOCK, outputs, width, self._pack)
         self._escapes: dict[int, Parts] = {}
         """First row -> what was packed with it."""
@@ -85,7 +86,7 @@ class Dfloat11Packing:
             parts = self._escapes[first]
             stretches += parts.escapes.split(parts.starts_B.diff().tolist())
         escapes, starts_B = join(stretches)
-        parts = Parts(self._planes, huge(len(escapes)).copy_(escapes), starts_B)
+        parts = Parts(self._planes, self._take(len(escapes)).copy_(escapes), starts_B)
         weight = DfloatWeight(parts, self._outputs, self._width)
         return PackedMatrix(weight, dfloat_linear.dfloat_linear, dfloat_linear.outputs)
 

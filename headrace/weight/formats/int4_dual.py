@@ -36,7 +36,7 @@ from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.matrix import PackedMatrix
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Int4Dual:
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         return packed_bytes(outputs, inputs, self.group_of(inputs))
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> DualPacking:
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> DualPacking:
         if inputs > MAX_WIDTH:
             raise ValueError(
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
-        memory = huge(self.num_bytes(outputs, inputs, dtype))
+        memory = take(self.num_bytes(outputs, inputs, dtype))
         return DualPacking(self, DualWeight(memory, outputs, inputs, self.group_of(inputs)))
 
     def group_of(self, inputs: int) -> int:

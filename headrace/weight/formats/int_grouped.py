@@ -25,7 +25,7 @@ from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.matrix import PackedMatrix
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class IntGrouped:
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         return packed_bytes(outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> IntPacking:
-        memory = huge(self.num_bytes(outputs, inputs, dtype))
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> IntPacking:
+        memory = take(self.num_bytes(outputs, inputs, dtype))
         return IntPacking(
             self, IntWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
         )

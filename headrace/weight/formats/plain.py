@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headrace.kernels.before import Before, apply
 from headrace.slots import Card
+from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class Plain:
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         return outputs * inputs * dtype.itemsize
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> PlainPacking:
-        return PlainPacking(torch.empty(outputs, inputs, dtype=dtype, device=device))
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> PlainPacking:
+        return PlainPacking(take(self.num_bytes(outputs, inputs, dtype)).view(dtype).view(outputs, inputs))
 
 
 class PlainPacking:

@@ -28,7 +28,7 @@ from headrace.slots import Card
 from headrace.weight.blocks import Blocks
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix, Packing
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 from headrace.weight.outliers import choose_outliers
 
 _BLOCK = 64
@@ -76,12 +76,12 @@ class Spqr:
         entries = sum(self.count(count, inputs) for count in rows)
         return self.dense().num_bytes(outputs, inputs, dtype) + 4 * entries + 4 * (outputs + 1)
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> SpqrPacking:
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> SpqrPacking:
         if inputs > MOST_WIDTH:
             raise ValueError(
                 f"{inputs} inputs: an outlier's place has room for {MOST_WIDTH}; use --weights {self.base}"
             )
-        return SpqrPacking(self, outputs, inputs, dtype, device)
+        return SpqrPacking(self, outputs, inputs, dtype, take)
 
     def dense(self) -> _Grouped:
         """The format of the other weights."""
@@ -96,12 +96,10 @@ class Spqr:
 class SpqrPacking:
     """Chooses the outliers of blocks of 64 rows as soon as they are whole, and hands on the rest."""
 
-    def __init__(
-        self, form: Spqr, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, form: Spqr, outputs: int, inputs: int, dtype: torch.dtype, take: Take) -> None:
         self._form, self._base = form, form.dense()
-        self._dtype, self._device, self._inputs = dtype, device, inputs
-        self._dense: Packing = self._base.start(outputs, inputs, dtype, device)
+        self._dtype, self._inputs, self._memory = dtype, inputs, take
+        self._dense: Packing = self._base.start(outputs, inputs, dtype, take)
         self._blocks = Blocks(_BLOCK, outputs, inputs, self._take)
         self._sparse: dict[int, SparseWeight] = {}
         """First row -> outliers of the rows that came with it."""
@@ -114,7 +112,7 @@ class SpqrPacking:
         parts = [self._sparse[first] for first in sorted(self._sparse)]
         counts = torch.cat([part.starts.diff() for part in parts])
         starts = torch.cat([torch.zeros(1, dtype=torch.int32), counts.cumsum(0, dtype=torch.int32)])
-        entries = huge(sum(part.entries.nbytes for part in parts)).view(torch.int32)
+        entries = self._memory(sum(part.entries.nbytes for part in parts)).view(torch.int32)
         torch.cat([part.entries for part in parts], out=entries)
         return SpqrMatrix(self._dense.finish(), SparseWeight(starts, entries, self._inputs))
 
@@ -137,7 +135,7 @@ class SpqrPacking:
         self._dense.put(first, rows_RI.masked_fill(chosen_RI, 0))
 
     def _rounded(self, rows_RI: Tensor) -> Tensor:
-        packing = self._base.start(len(rows_RI), self._inputs, self._dtype, self._device)
+        packing = self._base.start(len(rows_RI), self._inputs, self._dtype)
         packing.put(0, rows_RI)
         return packing.finish().rows(torch.arange(len(rows_RI)))
 

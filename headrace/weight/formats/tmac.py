@@ -26,7 +26,7 @@ from headrace.kernels.lut_linear.layout import MAX_BITS, MAX_WIDTH, LutWeight, b
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
 from headrace.weight.matrix import PackedMatrix
-from headrace.weight.memory import huge
+from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,12 @@ class Tmac:
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         return packed_bytes(outputs, inputs, self._group(inputs), self.bits)
 
-    def start(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> LutPacking:
+    def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> LutPacking:
         if inputs > MAX_WIDTH:
             raise ValueError(
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
-        memory = huge(self.num_bytes(outputs, inputs, dtype))
+        memory = take(self.num_bytes(outputs, inputs, dtype))
         return LutPacking(LutWeight(memory, outputs, inputs, self._group(inputs), self.bits))
 
     def _group(self, inputs: int) -> int:

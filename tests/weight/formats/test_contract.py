@@ -43,7 +43,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def made(spec: str, weight_OI: Tensor) -> Matrix:
-    packing = form(spec).start(*weight_OI.shape, torch.float32, CPU)
+    packing = form(spec).start(*weight_OI.shape, torch.float32)
     packing.put(0, weight_OI)
     return packing.finish()
 
@@ -66,7 +66,7 @@ def test_rows_may_come_in_any_order_and_any_number(spec: str) -> None:
         whole = dense(made(spec, weight_OI), size[0])
         assert whole.shape == size
         for step in (1, 7, 64, 100):
-            packing = form(spec).start(*size, torch.float32, CPU)
+            packing = form(spec).start(*size, torch.float32)
             starts = list(range(0, size[0], step))
             for first in (*starts[1::2], *starts[0::2]):
                 packing.put(first, weight_OI[first : first + step])
@@ -84,7 +84,7 @@ def test_rows_may_differ_in_dtype(spec: str) -> None:
     """What waits for the rest of its block loses nothing to the rows that come later, nor they to it."""
     weight_OI = random(70, 96)
     weight_OI[:20] = weight_OI[:20].bfloat16()
-    packing = form(spec).start(70, 96, torch.float32, CPU)
+    packing = form(spec).start(70, 96, torch.float32)
     packing.put(0, weight_OI[:20].bfloat16())
     packing.put(50, weight_OI[50:].double())
     packing.put(20, weight_OI[20:50])

@@ -63,10 +63,7 @@ def test_products_are_those_of_bf16_bit_for_bit(rows: int, level: str) -> None:
 def test_normal_weights_take_seven_tenths_of_bf16() -> None:
     for deviation in (0.02, 0.03, 1.0):
         weight_OI = deviation * normal(256, 512)
-        packings = [
-            SLOT.make(spec).start(256, 512, torch.float32, torch.device("cpu"))
-            for spec in ("bf16", "dfloat11")
-        ]
+        packings = [SLOT.make(spec).start(256, 512, torch.float32) for spec in ("bf16", "dfloat11")]
         for packing in packings:
             packing.put(0, weight_OI)
         dense, coded = (packing.finish().nbytes for packing in packings)

@@ -1,0 +1,96 @@
+"""A file for what does not fit in memory: it has no name, so that nothing is left of it however the process ends.
+
+Reads and writes go past the page cache where the file system lets them: the cache would take the memory that is to be
+saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headrace.errors import ModelError
+from headrace.weight.memory import PAGE
+
+
+@dataclass
+class Stored:
+    """A run of bytes in the file."""
+
+    start: int
+    size: int
+    checksum: int
+    read: bool = False
+    """Whether it has been read back, and was the same."""
+
+
+class Scratch:
+    """Written once, read often, by one thread at a time."""
+
+    def __init__(self, folder: str, expected: int) -> None:
+        """expected: bytes that will be written, more or less. Raises ModelError if the folder cannot hold them."""
+        self._folder, self._end = folder, 0
+        try:
+            room = os.statvfs(folder)
+            self._file = tempfile.TemporaryFile(prefix="headrace-", dir=folder, buffering=0)
+        except OSError as error:
+            raise ModelError(f"no file can be made in {folder}: {error.strerror}; {_ELSEWHERE}") from None
+        if room.f_bavail * room.f_frsize < expected:
+            free = room.f_bavail * room.f_frsize
+            raise ModelError(
+                f"{folder} has {free / 2**30:.2f} GiB free, and {expected / 2**30:.2f} GiB of weights go there: "
+                f"free some, or {_ELSEWHERE}"
+            )
+        self._fd = self._file.fileno()
+        with contextlib.suppress(OSError, AttributeError):  # a file system without direct reads
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
+
+    def write(self, data: Tensor) -> Stored:
+        """Appends uint8 [whole pages]. Raises ModelError, e.g. where the disk is full."""
+        assert data.data_ptr() % PAGE == 0 and len(data) % PAGE == 0, "direct writes are of whole pages"
+        view = _view(data)
+        stored = Stored(self._end, len(view), zlib.crc32(view))
+        try:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], self._end + done)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "it is full" if full else error.strerror
+            raise ModelError(f"weights cannot be written to {self._folder}: {why}; {_ELSEWHERE}") from None
+        self._end += len(view)
+        return stored
+
+    def read(self, stored: Stored, into: Tensor) -> None:
+        """Fills uint8 [stored.size] with what was written; compares checksums when it is read for the first time.
+
+        Raises ModelError if it cannot be read, or is not the same.
+        """
+        view, done = _view(into), 0
+        try:
+            while done < stored.size:
+                count = os.preadv(self._fd, [view[done:]], stored.start + done)
+                if not count:
+                    raise OSError(errno.EIO, "the file became shorter")
+                done += count
+        except OSError as error:
+            raise ModelError(
+                f"weights cannot be read back from {self._folder}: {error.strerror}; {_ELSEWHERE}"
+            ) from None
+        if not stored.read and zlib.crc32(view) != stored.checksum:
+            raise ModelError(f"weights read back from {self._folder} are not those written; {_ELSEWHERE}")
+        stored.read = True
+
+
+def _view(data: Tensor) -> memoryview:
+    return memoryview(data.numpy())  # type: ignore[arg-type]
+
+
+_ELSEWHERE = "name another folder: --weight-tier window:folder=DIR,..."
