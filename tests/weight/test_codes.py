@@ -21,6 +21,10 @@ SPECS = (
     "int2:group=32",
     "int4_dual:group=32",
     "int4_dual:group=0",
+    "tmac:bits=1,group=32",
+    "tmac:bits=2,group=32",
+    "tmac:bits=3,group=0",
+    "tmac:bits=4",
 )
 SIZES = ((192, 256), (130, 70), (3, 8), (1, 1))
 CPU = torch.device("cpu")
