@@ -2,101 +2,78 @@
 
 Paper   https://arxiv.org/abs/2306.03078, which asks the same two questions of each weight
 
-Shape suffixes beside those of headrace/weight/matrix.py: G groups of inputs, P parts of the rows, S sets of weights.
+A group's step is in proportion to its largest weight a_0, and each error is about a step: the group costs
+a_0^2 * sum of importance_i. Without its m largest weights it costs a_m^2 * sum. Any other weight that is kept saves its
+own error, a_m^2 * importance_i, which is little unless few inputs count for much.
+
+Shape suffixes beside those of headrace/weight/matrix.py: G groups of inputs, N the inputs of a group, K its largest
+weights, S sets of them, P parts of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-ROUNDS = 3
-"""Times that outliers are chosen, a part of them each: whom it pays to leave out depends on who is out already."""
-OFFERS = (1, 4, 16)
-"""How many of a group's largest weights are tried together."""
+from headrace.kernels.int_linear.layout import pad
+
+LEAST, SHARES = 4, 32
+"""Of its largest weights a group offers at least so many, or so many times what each would have if all had the same."""
 
 
 def choose_outliers(
-    rows_RI: Tensor,
-    rounded: Callable[[Tensor], Tensor],
-    *,
-    group: int,
-    count: int,
-    parts: int = 1,
-    importance_I: Tensor | None = None,
+    rows_RI: Tensor, *, group: int, count: int, parts: int = 1, importance_I: Tensor | None = None
 ) -> Tensor:
     """`count` places to keep as they are in each of `parts` equal parts of the rows, bool [R, I]. Pure.
 
-    rounded: what rounding makes of rows, float32 [R, I]; a zero stays zero, and a group's largest weight sets its step.
-    importance_I: what an error of a weight counts for, at each input (1 over the diagonal of an inverse Hessian);
-    None: all alike.
+    rows_RI: float32, of which at most a quarter are chosen. importance_I: what the squared error of a weight counts
+    for, at each input (1 over the diagonal of an inverse Hessian); None: all alike.
 
-    In each round a group offers its largest weights, without which the others' step is smaller, in growing sets, and
-    the weight whose own error is largest. What saves the most error for each weight in it is chosen.
+    A group offers its largest weights in growing sets, as two of a size save nothing one by one. The weights that save
+    most are chosen, and of those that save the same the first ones.
     """
-    weigh_I = torch.ones(rows_RI.shape[1]) if importance_I is None else importance_I.float()
-    chosen_RI = torch.zeros(rows_RI.shape, dtype=torch.bool)
-
-    def errors(kept_RI: Tensor) -> Tensor:
-        return (kept_RI - rounded(kept_RI)).square() * weigh_I
-
-    for left in range(ROUNDS, 0, -1):
-        room_P = (count - chosen_RI.view(parts, -1).sum(1)) // left
-        kept_RI = rows_RI.masked_fill(chosen_RI, 0)
-        errors_RI = errors(kept_RI)
-        sets = [torch.zeros_like(chosen_RI), *_largest(kept_RI.abs(), group)]
-        rest_SRG = torch.stack([_sums(errors(kept_RI.masked_fill(s, 0)), group) for s in sets[1:]])
-        saved_SRG = _sums(errors_RI, group) - rest_SRG
-        more = [after & ~before for before, after in pairwise(sets)]
-        size_SRG = torch.stack([_sums(m, group) for m in more])
-        worth_SRG = saved_SRG.diff(dim=0, prepend=torch.zeros_like(saved_SRG[:1])) / size_SRG.clamp(min=1)
-        worth_SRG[0] = (saved_SRG / size_SRG.cumsum(0).clamp(min=1)).amax(
-            0
-        )  # the first of many may save little
-        worth_SRG = worth_SRG.cummin(0).values  # a set comes after those that it adds to
-        worst_RI = _top(errors_RI, group, 1)
-        worth = torch.cat([_sums(errors_RI * worst_RI, group)[None], worth_SRG])
-        size = torch.cat([_sums(worst_RI, group)[None], size_SRG])
-        for offer_RI, taken_RG in zip((worst_RI, *more), _first(worth, size, room_P), strict=True):
-            chosen_RI |= offer_RI & taken_RG.repeat_interleave(group, -1)[:, : rows_RI.shape[1]]
-    room_P = count - chosen_RI.view(parts, -1).sum(1)
-    if room_P.any():  # what no offer fitted in
-        left_RI = errors(rows_RI.masked_fill(chosen_RI, 0)).masked_fill(chosen_RI, -1)
-        chosen_RI |= _first(left_RI[None], torch.ones_like(left_RI)[None], room_P)[0]
-    return chosen_RI
+    rows, inputs = rows_RI.shape
+    if not count:
+        return torch.zeros(rows, inputs, dtype=torch.bool)
+    size_RGN = pad(rows_RI.abs(), group).unflatten(1, (-1, group))
+    weigh_I = torch.ones(inputs) if importance_I is None else importance_I.float()
+    weigh_GN = pad(weigh_I, group).unflatten(0, (-1, group))
+    most = min(group - 1, max(LEAST, SHARES * count * parts * group // (rows * inputs)))
+    largest_RGK = size_RGN.topk(most + 1, -1)
+    squares_RGK, at_RGK = largest_RGK.values.square(), largest_RGK.indices[..., :most]
+    worth_RGK = _worth(squares_RGK, weigh_GN.sum(-1), most)
+    worth_RGN = torch.zeros_like(size_RGN).scatter_(-1, at_RGK, worth_RGK)
+    if importance_I is not None:
+        chosen_RGK = _first(worth_RGK.view(parts, -1), count).view(worth_RGK.shape)
+        own_RGN = squares_RGK.gather(-1, chosen_RGK.sum(-1, keepdim=True)) * weigh_GN
+        worth_RGN = torch.maximum(worth_RGN, own_RGN)
+    return _first(worth_RGN.flatten(1)[:, :inputs].reshape(parts, -1), count).view(rows, inputs)
 
 
-def _first(worth_SRG: Tensor, size_SRG: Tensor, room_P: Tensor) -> Tensor:
-    """Marks what is worth most in each part of the rows, as far as all that is marked fits in its room."""
-    shape = (len(worth_SRG), len(room_P), -1)
-    worth_PN, size_PN = (x.view(shape).transpose(0, 1).flatten(1) for x in (worth_SRG, size_SRG))
-    order_PN = worth_PN.sort(dim=-1, descending=True, stable=True).indices
-    fits_PN = size_PN.gather(1, order_PN).cumsum(1) <= room_P[:, None]
-    marked_PN = torch.zeros(order_PN.shape, dtype=torch.bool).scatter_(1, order_PN, fits_PN)
-    return marked_PN.unflatten(1, (len(worth_SRG), -1)).transpose(0, 1).reshape(worth_SRG.shape)
+def _worth(squares_RGK: Tensor, weight_G: Tensor, most: int) -> Tensor:
+    """What each of the largest weights saves in the others, of the set that it is offered with."""
+    ends = sorted({0, most, *(1 << bit for bit in range(most.bit_length()))})
+    saved_RGS = (squares_RGK[..., :1] - squares_RGK[..., ends]) * weight_G[:, None]
+    worth, sizes = [], []
+    for after in range(1, len(ends)):  # slopes of the least concave function that is nowhere below
+        slopes = [
+            torch.stack(
+                [
+                    (saved_RGS[..., b] - saved_RGS[..., a]) / (ends[b] - ends[a])
+                    for b in range(after, len(ends))
+                ]
+            ).amax(0)
+            for a in range(after)
+        ]
+        worth.append(torch.stack(slopes).amin(0))
+        sizes.append(ends[after] - ends[after - 1])
+    falling_K = 1 - torch.arange(most) * 2.0**-20  # larger ones first, where not all of a set are chosen
+    return torch.stack(worth, -1).repeat_interleave(torch.tensor(sizes), -1) * falling_K
 
 
-def _largest(x_RI: Tensor, group: int) -> list[Tensor]:
-    """Marks as many of each group as OFFERS says, each set part of the next one."""
-    return [_top(x_RI, group, count) for count in OFFERS]
-
-
-def _top(x_RI: Tensor, group: int, count: int) -> Tensor:
-    """Marks the `count` largest of each group that are above zero; the first ones of those that are equal."""
-    parts = _grouped(x_RI, group)
-    order = parts.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    marks = torch.zeros(parts.shape, dtype=torch.bool).scatter_(-1, order, True)
-    return (marks & (parts > 0)).flatten(1)[:, : x_RI.shape[1]]
-
-
-def _sums(x_RI: Tensor, group: int) -> Tensor:
-    return _grouped(x_RI.float(), group).sum(-1)
-
-
-def _grouped(x_RI: Tensor, group: int) -> Tensor:
-    """[R, G, group], the last one filled up with zeros."""
-    return F.pad(x_RI, (0, -x_RI.shape[1] % group)).view(len(x_RI), -1, group)
+def _first(worth_PN: Tensor, count: int) -> Tensor:
+    """Marks the `count` largest of each part; of equals the first ones."""
+    least_P1 = worth_PN.topk(count, -1).values[:, -1:]
+    more_PN, same_PN = worth_PN > least_P1, worth_PN == least_P1
+    left_P1 = count - more_PN.sum(-1, keepdim=True)
+    return more_PN | (same_PN & (same_PN.cumsum(-1) <= left_P1))

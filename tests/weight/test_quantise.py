@@ -133,7 +133,14 @@ def test_rounded_to_nearest_it_runs_as_the_model_rounded_while_loading(
 
 @pytest.mark.parametrize(
     ("recipe", "weights"),
-    [("awq", INT4), ("gptq", INT4), ("qoq", INT4), ("gptq", "tmac:bits=2,group=32"), ("awq", "tmac:bits=3")],
+    [
+        ("awq", INT4),
+        ("gptq", INT4),
+        ("qoq", INT4),
+        ("gptq", "tmac:bits=2,group=32"),
+        ("awq", "tmac:bits=3"),
+        ("gptq", "spqr:base=int3:group=32,outliers=0.05"),
+    ],
 )
 def test_stored_codes_are_what_runs(recipe: str, weights: str, model: Path, tmp_path: Path) -> None:
     out = tmp_path / recipe

@@ -84,7 +84,7 @@ class Int4Dual:
         """Codes, then a byte per group: step - 1 and zero point; then the output's float32 scale."""
         return code_bytes(inputs, 4) + -(-inputs // self.group_of(inputs)) + 4
 
-    def grid(self, rows_OI: Tensor) -> DualGrid:
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> DualGrid:
         return DualGrid(rows_OI, self.group_of(rows_OI.shape[1]))
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:

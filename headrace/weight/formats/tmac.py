@@ -87,7 +87,7 @@ class Tmac:
     def row_bytes(self, inputs: int) -> int:
         return self.stored(inputs).row_bytes
 
-    def grid(self, rows_OI: Tensor) -> GroupedGrid:
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> GroupedGrid:
         outputs, inputs = rows_OI.shape
         return self.stored(inputs).grid(
             outputs, Rule(partial(self._fit, self.group_of(inputs)), self._encode)
