@@ -24,12 +24,14 @@ SPECS = (
     "int2:group=32",
     "int4_dual:group=32",
     "int4_dual:group=0",
+    "int3_dual",
+    "int3_dual:group=64",
     "tmac:bits=1,group=32",
     "tmac:bits=2,group=32",
     "tmac:bits=3,group=0",
     "tmac:bits=4",
     "spqr:outliers=0.05",
-    "spqr:base=int4_dual:group=32",
+    "spqr:base=int3_dual",
     "spqr:base=tmac:bits=3",
 )
 SIZES = ((192, 256), (130, 70), (3, 8), (1, 1))

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from headrace import kernels
 from headrace.errors import ConfigError
-from headrace.kernels import int_linear, sparse_add
+from headrace.kernels import int_linear, outliers, sparse_add
 from headrace.kernels.sparse_add import SparseWeight
+from headrace.weight import hessian
+from headrace.weight.codes import store_nearest
 from headrace.weight.formats import SLOT
 from headrace.weight.formats.spqr import SpqrMatrix
-from headrace.weight.outliers import choose_outliers
 
 CPU = torch.device("cpu")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def choose_outliers(rows_RI: Tensor, **given: Any) -> Tensor:
+    return outliers.choose(rows_RI.bfloat16(), **given)
 
 
 def error(rows_RI: Tensor, chosen_RI: Tensor, group: int) -> float:
@@ -119,6 +126,46 @@ def test_outliers_are_exact_and_the_rest_is_the_base() -> None:
     packing = SLOT.make("int3:group=32").start(130, 200, torch.float32, CPU)
     packing.put(0, weight_OI)
     assert torch.equal(packing.finish().rows(ids_O), dense_OI)
+
+
+def test_kept_weights_save_more_than_smaller_groups_where_weights_or_inputs_have_tails() -> None:
+    """At the same bits, behind GPTQ's feedback; of importance, as a few inputs that are far more active are kept."""
+    small, kept = SLOT.make("int3:group=32"), SLOT.make("spqr:outliers=0.01")
+    assert kept.num_bytes(128, 512, torch.float32) <= 1.001 * small.num_bytes(128, 512, torch.float32)
+    weight_OI, x_TI = random(128, 512), random(1024, 512, seed=1) @ random(512, 512, seed=2)
+    tailed_OI, active_TI = weight_OI.clone(), x_TI.clone()
+    tailed_OI[random(128, 512, seed=3) > 2.6] *= 6
+    active_TI[:, ::170] *= 30
+    for rows_OI, inputs_TI, share in ((tailed_OI, x_TI, 0.8), (weight_OI, active_TI, 0.5)):
+        products_II = inputs_TI.T @ inputs_TI
+        errors = [
+            hessian.error(
+                form.values(hessian.compensate(rows_OI, products_II, form), 512) - rows_OI, products_II
+            )
+            for form in (kept, small)
+        ]
+        assert errors[0] < share * errors[1]
+
+
+def test_stored_outliers_beyond_the_matrix_are_refused() -> None:
+    form = SLOT.make("spqr:outliers=0.05")
+    good_RB = store_nearest(form, random(64, 96))
+    at = form.dense().row_bytes(96)
+    broken = {
+        "an output below": (0, at, 0x80),
+        "an output above": (63, at + 4, 0x7F),
+        "an input": (5, at + 5 + 1, 0xFF),
+        "a weight": (9, at + 15 + 1, 0x7F),
+    }
+    for what, (row, byte, value) in broken.items():
+        bad_RB = good_RB.clone()
+        bad_RB[row, byte] = value
+        if what == "a weight":
+            bad_RB[row, byte - 1] = 0x80
+        with pytest.raises(ValueError, match="beyond the matrix: the checkpoint is damaged"):
+            form.values(bad_RB, 96)
+        with pytest.raises(ValueError, match="beyond the matrix: the checkpoint is damaged"):
+            form.start(64, 96, torch.float32, CPU).put_stored(0, bad_RB)
 
 
 @pytest.mark.parametrize(

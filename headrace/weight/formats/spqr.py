@@ -21,9 +21,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from headrace.kernels import sparse_add
+from headrace.kernels import outliers, sparse_add
 from headrace.kernels.before import Before
-from headrace.kernels.int_linear.reference import NOT_FINITE
 from headrace.kernels.sparse_add import SparseWeight
 from headrace.kernels.sparse_add.reference import MOST_WIDTH
 from headrace.slots import Card
@@ -31,7 +30,6 @@ from headrace.weight.blocks import Blocks
 from headrace.weight.codes import Coded, Grid, StoredPacking, floats
 from headrace.weight.formats import SLOT, Format
 from headrace.weight.matrix import Matrix
-from headrace.weight.outliers import choose_outliers
 
 _BLOCK = 64
 """Outputs whose outliers are chosen together."""
@@ -39,7 +37,7 @@ _PARTS = 16
 """Blocks that are looked at together, which bounds the scratch."""
 _STORED = 5
 """Bytes of an outlier in a folder: its output, less that of the row it is stored with; its input; its weight."""
-_DAMAGED = "some outliers lie beyond the matrix: the checkpoint is damaged"
+_DAMAGED = "some outliers are no numbers, or lie beyond the matrix: the checkpoint is damaged"
 
 
 class _Grouped(Format, Coded, Protocol):
@@ -76,7 +74,9 @@ class Spqr:
         if not 0 < self.outliers <= 0.25:
             raise ValueError(f"outliers={self.outliers} must be above 0 and at most 0.25")
         if not hasattr(SLOT.make(self.base), "group"):
-            raise ValueError(f"base={self.base} does not round in groups: use int2 to int8, or int4_dual")
+            raise ValueError(
+                f"base={self.base} does not round in groups: use int2 to int8, int3_dual, int4_dual or tmac"
+            )
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
         sparse = 4 * outputs * self.each(inputs) + 4 * (outputs + 1)
@@ -129,12 +129,9 @@ class Spqr:
 
     def _choose(self, rows_RI: Tensor, importance_I: Tensor | None) -> Tensor:
         """In whole blocks, or in one that is not."""
-        kept_RI, parts = rows_RI.bfloat16().float(), -(-len(rows_RI) // _BLOCK)
-        if not torch.isfinite(kept_RI).all():
-            raise ValueError(NOT_FINITE)
-        inputs = rows_RI.shape[1]
-        return choose_outliers(
-            kept_RI,
+        parts, inputs = -(-len(rows_RI) // _BLOCK), rows_RI.shape[1]
+        return outliers.choose(
+            rows_RI.bfloat16().contiguous(),
             group=self.group_of(inputs),
             count=len(rows_RI) // parts * self.each(inputs),
             parts=parts,

@@ -1,10 +1,4 @@
-"""Which weights of some rows cost the most when the rest is rounded in groups: the outliers of SpQR.
-
-Paper   https://arxiv.org/abs/2306.03078, which asks the same two questions of each weight
-
-A group's step is in proportion to its largest weight a_0, and each error is about a step: the group costs
-a_0^2 * sum of importance_i. Without its m largest weights it costs a_m^2 * sum. Any other weight that is kept saves its
-own error, a_m^2 * importance_i, which is little unless few inputs count for much.
+"""The obvious PyTorch twin of outliers, and what the importance of inputs changes.
 
 Shape suffixes beside those of headrace/weight/matrix.py: G groups of inputs, N the inputs of a group, K its largest
 weights, S sets of them, P parts of the rows.
@@ -16,37 +10,27 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.int_linear.layout import pad
-
-LEAST, SHARES = 4, 32
-"""Of its largest weights a group offers at least so many, or so many times what each would have if all had the same."""
+from headrace.kernels.int_linear.reference import NOT_FINITE
 
 
-def choose_outliers(
-    rows_RI: Tensor, *, group: int, count: int, parts: int = 1, importance_I: Tensor | None = None
+def choose(
+    rows_RI: Tensor, group: int, count: int, parts: int, most: int, importance_I: Tensor | None = None
 ) -> Tensor:
-    """`count` places to keep as they are in each of `parts` equal parts of the rows, bool [R, I]. Pure.
-
-    rows_RI: float32, of which at most a quarter are chosen. importance_I: what the squared error of a weight counts
-    for, at each input (1 over the diagonal of an inverse Hessian); None: all alike.
-
-    A group offers its largest weights in growing sets, as two of a size save nothing one by one. The weights that save
-    most are chosen, and of those that save the same the first ones.
-    """
+    """Marks `count` weights of each part, bool [R, I]; a group offers `most` of its own."""
     rows, inputs = rows_RI.shape
-    if not count:
-        return torch.zeros(rows, inputs, dtype=torch.bool)
-    size_RGN = pad(rows_RI.abs(), group).unflatten(1, (-1, group))
+    if not torch.isfinite(rows_RI).all():
+        raise ValueError(NOT_FINITE)
     weigh_I = torch.ones(inputs) if importance_I is None else importance_I.float()
     weigh_GN = pad(weigh_I, group).unflatten(0, (-1, group))
-    most = min(group - 1, max(LEAST, SHARES * count * parts * group // (rows * inputs)))
-    largest_RGK = size_RGN.topk(most + 1, -1)
-    squares_RGK, at_RGK = largest_RGK.values.square(), largest_RGK.indices[..., :most]
+    size_RGN = pad(rows_RI.float().abs(), group).unflatten(1, (-1, group))
+    size_RGN, at_RGN = size_RGN.sort(dim=-1, descending=True, stable=True)
+    squares_RGK, at_RGK = size_RGN[..., : most + 1].square(), at_RGN[..., :most]
     worth_RGK = _worth(squares_RGK, weigh_GN.sum(-1), most)
     worth_RGN = torch.zeros_like(size_RGN).scatter_(-1, at_RGK, worth_RGK)
     if importance_I is not None:
-        chosen_RGK = _first(worth_RGK.view(parts, -1), count).view(worth_RGK.shape)
-        own_RGN = squares_RGK.gather(-1, chosen_RGK.sum(-1, keepdim=True)) * weigh_GN
-        worth_RGN = torch.maximum(worth_RGN, own_RGN)
+        chosen_RGK = _first(worth_RGK.view(parts, -1), min(count, worth_RGK[: rows // parts].numel()))
+        taken_RG1 = chosen_RGK.view(worth_RGK.shape).sum(-1, keepdim=True)
+        worth_RGN = torch.maximum(worth_RGN, squares_RGK.gather(-1, taken_RG1) * weigh_GN)
     return _first(worth_RGN.flatten(1)[:, :inputs].reshape(parts, -1), count).view(rows, inputs)
 
 
