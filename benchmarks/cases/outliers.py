@@ -35,9 +35,8 @@ PAIRS = (
     "rtn@int3:group=32",
     "awq@int3:group=32",
     "gptq@spqr:base=int3:group=64,outliers=0.004",
-    "gptq@spqr:base=int3,outliers=0.008",
-    "gptq@spqr:base=int3_dual:group=64,outliers=0.004",
-    "rtn@spqr:base=int3_dual:group=64,outliers=0.004",
+    "gptq@spqr:base=int3_dual,outliers=0.002",
+    "rtn@spqr:base=int3_dual,outliers=0.002",
     "gptq@int3_dual",
 )
 FORMATS = (
