@@ -50,12 +50,14 @@ class Coded(Protocol):
         """Bytes that a folder keeps per output."""
         ...
 
-    def grid(self, rows_OI: Tensor) -> Grid:
-        """For these rows, or what becomes of them."""
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> Grid:
+        """For these rows, or what becomes of them. importance_I: what the squared error of a weight counts for, at each
+        input; None: all alike. For formats that do not treat all weights the same."""
         ...
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
-        """What stored rows stand for: float32 [R, I]. Raises ValueError for bytes that nobody stored."""
+        """What the stored rows of a tensor stand for: float32 [O, I]. Raises ValueError for bytes that nobody
+        stored."""
         ...
 
 

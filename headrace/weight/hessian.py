@@ -32,16 +32,17 @@ def compensate(
 
     products_II: sum of x x^T of the rows that the product sees. damp: share of its mean diagonal that is added to it,
     so that it can be inverted. sort: inputs of much activity first; scales are then fitted beforehand, to the weights
-    as they were. Scales of unsorted groups are fitted when their turn comes, to what the weights have become.
+    as they were. Scales of unsorted groups are fitted when their turn comes, to what the weights have become. The
+    format is told what an error of input j counts for when the inputs behind it have made up for it: 1 / U_jj^2.
     """
     inputs = rows_OI.shape[1]
     group = form.group_of(inputs)
-    grid = form.grid(rows_OI)
     diagonal = products_II.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if sort else torch.arange(inputs)
+    factor_II = _factor(products_II, damp, order).to(rows_OI.dtype)
+    grid = form.grid(rows_OI, factor_II.diagonal()[order.argsort()] ** -2)
     if sort:
         grid.fit(0, rows_OI)
-    factor_II = _factor(products_II, damp, order).to(rows_OI.dtype)
     left_OI = rows_OI[:, order].clone()
     for start, stop in _slabs(inputs, inputs if sort else group):
         if not sort and start % group == 0:

@@ -17,9 +17,12 @@ NATIVE = kernels.available()[1:]
 each_level = pytest.mark.parametrize("level", kernels.available())
 
 
-def rounded(level: str, rows_OI: Tensor, group: int) -> DualWeight:
+each_bits = pytest.mark.parametrize("bits", layout.MOST_W8)
+
+
+def rounded(level: str, rows_OI: Tensor, group: int, bits: int = 4) -> DualWeight:
     with kernels.forced(level):
-        return dual_linear.round_and_pack(rows_OI, group=group)
+        return dual_linear.round_and_pack(rows_OI, group=group, bits=bits)
 
 
 def awkward(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -46,53 +49,58 @@ def awkward(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
 
 
 @each_level
-def test_parts_come_back(level: str) -> None:
+@each_bits
+def test_parts_come_back(bits: int, level: str) -> None:
     """What pack took, and what the native rounding wrote, is what the layout reads."""
-    packed = weight(130, 200, 64)
-    assert torch.equal(layout.pack(packed.unpack(), 64), packed.packed)
+    packed = weight(130, 200, 64, bits)
+    assert torch.equal(layout.pack(packed.unpack(), 64, bits), packed.packed)
     for size in SIZES:
-        mine = rounded(level, awkward(*size[:2], torch.float32), size[2])
-        assert torch.equal(layout.pack(mine.unpack(), mine.group), mine.packed)
+        mine = rounded(level, awkward(*size[:2], torch.float32), size[2], bits)
+        assert torch.equal(layout.pack(mine.unpack(), mine.group, bits), mine.packed)
 
 
-def test_bytes_are_those_of_the_reference() -> None:
+@each_bits
+def test_bytes_are_those_of_the_reference(bits: int) -> None:
     for (outputs, inputs, group), dtype in product(SIZES, DTYPES):
         rows_OI = awkward(outputs, inputs, dtype)
-        want = rounded(kernels.REFERENCE, rows_OI, group)
+        want = rounded(kernels.REFERENCE, rows_OI, group, bits)
         for level in NATIVE:
-            got = rounded(level, rows_OI, group)
+            got = rounded(level, rows_OI, group, bits)
             assert torch.equal(got.packed, want.packed), f"{level}: {outputs} x {inputs} g{group} {dtype}"
 
 
 @each_level
-def test_every_range_of_a_group_stays_within_a_signed_byte(level: str) -> None:
+@each_bits
+def test_every_range_of_a_group_stays_within_a_signed_byte(bits: int, level: str) -> None:
     """All pairs of extremes that a group can have, with all values between: the claim of round_and_pack."""
-    ends = torch.arange(0, 120)
+    most = layout.MOST_W8[bits]
+    ends = torch.arange(0, most + 1)
     low_P, high_P = (t.flatten() for t in torch.meshgrid(-ends, ends, indexing="ij"))
-    between_PI = torch.arange(-119, 137).clamp(low_P[:, None], high_P[:, None])
+    between_PI = torch.arange(-most, 256 - most).clamp(low_P[:, None], high_P[:, None])
     first_PI = torch.zeros(
         len(low_P), 256, dtype=torch.int64
     )  # a group of its own, which sets the scale to 1
-    first_PI[:, 0] = 119
+    first_PI[:, 0] = most
     w8_PI = torch.cat([first_PI, between_PI], 1)
-    got = rounded(level, w8_PI.float(), 256)
+    got = rounded(level, w8_PI.float(), 256, bits)
     assert torch.equal(got.unpack().scales_O, torch.ones(len(w8_PI)))
-    assert got.unpack().steps_OG.max() == layout.MAX_STEP
+    assert got.unpack().steps_OG.max() == 1 << (8 - bits)
     assert got.w8().abs().max() <= 127
     assert (got.w8()[:, :256] == first_PI).logical_or(first_PI > 0).all()
 
 
 @each_level
-def test_the_error_is_bounded(level: str) -> None:
-    """Half a unit at the first level; at the second half a step, and what 16 codes of a rounded step leave out."""
+@each_bits
+def test_the_error_is_bounded(bits: int, level: str) -> None:
+    """Half a unit at the first level; at the second half a step, and what the codes of a rounded step leave out."""
     random = torch.Generator().manual_seed(0)
     rows_OI = torch.randn(200, 512, generator=random) * torch.rand(200, 512, generator=random)
-    mine = rounded(level, rows_OI, 64)
+    mine = rounded(level, rows_OI, 64, bits)
     parts = mine.unpack()
     error_OI = (mine.w8() - rows_OI / parts.scales_O[:, None]).abs()
     w8_OGI = (rows_OI / parts.scales_O[:, None]).round().unflatten(1, (-1, 64))
     range_OG = w8_OGI.amax(-1).clamp(min=0) - w8_OGI.amin(-1).clamp(max=0)
-    left_out_OG = (range_OG - 15 * parts.steps_OG).clamp(min=0)
+    left_out_OG = (range_OG - ((1 << bits) - 1) * parts.steps_OG.int()).clamp(min=0)
     bound_OG = 0.5 + parts.steps_OG / 2 + left_out_OG + 1e-3
     assert left_out_OG.max() <= 7.5
     assert (error_OI.unflatten(1, (-1, 64)) <= bound_OG[..., None]).all()
@@ -123,7 +131,9 @@ def test_threads_do_not_change_bytes() -> None:
     try:
         for count in (1, 2, 5):
             kernels.set_threads(count)
-            results.append(dual_linear.round_and_pack(awkward(200, 300, torch.bfloat16), group=64).packed)
+            results.append(
+                dual_linear.round_and_pack(awkward(200, 300, torch.bfloat16), group=64, bits=3).packed
+            )
     finally:
         kernels.set_threads(0)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -135,7 +145,7 @@ def test_nothing_is_written_beside_the_target(level: str) -> None:
     want = rounded(level, rows_OI, 64).packed
     room = torch.full((len(want) + 128,), 0xAB, dtype=torch.uint8)
     with kernels.forced(level):
-        dual_linear.round_and_pack(rows_OI, group=64, into=room[64:-64])
+        dual_linear.round_and_pack(rows_OI, group=64, bits=4, into=room[64:-64])
     assert torch.equal(room[64:-64], want)
     assert (room[:64] == 0xAB).all() and (room[-64:] == 0xAB).all()
 
@@ -144,7 +154,9 @@ def largest(group: int) -> DualWeight:
     """As wide as can be; every weight is -128 times a scale of 1, by a step of 16 and codes 8 below their zero."""
     steps = torch.full((64, -(-layout.MAX_WIDTH // group)), 16, dtype=torch.uint8)
     codes = torch.full((64, layout.MAX_WIDTH), 7, dtype=torch.uint8)
-    return dual_linear.pack(Parts(codes, steps, torch.full_like(steps, 15), torch.ones(64)), group=group)
+    return dual_linear.pack(
+        Parts(codes, steps, torch.full_like(steps, 15), torch.ones(64)), group=group, bits=4
+    )
 
 
 @pytest.mark.parametrize("group", [96, 128, 1 << 17])
@@ -164,11 +176,13 @@ def test_sums_are_exact_and_fit(group: int) -> None:
 
 
 @each_level
-def test_sums_of_anything_are_exact(level: str) -> None:
+@each_bits
+def test_sums_of_anything_are_exact(bits: int, level: str) -> None:
     random = torch.Generator().manual_seed(3)
     for outputs, inputs, group in SIZES:
-        packed = weight(outputs, inputs, group)
-        packed = dual_linear.pack(packed.unpack()._replace(scales_O=torch.ones(outputs)), group=group)
+        packed = weight(outputs, inputs, group, bits)
+        whole = packed.unpack()._replace(scales_O=torch.ones(outputs))
+        packed = dual_linear.pack(whole, group=group, bits=bits)
         x = torch.randint(-127, 128, (11, inputs), generator=random).float()
         x[:, 0] = 127  # so that a row's scale is 1
         want = x.double() @ packed.w8().double().T
@@ -177,9 +191,10 @@ def test_sums_of_anything_are_exact(level: str) -> None:
         assert torch.equal(got.double(), want), f"{outputs} x {inputs} g{group}"
 
 
-def test_native_levels_give_the_bits_of_the_reference() -> None:
+@each_bits
+def test_native_levels_give_the_bits_of_the_reference(bits: int) -> None:
     """Nothing but the order could differ, and integers have none."""
-    packed = weight(130, 333, 64)
+    packed = weight(130, 333, 64, bits)
     for rows in (1, 3, 17, 64, 513):
         x = torch.randn(rows, 333, generator=torch.Generator().manual_seed(rows))
         with kernels.forced(kernels.REFERENCE):
@@ -203,7 +218,7 @@ def test_close_to_dequantise_then_multiply(level: str) -> None:
 
 @each_level
 def test_outputs_are_rows_of_the_matrix(level: str) -> None:
-    for packed in (weight(100, 70, 32), weight(100, 33, 1024)):
+    for packed in (weight(100, 70, 32), weight(100, 33, 1024), weight(100, 70, 32, bits=3)):
         for ids in (torch.tensor([99, 0, 64, 64, 7]), torch.tensor([], dtype=torch.int64)):
             with kernels.forced(level):
                 assert torch.equal(dual_linear.outputs(packed, ids), packed.dequantise()[ids])
@@ -218,9 +233,11 @@ def test_the_result_may_lie_where_the_addend_was() -> None:
 
 
 def test_bytes_are_what_the_layout_says() -> None:
-    """4 bits, one byte per group, four per output: 4.0625 bits per weight and a little."""
-    assert layout.packed_bytes(640, 1024, 128) * 8 == 640 * 1024 * 4.0625 + 640 * 32
-    assert layout.packed_bytes(640, 1024, 32) * 8 == 640 * 1024 * 4.25 + 640 * 32
+    """4 bits, one byte per group, four per output: 4.0625 bits per weight and a little; 3 bits with groups of 32 are
+    3.25."""
+    assert layout.packed_bytes(640, 1024, 128, 4) * 8 == 640 * 1024 * 4.0625 + 640 * 32
+    assert layout.packed_bytes(640, 1024, 32, 4) * 8 == 640 * 1024 * 4.25 + 640 * 32
+    assert layout.packed_bytes(640, 1024, 32, 3) * 8 == 640 * 1024 * 3.25 + 640 * 32
 
 
 GOOD = {"codes": 8, "step": 16, "zero": 8}
@@ -240,9 +257,9 @@ def test_bad_parts(change: dict[str, int]) -> None:
         parts = [torch.full((3, n), v, dtype=torch.uint8) for n, v in ((64, codes), (2, step), (2, zero))]
         return Parts(parts[0], parts[1], parts[2], torch.ones(3))
 
-    dual_linear.pack(filled(**GOOD), group=32)
+    dual_linear.pack(filled(**GOOD), group=32, bits=4)
     with pytest.raises(ValueError, match="must be 0 to 15, steps 1 to 16, .* -128 to 127"):
-        dual_linear.pack(filled(**{**GOOD, **change}), group=32)
+        dual_linear.pack(filled(**{**GOOD, **change}), group=32, bits=4)
 
 
 BAD = {
@@ -251,9 +268,9 @@ BAD = {
     "short bias": ({"bias_O": torch.zeros(63)}, "bias must be contiguous, with 64 values"),
     "another addend": ({"add_TO": torch.zeros(3, 64)}, "add must be contiguous, with 128 values"),
     "another result": ({"out_TO": torch.zeros(1, 64)}, r"out must be float32 \[2, 64\]"),
-    "bytes of another shape": ({"weight": DualWeight(torch.zeros(9).byte(), 64, 64, 32)}, "packed has 9"),
+    "bytes of another shape": ({"weight": DualWeight(torch.zeros(9).byte(), 64, 64, 32, 4)}, "packed has 9"),
     "sums that may not fit": (
-        {"weight": DualWeight(torch.zeros(9).byte(), 64, (1 << 17) + 1, 32)},
+        {"weight": DualWeight(torch.zeros(9).byte(), 64, (1 << 17) + 1, 32, 4)},
         "131073 inputs: sums of more than 131072 may exceed 32 bits",
     ),
 }

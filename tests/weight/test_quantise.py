@@ -109,7 +109,16 @@ def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- what is stored is what runs ----
 
 
-@pytest.mark.parametrize("weights", [INT4, "int3:group=32,asymmetric=true,head=int4", "int4_dual:head=plain"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        INT4,
+        "int3:group=32,asymmetric=true,head=int4",
+        "int4_dual:head=plain",
+        "tmac:bits=2,group=32",
+        "tmac:bits=1",
+    ],
+)
 def test_rounded_to_nearest_it_runs_as_the_model_rounded_while_loading(
     weights: str, model: Path, tmp_path: Path
 ) -> None:
@@ -122,11 +131,21 @@ def test_rounded_to_nearest_it_runs_as_the_model_rounded_while_loading(
     )
 
 
-@pytest.mark.parametrize("recipe", ["awq", "gptq", "qoq"])
-def test_stored_codes_are_what_runs(recipe: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "weights"),
+    [
+        ("awq", INT4),
+        ("gptq", INT4),
+        ("qoq", INT4),
+        ("gptq", "tmac:bits=2,group=32"),
+        ("awq", "tmac:bits=3"),
+        ("gptq", "spqr:base=int3:group=32,outliers=0.05"),
+    ],
+)
+def test_stored_codes_are_what_runs(recipe: str, weights: str, model: Path, tmp_path: Path) -> None:
     out = tmp_path / recipe
-    run(model, out, recipe)
-    loaded, form = load(out, torch.float32), make(INT4)
+    run(model, out, recipe, weights)
+    loaded, form = load(out, torch.float32), make(weights)
     assert isinstance(form, Coded)
     for layer, block in enumerate(loaded.decoder.blocks):
         stored = load_file(out / f"model-0000{layer + 2}-of-00004.safetensors")

@@ -1,4 +1,4 @@
-"""dual_linear: rows times 4-bit weights whose groups have whole-numbered steps, with 8-bit activations.
+"""dual_linear: rows times 3- or 4-bit weights whose groups have whole-numbered steps, with 8-bit activations.
 
     x_TI = before(x)                                       # a norm, a gate, or nothing
     for each row t:
@@ -51,46 +51,47 @@ def dual_linear(
         return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
-    native(x, w.packed, w.outputs, w.width, w.group, FEW, out, bias_O, add_TO, *native_before(before))
+    native(x, w.packed, w.outputs, w.width, w.group, w.bits, FEW, out, bias_O, add_TO, *native_before(before))
     return out
 
 
-def pack(parts: Parts, *, group: int) -> DualWeight:
+def pack(parts: Parts, *, group: int, bits: int) -> DualWeight:
     """Codes, steps, zero points and scales that somebody chose, as a weight. Raises ValueError for others."""
     count, width = parts.codes_OI.shape
-    return DualWeight(layout.pack(parts, group), count, width, min(group, width))
+    return DualWeight(layout.pack(parts, group, bits), count, width, min(group, width), bits)
 
 
-def round_and_pack(rows_OI: Tensor, *, group: int, into: Tensor | None = None) -> DualWeight:
+def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | None = None) -> DualWeight:
     """Weights (float32, bfloat16 or float16, contiguous) rounded to nearest; the bytes are `into` if given.
 
     In float32, one rounding per operation, halves to the even neighbour. For each output:
 
-        scale   = greatest |weight| / 119, or 0 where that is below 2^-126
+        scale   = greatest |weight| / most, or 0 where that is below 2^-126
         w8      = round(weight * (1 / scale)), or 0 where the scale is
 
     and for each of its groups of inputs:
 
         low, high = min(0, least w8), max(0, greatest w8)
-        step    = max(1, round((high - low) / 15));   factor = 1 / step
-        zero    = min(round(-low * factor), 15)
-        code    = clamp(round(w8 * factor) + zero, 0, 15)
+        step    = max(1, round((high - low) / top));   factor = 1 / step
+        zero    = min(round(-low * factor), top)
+        code    = clamp(round(w8 * factor) + zero, 0, top)
 
-    119 is what leaves the result within a signed byte: step is at most round(238 / 15) = 16, so rounding w8 to a
-    multiple of it gives at most 119 + 16 / 2 = 127, and clamping only brings it nearer to 0.
+    With 4 bits top is 15 and most is 119, with 3 bits 7 and 111. That leaves the result within a signed byte: step is
+    at most round(238 / 15) = 16, or round(222 / 7) = 32, so rounding w8 to a multiple of it gives at most
+    119 + 16 / 2 = 127, or 111 + 32 / 2 = 127, and clamping only brings it nearer to 0.
 
     All levels and the reference give the same bytes. Raises ValueError for weights that are infinite or not a number.
     """
     count, width = rows_OI.shape
     group = min(group, width)
     if into is None:
-        into = torch.empty(layout.packed_bytes(count, width, group), dtype=torch.uint8)
+        into = torch.empty(layout.packed_bytes(count, width, group, bits), dtype=torch.uint8)
     native = kernels.native("dual_linear_round_and_pack")
     if native is None:
-        into.copy_(layout.pack(reference.round_to_nearest(rows_OI, group), group))
+        into.copy_(layout.pack(reference.round_to_nearest(rows_OI, group, bits), group, bits))
     else:
-        native(rows_OI, group, into)
-    return DualWeight(into, count, width, group)
+        native(rows_OI, group, bits, into)
+    return DualWeight(into, count, width, group, bits)
 
 
 def outputs(weight: DualWeight, ids_T: Tensor) -> Tensor:
@@ -99,5 +100,5 @@ def outputs(weight: DualWeight, ids_T: Tensor) -> Tensor:
     if native is None:
         return reference.outputs(weight, ids_T)
     out_TI = torch.empty(len(ids_T), weight.width)
-    native(weight.packed, weight.outputs, weight.width, weight.group, ids_T, out_TI)
+    native(weight.packed, weight.outputs, weight.width, weight.group, weight.bits, ids_T, out_TI)
     return out_TI

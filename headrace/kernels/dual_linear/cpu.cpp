@@ -3,7 +3,8 @@
 // All sums are integers, so neither the order nor the cut of anything matters; three float operations per
 // output follow.
 //
-// Bounds, per 64 outputs x 32 inputs: 1024 bytes read; 32 r dot instructions of 64 products for r rows.
+// Bounds, per 64 outputs x 32 inputs: 256 bytes per bit read; 32 r dot instructions of 64 products for r
+// rows.
 #include "dual_linear/pack.h"
 #include "dual_linear/record.h"
 #include "int_linear/dots.h"
@@ -12,20 +13,23 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
+template <int kBits>
 void multiply_block(const DualLinear& a, int64_t block) {
     if (a.rows.rows <= a.few)
-        dot_rows<DualRecord, 4, false>(a, block);
+        dot_rows<DualRecord, kBits, false>(a, block);
     else
-        dot_rows<DualRecord, 4, true>(a, block);
+        dot_rows<DualRecord, kBits, true>(a, block);
 }
 
 void multiply(const DualLinear& a) {
     in_pieces(a.shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) multiply_block(a, block);
+        for (int64_t block = begin; block < end; ++block)
+            a.shape.bits == 4 ? multiply_block<4>(a, block) : multiply_block<3>(a, block);
     });
 }
 
 // One output's weights in float32: a row of an embedding.
+template <int kBits>
 void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, float* out) {
     const uint8_t* block = packed + output / kBlock * shape.block_bytes();
     const int64_t place = output % kBlock, tile = place / kTile, lane = place % kTile;
@@ -37,7 +41,7 @@ void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, 
         const int step = record.steps[place] + 1, zero = record.zeros[place];
         for (int64_t c = 0; c < record.count; ++c) {
             Bytes quad[kQuads];
-            unpack<4>(record.chunks + (c * kTiles + tile) * 4 * 64, quad);
+            unpack<kBits>(record.chunks + (c * kTiles + tile) * 64 * kBits, quad);
             for (int64_t k = 0; k < kQuads; ++k) {
                 uint8_t codes[64];
                 store_bytes(codes, quad[k]);
@@ -51,8 +55,9 @@ void read_output(const DualShape& shape, const uint8_t* packed, int64_t output, 
 
 void read_outputs(const DualShape& shape, const uint8_t* packed, const int64_t* outputs, int64_t count,
                   float* out) {
+    const auto read = shape.bits == 4 ? read_output<4> : read_output<3>;
     for_each_row(count, 4 * shape.width,
-                 [&](int64_t row) { read_output(shape, packed, outputs[row], out + row * shape.width); });
+                 [&](int64_t row) { read(shape, packed, outputs[row], out + row * shape.width); });
 }
 
 }  // namespace

@@ -21,8 +21,8 @@ struct DualRecord {
     DualRecord(const DualShape& shape, const uint8_t* at, int64_t group)
         : chunks(at + shape.head_bytes()), count(shape.group_chunks(group)) {
         const Bytes both = load_bytes(at);
-        store_bytes(steps, field(both, 0, 15));
-        store_bytes(zeros, field(both, 4, 15));
+        store_bytes(steps, field(both, 0, 255 >> shape.bits));
+        store_bytes(zeros, field(both, 8 - shape.bits, shape.top()));
     }
 
     const uint8_t* end(const DualShape& shape) const { return chunks + count * shape.chunk_bytes(); }

@@ -8,33 +8,12 @@
 #pragma once
 
 #include "headrace/parallel.h"
-#include "headrace/transpose.h"
 #include "int_linear/codes.h"
 #include "int_linear/rounding.h"
+#include "int_linear/write_tile.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
-
-// Codes of 16 outputs x 32 inputs, rows `stride` bytes apart, as the planes of one tile.
-void write_tile(int bits, const uint8_t* codes, int64_t stride, uint8_t* tile) {
-    uint32_t quads[kQuads][kTile];
-    transpose(codes, stride, quads);
-    if (bits == 8) {
-        memcpy(tile, quads, sizeof quads);
-        return;
-    }
-    for (int width = 4, low = 0; width > 0; low += bits & width, width /= 2) {
-        if (!(bits & width)) continue;
-        const uint32_t mask = ((1u << width) - 1) * 0x01010101;
-        for (int i = 0; i < width; ++i, tile += 64) {
-            uint32_t plane[kTile] = {};
-            for (int quad = i, to = 0; quad < kQuads; quad += width, to += width)
-                for (int64_t lane = 0; lane < kTile; ++lane)
-                    plane[lane] |= (quads[quad][lane] >> low & mask) << to;
-            memcpy(tile, plane, sizeof plane);
-        }
-    }
-}
 
 // The outputs of one tile in their block.
 struct TilePlace {

@@ -72,17 +72,20 @@ def tabulate(x_TI: Tensor, group: int, before: Before = None) -> Tables:
     return Tables(entries.short() - 64, scales, sums)
 
 
-def pack(codes_OI: Tensor, scales_OG: Tensor, *, group: int, bits: int) -> LutWeight:
-    """Codes (uint8) with their scales (float16) as a weight."""
+def pack(
+    codes_OI: Tensor, scales_OG: Tensor, *, group: int, bits: int, into: Tensor | None = None
+) -> LutWeight:
+    """Codes (uint8) with their scales (float16) as a weight; its bytes are `into` if given."""
     count, width = codes_OI.shape
     group = min(group, width)
+    if into is None:
+        into = torch.empty(layout.packed_bytes(count, width, group, bits), dtype=torch.uint8)
     native = kernels.native("lut_linear_pack")
     if native is None:
-        packed = layout.pack(codes_OI, scales_OG, group, bits)
+        into.copy_(layout.pack(codes_OI, scales_OG, group, bits))
     else:
-        packed = torch.empty(layout.packed_bytes(count, width, group, bits), dtype=torch.uint8)
-        native(codes_OI, scales_OG, group, bits, packed)
-    return LutWeight(packed, count, width, group, bits)
+        native(codes_OI, scales_OG, group, bits, into)
+    return LutWeight(into, count, width, group, bits)
 
 
 def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | None = None) -> LutWeight:

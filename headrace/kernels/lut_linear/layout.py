@@ -37,7 +37,7 @@ class Tables(NamedTuple):
 class LutWeight:
     """A weight matrix [O, I] as `bits` bit planes: value = scale * (code - zero), one scale per output and group.
 
-    The zero point is 2 ** (bits - 1), so that a weight can be 0; with one bit it is 1/2, so that none is.
+    The zero is 2 ** (bits - 1), so that a weight can be 0; with one bit it is 1/2, so that none is.
     """
 
     packed: Tensor
@@ -54,7 +54,7 @@ class LutWeight:
 
     @property
     def zero(self) -> float:
-        return 0.5 if self.bits == 1 else float(1 << (self.bits - 1))
+        return zero_of(self.bits)
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """codes uint8 [O, I], scales float16 [O, G]."""
@@ -76,6 +76,11 @@ class LutWeight:
         codes_OI, scales_OG = self.unpack()
         scale_OI = scales_OG.float().repeat_interleave(self.group, -1)[:, : self.width]
         return (codes_OI.float() - self.zero) * scale_OI
+
+
+def zero_of(bits: int) -> float:
+    """The code, or what lies between two, that stands for 0."""
+    return 0.5 if bits == 1 else float(1 << (bits - 1))
 
 
 def block_bytes(width: int, group: int, bits: int) -> int:

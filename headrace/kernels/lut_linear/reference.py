@@ -7,7 +7,8 @@ from torch import Tensor
 
 from headrace.kernels.int_linear.layout import CHUNK, pad
 from headrace.kernels.int_linear.reference import NOT_FINITE, TOO_LARGE
-from headrace.kernels.int_linear.reference import round_to_nearest as round_to_codes
+from headrace.kernels.int_linear.reference import encode as encode_codes
+from headrace.kernels.int_linear.reference import fit as fit_codes
 from headrace.kernels.lut_linear.layout import LutWeight, Tables
 
 MOST_ENTRY = 63.0
@@ -22,23 +23,37 @@ def round_to_nearest(rows_OI: Tensor, group: int, bits: int) -> tuple[Tensor, Te
     """Floats [O, I] -> codes uint8 [O, I], scales float16 [O, G]."""
     width = rows_OI.shape[1]
     group = min(group, width)
+    rows_OI = rows_OI.float()
+    scales_OG = fit(rows_OI, group, bits)
+    scale_OI = scales_OG.repeat_interleave(group, -1)[:, :width]
+    return encode(rows_OI, scale_OI, bits), scales_OG
+
+
+def fit(rows_OI: Tensor, group: int, bits: int) -> Tensor:
+    """Scales of float32 weights, float16 [O, G]; the last group may be shorter."""
     if not torch.isfinite(rows_OI).all():
         raise ValueError(NOT_FINITE)
-    parts_OGI = pad(rows_OI.float(), group).unflatten(1, (-1, group))
+    parts_OGI = pad(rows_OI, group).unflatten(1, (-1, group))
     if bits == 1:
-        codes_OGI, scales_OG = _binary(parts_OGI, width)
+        scales_OG = _binary(parts_OGI, rows_OI.shape[1])
     else:
-        codes_OI, scales_OG, _ = round_to_codes(rows_OI, group, bits, asymmetric=False)
-        codes_OGI = pad(codes_OI, group).unflatten(1, (-1, group))
+        scales_OG = fit_codes(parts_OGI, bits, asymmetric=False)[0].squeeze(-1)
         if bits == 2:
-            codes_OGI, scales_OG = _ternary(parts_OGI, codes_OGI, scales_OG)
+            scales_OG = _ternary(parts_OGI, scales_OG)
     if not torch.isfinite(scales_OG).all():
         raise ValueError(TOO_LARGE)
-    return codes_OGI.flatten(1)[:, :width].contiguous(), scales_OG
+    return scales_OG
 
 
-def _binary(parts_OGI: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Signs, and twice the mean magnitude."""
+def encode(weights: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """float32 weights -> the nearest codes, uint8, for scales of the same shape."""
+    if bits == 1:
+        return (weights >= 0).to(torch.uint8)
+    return encode_codes(weights, scales, torch.full((), 1 << (bits - 1)), bits)
+
+
+def _binary(parts_OGI: Tensor, width: int) -> Tensor:
+    """Twice the mean magnitude."""
     groups, group = parts_OGI.shape[1:]
     lanes_OGNL = pad(parts_OGI.abs(), LANES).unflatten(-1, (-1, LANES))
     total_OGL = torch.zeros_like(lanes_OGNL[:, :, 0])
@@ -49,19 +64,16 @@ def _binary(parts_OGI: Tensor, width: int) -> tuple[Tensor, Tensor]:
         total_OGL = total_OGL[..., :half] + total_OGL[..., half:]
     count_G = torch.full((groups,), float(group))
     count_G[-1] = width - (groups - 1) * group
-    return (parts_OGI >= 0).to(torch.uint8), (2 * (total_OGL.squeeze(-1) / count_G)).half()
+    return (2 * (total_OGL.squeeze(-1) / count_G)).half()
 
 
-def _ternary(parts_OGI: Tensor, codes_OGI: Tensor, scales_OG: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales again, where a group is nothing but a number, its negative and 0."""
+def _ternary(parts_OGI: Tensor, scales_OG: Tensor) -> Tensor:
+    """Scales again, where a group is nothing but a number, its negative and 0."""
     size_OGI = parts_OGI.abs()
-    most_OG1 = size_OGI.amax(-1, keepdim=True)
-    error_OG1 = torch.minimum(size_OGI, most_OG1 - size_OGI).amax(-1, keepdim=True)
-    found_OG1 = (error_OG1 <= most_OG1 * NEARLY) & (scales_OG[..., None] != 0)
-    factor_OG1 = torch.where(found_OG1, 1 / most_OG1.half().float(), 0)
-    ternary_OGI = ((parts_OGI * factor_OG1).round() + 2).clamp(0, 3).to(torch.uint8)
-    scales_OG = torch.where(found_OG1, most_OG1.half(), scales_OG[..., None]).squeeze(-1)
-    return torch.where(found_OG1, ternary_OGI, codes_OGI), scales_OG
+    most_OG = size_OGI.amax(-1)
+    error_OG = torch.minimum(size_OGI, most_OG[..., None] - size_OGI).amax(-1)
+    found_OG = (error_OG <= most_OG * NEARLY) & (scales_OG != 0)
+    return torch.where(found_OG, most_OG.half(), scales_OG)
 
 
 def tabulate(x_TI: Tensor, group: int) -> Tables:

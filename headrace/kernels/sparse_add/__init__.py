@@ -47,11 +47,20 @@ def sparse_add(x: Tensor, weight: SparseWeight, out_TO: Tensor, *, before: Befor
     return out_TO
 
 
+def gather(places_E: Tensor, weights_E: Tensor, outputs: int, width: int) -> SparseWeight:
+    """Weights (float32 and float16 are rounded to bfloat16) at their places, as one matrix.
+
+    places_E: int64, output * width + input, in any order, each of them once.
+    """
+    if width > reference.MOST_WIDTH:
+        raise ValueError(f"{width} inputs: an entry has room for {reference.MOST_WIDTH}")
+    return SparseWeight(*reference.gather(places_E, weights_E.bfloat16(), outputs, width), width)
+
+
 def pack(weight_OI: Tensor, chosen_OI: Tensor) -> SparseWeight:
-    """The chosen places (bool [O, I]) of a matrix; float32 and float16 are rounded to bfloat16."""
-    if weight_OI.shape[1] > reference.MOST_WIDTH:
-        raise ValueError(f"{weight_OI.shape[1]} inputs: an entry has room for {reference.MOST_WIDTH}")
-    return SparseWeight(*reference.pack(weight_OI.bfloat16(), chosen_OI), weight_OI.shape[1])
+    """The chosen places (bool [O, I]) of a matrix."""
+    places_E = chosen_OI.flatten().nonzero().squeeze(1)
+    return gather(places_E, weight_OI.flatten()[places_E], *weight_OI.shape)
 
 
 def put_outputs(weight: SparseWeight, ids_T: Tensor, out_TI: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ MOST_WIDTH = 1 << 16
 _DAMAGED = "the sparse part of a weight is damaged in memory: load the model again"
 
 
-def pack(weight_OI: Tensor, chosen_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts, int32 [O + 1], and entries, int32 [E], of the chosen places (bool) of a bfloat16 matrix."""
-    starts = torch.zeros(len(weight_OI) + 1, dtype=torch.int32)
-    starts[1:] = chosen_OI.sum(1).cumsum(0)
-    bits = weight_OI[chosen_OI].view(torch.int16).int() << 16
-    return starts, bits | chosen_OI.nonzero()[:, 1].int()
+def gather(places_E: Tensor, weights_E: Tensor, outputs: int, width: int) -> tuple[Tensor, Tensor]:
+    """Starts, int32 [O + 1], and entries, int32 [E], of bfloat16 weights at output * width + input."""
+    places_E, order_E = places_E.sort()
+    starts = torch.searchsorted(places_E, torch.arange(outputs + 1) * width).int()
+    return starts, weights_E[order_E].view(torch.int16).int() << 16 | (places_E % width).int()
 
 
 def unpack(starts: Tensor, entries: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,6 +40,7 @@ class Format(Protocol):
         ...
 
 
+_DUAL = "headrace.weight.formats.int_dual"
 _INT = "headrace.weight.formats.int_grouped"
 SLOT = Slot(
     name="weights",
@@ -53,8 +54,9 @@ SLOT = Slot(
         "int6": f"{_INT}:Int6",
         "int5": f"{_INT}:Int5",
         "int4": f"{_INT}:Int4",
-        "int4_dual": "headrace.weight.formats.int4_dual:Int4Dual",
+        "int4_dual": f"{_DUAL}:Int4Dual",
         "int3": f"{_INT}:Int3",
+        "int3_dual": f"{_DUAL}:Int3Dual",
         "int2": f"{_INT}:Int2",
         "spqr": "headrace.weight.formats.spqr:Spqr",
         "tmac": "headrace.weight.formats.tmac:Tmac",

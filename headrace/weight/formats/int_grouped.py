@@ -12,6 +12,7 @@ Deviates  The symmetric scale is the signed extreme over -2^(bits-1), as in llam
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 from headrace.kernels import int_linear
 from headrace.kernels.int_linear.crossing import few_rows
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
-from headrace.kernels.int_linear.reference import NOT_FINITE, encode, fit
+from headrace.kernels.int_linear.reference import encode, fit
 from headrace.slots import Card
 from headrace.weight.blocks import Blocks, part_of
-from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
+from headrace.weight.grouped import GroupedGrid, Rule, Stored
 from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import Take, huge
 
@@ -71,33 +72,28 @@ class IntGrouped:
         return min(self.group or inputs, inputs)
 
     def row_bytes(self, inputs: int) -> int:
-        """Codes, then float16 scales, then zero points."""
-        groups = -(-inputs // self.group_of(inputs))
-        return code_bytes(inputs, self.bits) + groups * (3 if self.asymmetric else 2)
+        return self.stored(inputs).row_bytes
 
-    def grid(self, rows_OI: Tensor) -> IntGrid:
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> GroupedGrid:
         outputs, inputs = rows_OI.shape
-        return IntGrid(outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
+        return self.stored(inputs).grid(
+            outputs, Rule(partial(self._fit, self.group_of(inputs)), self._encode)
+        )
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
-        codes_RI, scales_RG, zeros_RG = self.taken_apart(stored_RB, inputs)
-        middle = torch.full_like(scales_RG, 1 << (self.bits - 1))
-        scale_RI, zero_RI = (
-            t.float().repeat_interleave(self.group_of(inputs), -1)[:, :inputs]
-            for t in (scales_RG, middle if zeros_RG is None else zeros_RG)
-        )
-        return (codes_RI.float() - zero_RI) * scale_RI
+        return self.stored(inputs).values(stored_RB)
 
-    def taken_apart(self, stored_RB: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes uint8 [R, I], scales float16 [R, G], zero points uint8 [R, G] or None."""
-        size, groups = code_bytes(inputs, self.bits), -(-inputs // self.group_of(inputs))
-        scales_RG = floats(stored_RB[:, size : size + 2 * groups], torch.float16)
-        if not torch.isfinite(scales_RG).all():
-            raise ValueError(NOT_FINITE)
-        zeros_RG = stored_RB[:, size + 2 * groups :].contiguous() if self.asymmetric else None
-        if zeros_RG is not None and int(zeros_RG.max()) >= 1 << self.bits:
-            raise ValueError(f"some zero points are beyond {self.bits} bits: the checkpoint is damaged")
-        return read_codes(stored_RB[:, :size], inputs, self.bits), scales_RG, zeros_RG
+    def stored(self, inputs: int) -> Stored:
+        """What a folder keeps."""
+        zero = None if self.asymmetric else float(1 << (self.bits - 1))
+        return Stored(inputs, self.group_of(inputs), self.bits, zero)
+
+    def _fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
+        scales, zeros = fit(pad(rows_RC, group).unflatten(1, (-1, group)), self.bits, self.asymmetric)
+        return scales.squeeze(-1), zeros.squeeze(-1)
+
+    def _encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
+        return encode(rows_RC, scale_RC, zero_RC, self.bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,34 +146,6 @@ class Int2(IntGrouped):
     bits: ClassVar[int] = 2
 
 
-class IntGrid:
-    """See headrace/weight/codes.py."""
-
-    def __init__(self, outputs: int, inputs: int, group: int, bits: int, asymmetric: bool) -> None:
-        self._group, self._bits, self._asymmetric = group, bits, asymmetric
-        groups = -(-inputs // group)
-        self._codes_OI = torch.zeros(outputs, inputs, dtype=torch.uint8)
-        self._scales_OG = torch.zeros(outputs, groups, dtype=torch.float16)
-        self._zeros_OG = torch.zeros(outputs, groups)
-
-    def fit(self, first: int, rows_OC: Tensor) -> None:
-        parts_OGI = pad(rows_OC.float(), self._group).unflatten(1, (-1, self._group))
-        scale_OG1, zero_OG1 = fit(parts_OGI, self._bits, self._asymmetric)
-        groups = slice(first // self._group, first // self._group + parts_OGI.shape[1])
-        self._scales_OG[:, groups], self._zeros_OG[:, groups] = scale_OG1.squeeze(-1), zero_OG1.squeeze(-1)
-
-    def round(self, first: int, rows_OC: Tensor) -> Tensor:
-        inputs = torch.arange(first, first + rows_OC.shape[1])
-        scale_OC, zero_OC = (t[:, inputs // self._group] for t in (self._scales_OG, self._zeros_OG))
-        codes_OC = encode(rows_OC.float(), scale_OC, zero_OC, self._bits)
-        self._codes_OI[:, first : first + len(inputs)] = codes_OC
-        return (codes_OC.float() - zero_OC) * scale_OC.float()
-
-    def stored(self) -> Tensor:
-        parts = [write_codes(self._codes_OI, self._bits), self._scales_OG.view(torch.uint8)]
-        return torch.cat([*parts, self._zeros_OG.to(torch.uint8)] if self._asymmetric else parts, 1)
-
-
 class IntPacking:
     """Rounds and packs blocks of 64 rows as soon as they are whole."""
 
@@ -204,7 +172,7 @@ class IntPacking:
 
     def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
         w, into = self._weight, self._into(first, len(stored_RB))
-        codes_RI, scales_RG, zeros_RG = self._form.taken_apart(stored_RB, w.width)
+        codes_RI, scales_RG, zeros_RG = self._form.stored(w.width).read(stored_RB)
         int_linear.pack(codes_RI, scales_RG, zeros_RG, group=w.group, bits=w.bits, into=into)
 
     def _into(self, first: int, rows: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Inputs for the contract suite: dual_linear."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
@@ -34,8 +35,9 @@ run_reference = run  # the suite forces the level
 
 
 def cases() -> Iterator[Case]:
-    for rows, outputs, inputs, group in SHAPES:
-        yield product_case(f"{rows}x{outputs}x{inputs}g{group}", rows, weight(outputs, inputs, group))
+    for (rows, outputs, inputs, group), bits in product(SHAPES, (3, 4)):
+        packed = weight(outputs, inputs, group, bits)
+        yield product_case(f"{rows}x{outputs}x{inputs}g{group}-{bits}bits", rows, packed)
     small = weight(100, 96, 32)
     yield product_case("bias-and-add", 7, small, bias=True, add=True)
     yield product_case("after-a-norm", 7, small, before=Norm(torch.linspace(0.5, 2, 96), 1e-5, 1.0))
@@ -45,13 +47,14 @@ def cases() -> Iterator[Case]:
     yield extreme(product_case("zeros-and-extremes", 5, small))
 
 
-def weight(outputs: int, inputs: int, group: int) -> DualWeight:
+def weight(outputs: int, inputs: int, group: int, bits: int = 4) -> DualWeight:
     """Codes, steps and zero points of every kind; w8 is anything in [-128, 127]."""
     random = torch.Generator().manual_seed(1000 * outputs + inputs)
     groups = -(-inputs // min(group, inputs))
-    steps = torch.randint(1, 17, (outputs, groups), generator=random, dtype=torch.uint8)
-    zeros = torch.randint(0, 16, (outputs, groups), generator=random, dtype=torch.uint8)
-    codes = torch.randint(0, 16, (outputs, inputs), generator=random)
+    steps = torch.randint(1, (1 << (8 - bits)) + 1, (outputs, groups), generator=random, dtype=torch.uint8)
+    zeros = torch.randint(0, 1 << bits, (outputs, groups), generator=random, dtype=torch.uint8)
+    codes = torch.randint(0, 1 << bits, (outputs, inputs), generator=random)
     step_OI, zero_OI = (t.long().repeat_interleave(group, 1)[:, :inputs] for t in (steps, zeros))
     codes = codes.clamp(min=zero_OI - 128 // step_OI, max=zero_OI + 127 // step_OI).to(torch.uint8)
-    return pack(Parts(codes, steps, zeros, torch.rand(outputs, generator=random) + 0.01), group=group)
+    parts = Parts(codes, steps, zeros, torch.rand(outputs, generator=random) + 0.01)
+    return pack(parts, group=group, bits=bits)

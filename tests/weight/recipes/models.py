@@ -85,7 +85,7 @@ class Unrounded:
     def row_bytes(self, inputs: int) -> int:
         return 8 * inputs
 
-    def grid(self, rows_OI: Tensor) -> UnroundedGrid:
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> UnroundedGrid:
         return UnroundedGrid(rows_OI, self.pretend)
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:

@@ -22,6 +22,7 @@ SPECS = (
     "int3:group=0,asymmetric=true",
     "int2:group=64",
     "int4_dual:group=32",
+    "spqr:base=int3:group=32,outliers=0.04",
 )
 each_spec = pytest.mark.parametrize("spec", SPECS)
 
@@ -49,7 +50,10 @@ def obvious(
     """Optimal brain compression, one input after the other, with the inverse of what is left made anew each time."""
     inputs, group = weight_OI.shape[1], form.group_of(weight_OI.shape[1])
     damped_II = products_II + damp * products_II.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
-    left_OI, grid = weight_OI.clone(), form.grid(weight_OI)
+    remaining = [torch.linalg.inv(damped_II[order[p:]][:, order[p:]])[0, 0] for p in range(inputs)]
+    importance_I = torch.empty(inputs, dtype=torch.float64)
+    importance_I[order] = 1 / torch.stack(remaining)
+    left_OI, grid = weight_OI.clone(), form.grid(weight_OI, importance_I)
     if sort:
         grid.fit(0, weight_OI)
     for place, i in enumerate(order):

@@ -74,7 +74,10 @@ def test_a_block_alone_computes_what_the_decoder_does(name: str) -> None:
 
 
 @each_spec
-@pytest.mark.parametrize("weights", ["int4:group=32", "int3:group=32,asymmetric=true", "int4_dual:group=32"])
+@pytest.mark.parametrize(
+    "weights",
+    ["int4:group=32", "int3:group=32,asymmetric=true", "int4_dual:group=32", "tmac:bits=3,group=32", "spqr"],
+)
 def test_codes_are_the_same_each_time_and_come_close(spec: str, weights: str) -> None:
     model, form = models.architecture("qwen3_moe"), make(weights)
     assert isinstance(form, Coded)

@@ -1,11 +1,12 @@
-"""4-bit codes with a whole-numbered step per group of inputs and one scale per output: integers all the way.
+"""Codes of 3 or 4 bits with a whole-numbered step per group of inputs and one scale per output: integers all the way.
 
 Paper   https://arxiv.org/abs/2405.04532 (QServe, QoQ: progressive group quantization), https://arxiv.org/abs/2310.04836
         (DGQ: dual grained quantization)
 Idea    Weights are rounded to 8 bits with one scale per output, then group by group to 4 bits with a step of 1 to 16
-        and a zero point. A product is one integer dot product over the whole width, and floats appear once per output.
-Trades  Memory and bandwidth for rounding error, twice: no calibration. 4 + 8 / group bits per weight, against
-        4 + 16 / group of `int4`. Activations are rounded to 8 bits per token.
+        and a zero point, or to 3 bits with a step of 1 to 32. A product is one integer dot product over the whole
+        width, and floats appear once per output.
+Trades  Memory and bandwidth for rounding error, twice: no calibration. bits + 8 / group + 32 / inputs bits per weight,
+        against bits + 16 / group of `int4` and `int3`. Activations are rounded to 8 bits per token.
 Deviates  Named for what is stored: with 8-bit activations `int4` is W4A8, too. Steps and zero points share a byte,
         where the papers keep a byte each: no step above 16 could arise. Scales are float32. Rotation, smoothing,
         reordering (QoQ) and the two-phase search (DGQ) are recipes for the same bytes.
@@ -27,7 +28,9 @@ from headrace.kernels.dual_linear.layout import (
     block_bytes,
     pack,
     packed_bytes,
+    read_heads,
     to_w8,
+    write_heads,
 )
 from headrace.kernels.dual_linear.reference import encode, fit_groups, fit_rows, to_bytes
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, pad
@@ -40,9 +43,10 @@ from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int4Dual:
-    """4-bit codes, dual-grained."""
+class IntDual:
+    """What the widths share."""
 
+    bits: ClassVar[int]
     card: ClassVar[Card] = Card(
         slot="weights",
         exact="lossy",
@@ -67,7 +71,7 @@ class Int4Dual:
             )
 
     def num_bytes(self, outputs: int, inputs: int, dtype: torch.dtype) -> int:
-        return packed_bytes(outputs, inputs, self.group_of(inputs))
+        return packed_bytes(outputs, inputs, self.group_of(inputs), self.bits)
 
     def start(self, outputs: int, inputs: int, dtype: torch.dtype, take: Take = huge) -> DualPacking:
         if inputs > MAX_WIDTH:
@@ -75,63 +79,81 @@ class Int4Dual:
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
         memory = take(self.num_bytes(outputs, inputs, dtype))
-        return DualPacking(self, DualWeight(memory, outputs, inputs, self.group_of(inputs)))
+        return DualPacking(self, DualWeight(memory, outputs, inputs, self.group_of(inputs), self.bits))
 
     def group_of(self, inputs: int) -> int:
         return min(self.group or inputs, inputs)
 
     def row_bytes(self, inputs: int) -> int:
         """Codes, then a byte per group: step - 1 and zero point; then the output's float32 scale."""
-        return code_bytes(inputs, 4) + -(-inputs // self.group_of(inputs)) + 4
+        return code_bytes(inputs, self.bits) + -(-inputs // self.group_of(inputs)) + 4
 
-    def grid(self, rows_OI: Tensor) -> DualGrid:
-        return DualGrid(rows_OI, self.group_of(rows_OI.shape[1]))
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> DualGrid:
+        return DualGrid(rows_OI, self.group_of(rows_OI.shape[1]), self.bits)
 
     def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
         parts = self.taken_apart(stored_RB, inputs)
         return to_w8(parts, self.group_of(inputs)).float() * parts.scales_O[:, None]
 
     def taken_apart(self, stored_RB: Tensor, inputs: int) -> Parts:
-        size = code_bytes(inputs, 4)
+        size = code_bytes(inputs, self.bits)
         heads_RG = stored_RB[:, size:-4]
         scales_R = floats(stored_RB[:, -4:], torch.float32).squeeze(-1)
         if not torch.isfinite(scales_R).all():
             raise ValueError(NOT_FINITE)
-        codes_RI = read_codes(stored_RB[:, :size], inputs, 4)
-        return Parts(codes_RI, (heads_RG & 15) + 1, heads_RG >> 4, scales_R)
+        codes_RI = read_codes(stored_RB[:, :size], inputs, self.bits)
+        return Parts(codes_RI, *read_heads(heads_RG, self.bits), scales_R)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int4Dual(IntDual):
+    """4-bit codes, dual-grained."""
+
+    bits: ClassVar[int] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int3Dual(IntDual):
+    """3-bit codes, dual-grained; groups may be small, as a step takes 5 bits and a zero point 3."""
+
+    bits: ClassVar[int] = 3
+    group: int = 32
 
 
 class DualGrid:
     """See headrace/weight/codes.py. The outputs' scales are those of the rows as they first were."""
 
-    def __init__(self, rows_OI: Tensor, group: int) -> None:
+    def __init__(self, rows_OI: Tensor, group: int, bits: int) -> None:
         outputs, inputs = rows_OI.shape
-        self._group, self._scale_O1 = group, fit_rows(rows_OI)
+        self._group, self._bits, self._scale_O1 = group, bits, fit_rows(rows_OI, bits)
         self._codes_OI = torch.zeros(outputs, inputs, dtype=torch.uint8)
         self._steps_OG, self._zeros_OG = (torch.ones(outputs, -(-inputs // group)) for _ in range(2))
 
     def fit(self, first: int, rows_OC: Tensor) -> None:
-        w8_OGI = pad(to_bytes(rows_OC.float(), self._scale_O1), self._group).unflatten(1, (-1, self._group))
-        step_OG1, zero_OG1 = fit_groups(w8_OGI)
+        w8_OC = to_bytes(rows_OC.float(), self._scale_O1, self._bits)
+        w8_OGI = pad(w8_OC, self._group).unflatten(1, (-1, self._group))
+        step_OG1, zero_OG1 = fit_groups(w8_OGI, self._bits)
         groups = slice(first // self._group, first // self._group + w8_OGI.shape[1])
         self._steps_OG[:, groups], self._zeros_OG[:, groups] = step_OG1.squeeze(-1), zero_OG1.squeeze(-1)
 
     def round(self, first: int, rows_OC: Tensor) -> Tensor:
         inputs = torch.arange(first, first + rows_OC.shape[1])
         step_OC, zero_OC = (t[:, inputs // self._group] for t in (self._steps_OG, self._zeros_OG))
-        codes_OC = encode(to_bytes(rows_OC.float(), self._scale_O1), step_OC, zero_OC)
+        codes_OC = encode(to_bytes(rows_OC.float(), self._scale_O1, self._bits), step_OC, zero_OC, self._bits)
         self._codes_OI[:, first : first + len(inputs)] = codes_OC
         return (codes_OC.float() - zero_OC) * step_OC * self._scale_O1
 
     def stored(self) -> Tensor:
-        heads_OG = (self._steps_OG - 1 + 16 * self._zeros_OG).to(torch.uint8)
-        return torch.cat((write_codes(self._codes_OI, 4), heads_OG, self._scale_O1.view(torch.uint8)), 1)
+        heads_OG = write_heads(self._steps_OG.to(torch.uint8), self._zeros_OG.to(torch.uint8), self._bits)
+        return torch.cat(
+            (write_codes(self._codes_OI, self._bits), heads_OG, self._scale_O1.view(torch.uint8)), 1
+        )
 
 
 class DualPacking:
     """Rounds and packs blocks of 64 rows as soon as they are whole."""
 
-    def __init__(self, form: Int4Dual, weight: DualWeight) -> None:
+    def __init__(self, form: IntDual, weight: DualWeight) -> None:
         self._form, self._weight = form, weight
         self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
         self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
@@ -148,12 +170,15 @@ class DualPacking:
         return PackedMatrix(self._weight, dual_linear.dual_linear, dual_linear.outputs)
 
     def _pack(self, first: int, rows_RI: Tensor) -> None:
-        dual_linear.round_and_pack(rows_RI, group=self._weight.group, into=self._into(first, len(rows_RI)))
+        w, into = self._weight, self._into(first, len(rows_RI))
+        dual_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
 
     def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
         w = self._weight
-        self._into(first, len(stored_RB)).copy_(pack(self._form.taken_apart(stored_RB, w.width), w.group))
+        self._into(first, len(stored_RB)).copy_(
+            pack(self._form.taken_apart(stored_RB, w.width), w.group, w.bits)
+        )
 
     def _into(self, first: int, rows: int) -> Tensor:
         w = self._weight
-        return part_of(w.packed, first, rows, height=BLOCK, size=block_bytes(w.width, w.group))
+        return part_of(w.packed, first, rows, height=BLOCK, size=block_bytes(w.width, w.group, w.bits))
