@@ -6,8 +6,6 @@
 //
 // Bounds, per part: the weights read once, a float per weight written and read twice, in the second-level
 // cache.
-#include <algorithm>
-
 #include "headrace/parallel.h"
 #include "outliers/kernel.h"
 
@@ -35,7 +33,7 @@ inline float square_of(uint32_t key) {
 // The `wanted` largest of some weights, in falling order; zeros where there are not so many.
 // False if some are not finite.
 bool find_largest(const bf16* weights, int64_t count, int64_t wanted, uint32_t* keys) {
-    std::fill(keys, keys + wanted, 0);
+    memset(keys, 0, static_cast<size_t>(wanted) * sizeof *keys);
     for (int64_t i = 0; i < count; ++i) {
         const uint32_t key = key_of(weights[i], i);
         if (key <= keys[wanted - 1]) continue;
@@ -67,45 +65,76 @@ void put_worth(const Ends& ends, const uint32_t* keys, int64_t count, float* wor
         float slope = 0;
         for (int from = 0; from < set; ++from) {
             float best = 0;
-            for (int to = set; to < ends.count; ++to)
-                best = std::max(best,
-                                (saved[to] - saved[from]) / static_cast<float>(ends.at[to] - ends.at[from]));
-            slope = from == 0 ? best : std::min(slope, best);
+            for (int to = set; to < ends.count; ++to) {
+                const float rise = saved[to] - saved[from];
+                const float each = rise / static_cast<float>(ends.at[to] - ends.at[from]);
+                best = each > best ? each : best;
+            }
+            slope = from == 0 || best < slope ? best : slope;
         }
         for (int64_t k = ends.at[set - 1]; k < ends.at[set]; ++k)
             if (keys[k] != 0) worth[place_of(keys[k])] = slope * (1 - static_cast<float>(k) * 0x1p-20f);
     }
 }
 
-// Marks the `count` largest; of equals the first ones. `room` has as many numbers as are above zero.
-void mark(const float* worth, int64_t size, int64_t count, float* room, uint8_t* marks) {
-    float* end = room;
-    for (int64_t i = 0; i < size; ++i)
-        if (worth[i] > 0) *end++ = worth[i];
-    float least = 0;
-    if (end - room >= count) {
-        std::nth_element(room, room + count - 1, end, [](float x, float y) { return x > y; });
-        least = room[count - 1];
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// The `rank`-th largest of positive numbers, found eleven bits at a time.
+float find_ranked(const float* x, int64_t count, int64_t rank) {
+    uint32_t found = 0;
+    int known = 32;  // bits from here on are found
+    constexpr int kShifts[] = {21, 10, 0};
+    for (const int shift : kShifts) {
+        int64_t counts[1 << 11] = {};
+        for (int64_t i = 0; i < count; ++i) {
+            const uint32_t bits = bits_of(x[i]);
+            if (uint64_t{bits ^ found} >> known == 0) ++counts[bits >> shift & ((1u << (known - shift)) - 1)];
+        }
+        uint32_t digit = (1u << (known - shift)) - 1;
+        for (; counts[digit] < rank; --digit) rank -= counts[digit];
+        found |= digit << shift;
+        known = shift;
     }
-    int64_t left = count;
-    for (int64_t i = 0; i < size; ++i) left -= worth[i] > least;
+    float least;
+    memcpy(&least, &found, sizeof least);
+    return least;
+}
+
+// Marks the `count` largest; of equals the first ones. `room` has as many numbers as may be above zero, and
+// one.
+void mark(const float* worth, int64_t size, int64_t count, float* room, uint8_t* marks) {
+    int64_t positive = 0;
     for (int64_t i = 0; i < size; ++i) {
-        const bool same = worth[i] == least && left > 0;
-        left -= same;
-        marks[i] = worth[i] > least || same;
+        room[positive] = worth[i];
+        positive += worth[i] > 0;
+    }
+    const float least = positive < count ? 0 : find_ranked(room, positive, count);
+    int64_t left = count;
+    for (int64_t i = 0; i < size; ++i) {
+        marks[i] = worth[i] > least;
+        left -= marks[i];
+    }
+    for (int64_t i = 0; left > 0; ++i) {
+        if (worth[i] != least) continue;
+        marks[i] = 1;
+        --left;
     }
 }
 
 bool choose_part(const Outliers& a, const Ends& ends, int64_t part) {
     const int64_t size = a.part_size();
     const bf16* const rows = a.rows + part * size;
-    float* const worth = static_cast<float*>(scratch(Scratch::piece, (size + a.offered()) * 4));
-    std::fill(worth, worth + size, 0.0f);
+    float* const worth = static_cast<float*>(scratch(Scratch::piece, (size + a.offered() + 1) * 4));
+    memset(worth, 0, static_cast<size_t>(size) * sizeof *worth);
     uint32_t keys[Outliers::kMost + 1];
     bool finite = true;
     for (int64_t first = 0; first < size; first += a.width) {
         for (int64_t i = 0; i < a.width; i += a.group) {
-            const int64_t count = std::min(a.group, a.width - i);
+            const int64_t count = a.width - i < a.group ? a.width - i : a.group;
             finite &= find_largest(rows + first + i, count, a.most + 1, keys);
             put_worth(ends, keys, count, worth + first + i);
         }
