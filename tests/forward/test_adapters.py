@@ -22,6 +22,7 @@ from headrace.types import Request, SamplingParams, Status
 from tests.sample import test_drafts as drafts
 from tests.weight import lora_folders, s2ft_folders
 from tests.whole import models
+from tests.whole.drafting import plan_by
 from tests.whole.drive import Ask, Fork, Outputs, collect, nothing_left, scripted
 
 GREEDY = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
@@ -206,7 +207,7 @@ def test_drafts_change_nothing(guess: str, folders: dict[str, str]) -> None:
 
     truth = run(engine("mixed", folders))
     drafted = engine("mixed", folders)
-    drafted.policy = drafts.Guessing(drafted.policy, drafted, truth, drafts.GUESSES[guess])
+    plan_by(drafted, drafts.Guessing(drafted.policy, drafted, truth, drafts.GUESSES[guess]))
     assert drafts.tokens(run(drafted)) == drafts.tokens(truth)
 
 

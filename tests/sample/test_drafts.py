@@ -14,7 +14,7 @@ from headrace.params import SamplingParams
 from headrace.stats import Counters
 from headrace.types import Request, Sequence, Span
 from tests.whole import models
-from tests.whole.drafting import PROMPTS, Answers, Drafting, logprobs, run, tokens
+from tests.whole.drafting import PROMPTS, Answers, Drafting, logprobs, plan_by, run, tokens
 
 Guess = Callable[[int, int], bool]
 """(generated so far, how far ahead) -> whether the guess is right."""
@@ -72,7 +72,7 @@ def plain(model: str, params: str) -> tuple[Answers, Counters]:
 def test_tokens_do_not_depend_on_drafts(model: str, guess: str, params: str) -> None:
     truth, counters = plain(model, params)
     drafted = engine(model)
-    drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES[guess])
+    plan_by(drafted, Guessing(drafted.policy, drafted, truth, GUESSES[guess]))
     answers = run(drafted, PARAMS[params])
     assert tokens(answers) == tokens(truth)
     assert logprobs(answers) == pytest.approx(logprobs(truth), abs=1e-9)
@@ -91,14 +91,14 @@ def test_drafts_may_cross_pages(page_tokens: int, prefix_cache: bool) -> None:
     options = {"page_tokens": page_tokens, "prefix_cache": prefix_cache}
     truth = run(engine("mixed", **options), PARAMS["greedy"])
     drafted = engine("mixed", **options)
-    drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES["now-and-then"], length=9)
+    plan_by(drafted, Guessing(drafted.policy, drafted, truth, GUESSES["now-and-then"], length=9))
     assert tokens(run(drafted, PARAMS["greedy"])) == tokens(truth)
 
 
 def test_right_drafts_take_one_step_per_draft_and_one() -> None:
     truth, _ = plain("full", "greedy")
     drafted = engine("full")
-    drafted.policy = Guessing(drafted.policy, drafted, truth, GUESSES["right"])
+    plan_by(drafted, Guessing(drafted.policy, drafted, truth, GUESSES["right"]))
     drafted.add(Request(id="r2", prompt=PROMPTS[2], params=PARAMS["greedy"]))
     counts = []
     while drafted.busy:

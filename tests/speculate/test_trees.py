@@ -17,7 +17,7 @@ from headrace.speculate.tree import Draft, depth_first, first, pruned
 from headrace.types import Request, Sequence, Span, StepPlan
 from tests.kv.test_tables import make, started
 from tests.whole import models
-from tests.whole.drafting import Drafting, logprobs, run, tokens
+from tests.whole.drafting import Drafting, logprobs, plan_by, run, tokens
 
 PARAMS = {
     "greedy": SamplingParams(temperature=0, max_tokens=21, ignore_eos=True, logprobs=2),
@@ -129,7 +129,7 @@ def test_tokens_do_not_depend_on_trees(model: str, params: str) -> None:
     plain = engine(model)
     truth = run(plain, PARAMS[params])
     drafted = engine(model)
-    drafted.policy = Planting(drafted.policy, drafted, truth)
+    plan_by(drafted, Planting(drafted.policy, drafted, truth))
     answers = run(drafted, PARAMS[params])
     assert tokens(answers) == tokens(truth)
     native = model in models.NATIVE and kernels.isa() != kernels.REFERENCE
@@ -147,7 +147,7 @@ def test_branches_may_cross_pages(page_tokens: int, prefix_cache: bool) -> None:
     options = {"page_tokens": page_tokens, "prefix_cache": prefix_cache}
     truth = run(engine("mixed", **options), PARAMS["greedy"])
     drafted = engine("mixed", **options)
-    drafted.policy = Planting(drafted.policy, drafted, truth, most=20)
+    plan_by(drafted, Planting(drafted.policy, drafted, truth, most=20))
     assert tokens(run(drafted, PARAMS["greedy"])) == tokens(truth)
 
 

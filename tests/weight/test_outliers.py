@@ -17,8 +17,6 @@ from headrace.weight.codes import store_nearest
 from headrace.weight.formats import SLOT
 from headrace.weight.formats.spqr import SpqrMatrix
 
-CPU = torch.device("cpu")
-
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -165,7 +163,7 @@ def test_stored_outliers_beyond_the_matrix_are_refused() -> None:
         with pytest.raises(ValueError, match="beyond the matrix: the checkpoint is damaged"):
             form.values(bad_RB, 96)
         with pytest.raises(ValueError, match="beyond the matrix: the checkpoint is damaged"):
-            form.start(64, 96, torch.float32, CPU).put_stored(0, bad_RB)
+            form.start(64, 96, torch.float32).put_stored(0, bad_RB)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ Answers = dict[tuple[str, int], list[Delta]]
 PROMPTS = [tuple((5 * i + 3) % models.VOCAB for i in range(23)), (7,), tuple(range(9, 20))]
 
 
+def plan_by(engine: Engine, policy: Policy) -> None:
+    """From now on the engine's steps are this policy's."""
+    engine.lanes[0] = replace(engine.lanes[0], policy=policy)
+
+
 @dataclass
 class Drafting:
     """A policy that adds a draft to every span that is sampled."""

@@ -21,7 +21,7 @@ from headrace.types import Batch, Delta, Request
 from tests.sample.grammars.small import FORMS, vocabulary
 from tests.sample.test_drafts import Guessing
 from tests.whole import models
-from tests.whole.drafting import Answers, logprobs, tokens
+from tests.whole.drafting import Answers, logprobs, plan_by, tokens
 from tests.whole.drafting import run_all as run
 
 WORDS = vocabulary(1, eos=(0,))
@@ -146,7 +146,7 @@ def test_drafts_of_others(guess: str) -> None:
         "now-and-then": lambda g, a: (g + a) % 3,
     }
     truth, drafted = alone("llguidance"), engine()
-    drafted.policy = Guessing(drafted.policy, drafted, truth, guesses[guess])
+    plan_by(drafted, Guessing(drafted.policy, drafted, truth, guesses[guess]))
     answers = run(drafted, requests(ASKED))
     assert tokens(answers) == tokens(truth)
     assert logprobs(answers) == pytest.approx(logprobs(truth), abs=1e-9)
