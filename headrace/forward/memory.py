@@ -107,15 +107,19 @@ def plan_memory(
     )
     full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
     free = memory.available_bytes(device)
+    page, parked = sizes.page_bytes, _parked_bytes(architecture, sizes, dtype)
     kv_bytes = config.kv_bytes
     if kv_bytes is None:
-        kv_bytes = CONTEXTS * full if free is None else min(CONTEXTS * full, free // SHARE)
-    if free is not None and kv_bytes + config.swap_bytes > free:
+        kv_bytes = CONTEXTS * full
+        kv_bytes = kv_bytes if free is None else min(kv_bytes, free // SHARE * page // (page + parked))
+    beside = kv_bytes // page * parked
+    if free is not None and kv_bytes + beside + config.swap_bytes > free:
+        states = f", {beside / 2**30:.1f} GiB of states of tokens that left," if beside else ""
         raise ConfigError(
-            f"a KV pool of {kv_bytes / 2**30:.1f} GiB and {config.swap_bytes / 2**30:.1f} GiB of swap do not fit in "
-            f"{free / 2**30:.1f} GiB of free memory: lower kv_bytes or swap_bytes"
+            f"a KV pool of {kv_bytes / 2**30:.1f} GiB{states} and {config.swap_bytes / 2**30:.1f} GiB of swap do not "
+            f"fit in {free / 2**30:.1f} GiB of free memory: lower kv_bytes or swap_bytes"
         )
-    _check_tier(stack.one("kv-tier"), kv_bytes + config.swap_bytes if device.type == "cpu" else 0)
+    _check_tier(stack.one("kv-tier"), kv_bytes + beside + config.swap_bytes if device.type == "cpu" else 0)
     context = _longest(groups, sizes, kv_bytes // sizes.page_bytes, architecture.context, longest_span)
     if context < architecture.context:
         line = (
@@ -126,6 +130,11 @@ def plan_memory(
             raise ConfigError(f"{line}: raise kv_bytes to {full} or lower context")
         _log.warning("%s: the context is %d (raise kv_bytes to %d for all of it)", line, context, full)
     return MemoryPlan(kv_bytes, context)
+
+
+def _parked_bytes(architecture: Architecture, sizes: PageSizes, dtype: torch.dtype) -> int:
+    """Most memory that the states of a page's tokens take that left between layers (kv/present.py)."""
+    return len(architecture.thinnings) * sizes.tokens[0] * architecture.width * dtype.itemsize
 
 
 def _check_tier(tier: Tier | None, others: int) -> None:

@@ -79,6 +79,19 @@ def test_a_pool_without_room_for_two_tokens_is_refused(kv_bytes: int) -> None:
         plan(kv_bytes=kv_bytes)
 
 
+def test_states_of_tokens_that_left_count_beside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = models.decoder("full").architecture
+    config = EngineConfig(prefix_cache=False, stack={"skipper": "lazyllm:steps=1,first=0.5"})
+    stack: Stack = compose(config, decoder.facts())
+    thinned = stack.one("skipper").adapt(decoder)
+    state = 16 * decoder.width * 8  # of a page's tokens, parked at one depth
+    has(monkeypatch, 4 * 10 * (PAGE + state))
+    assert plan_memory(config, thinned, stack, None, torch.float64, CPU).kv_bytes == 10 * PAGE
+    has(monkeypatch, 10 * (PAGE + state) - 1)
+    with pytest.raises(ConfigError, match="states of tokens that left"):
+        plan_memory(replace(config, kv_bytes=10 * PAGE), thinned, stack, None, torch.float64, CPU)
+
+
 def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, 10 * PAGE)
     assert plan(kv_bytes=7 * PAGE).kv_bytes == 7 * PAGE
