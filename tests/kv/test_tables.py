@@ -363,6 +363,25 @@ def test_a_swap_that_does_not_fit_changes_nothing() -> None:
 # ---- the end ----
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_text_that_goes_on_in_another_way_lets_go_of_its_end(cache: bool) -> None:
+    tables = make(cache=cache)
+    started(tables, 1, 14)
+    before, free = live(tables, 1), tables.pool.num_free
+    tables.rewind(1, 6)
+    tables.check()
+    assert live(tables, 1) == before[:2], "six of sixteen positions lie in two of four pages"
+    assert tables.pool.num_free + tables.pool.num_evictable == free + 2
+    other = [*TOKENS[:6], *range(900, 920)]
+    run(tables, 1, 6, 13, other)
+    after = live(tables, 1)
+    assert after[0] == before[0] and len(after) == 4
+    assert (after[1] == before[1]) is not cache, "what is cached is not written: it is copied"
+    tables.release(1)
+    if cache:
+        assert tables.hit(TOKENS, "").computed == 12 and tables.hit(other, "").computed == 12, "both are kept"
+
+
 def test_release_is_harmless_and_complete() -> None:
     tables = make(windows=(None, 4), sizes=(4, 8), host=8)
     tables.release(7)
