@@ -17,6 +17,8 @@ STACKS = [
     {"drafter": "copyspec"},
     {"policy": "sarathi:tokens=16", "kv_bytes": 900_000},  # prompts in chunks, and somebody gives way
     {"preempt": "swap", "swap_bytes": 1 << 24, "kv_bytes": 900_000},
+    {"skipper": "lazyllm:steps=2,shortest=32", "prefix_cache": False},
+    {"switcher": "ead:model=tiny,threshold=1"},
     {"kv_tier": "host:size=64MiB", "kv_bytes": 900_000},
     {"kv_tier": "disk:size=64MiB,stage=1MiB", "kv_bytes": 900_000},
 ]
