@@ -148,7 +148,7 @@ def run_schedule(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> E
 def test_tokens_do_not_depend_on_the_schedule() -> None:
     happened: Counter[str] = Counter()
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=160, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(schedules())
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
         counters = run_schedule(schedule).counters
@@ -158,8 +158,8 @@ def test_tokens_do_not_depend_on_the_schedule() -> None:
         happened["prefix hits"] += counters.cached_tokens > 0
 
     check()
-    assert happened["schedules"] >= 300
-    assert min(happened.values()) >= 20, f"the schedules put too little pressure on the engine: {happened}"
+    assert happened["schedules"] >= 160
+    assert min(happened.values()) >= 10, f"the schedules put too little pressure on the engine: {happened}"
 
 
 @pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="PyTorch rounds a row by what is beside it")
@@ -167,7 +167,7 @@ def test_native_kernels_give_the_same_tokens_too() -> None:
     """Packed weights, bfloat16 keys and values, float32 arithmetic: bits, not closeness."""
     happened: Counter[str] = Counter()
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(schedules(tuple(models.NATIVE)))
     def check(schedule: tuple[str, EngineConfig, list[Ask], list[Fork]]) -> None:
         counters = run_schedule(schedule).counters
@@ -176,7 +176,7 @@ def test_native_kernels_give_the_same_tokens_too() -> None:
         happened["prefix hits"] += counters.cached_tokens > 0
 
     check()
-    assert min(happened.values()) >= 5, f"the schedules put too little pressure on the engine: {happened}"
+    assert min(happened.values()) >= 3, f"the schedules put too little pressure on the engine: {happened}"
 
 
 def test_nor_where_codecs_store_whole_blocks() -> None:
@@ -192,7 +192,7 @@ def test_nor_where_codecs_store_whole_blocks() -> None:
         happened["prefix hits"] += counters.cached_tokens > 0
 
     check()
-    assert min(happened.values()) >= 5, f"the schedules put too little pressure on the engine: {happened}"
+    assert min(happened.values()) >= 3, f"the schedules put too little pressure on the engine: {happened}"
 
 
 @pytest.mark.slow
