@@ -268,7 +268,8 @@ class Engine:
         lane.kv.look_ahead(lane.queues.admissible())
         if lane is self.lanes[0]:
             plan = self.speculator.extend(plan)
-        self.last_plan = dataclasses.replace(plan, spans=self.last_plan.spans + plan.spans)
+        others = self.last_plan.spans  # of the lane before
+        self.last_plan = dataclasses.replace(plan, spans=others + plan.spans) if others else plan
         self.sampler.look_ahead(plan.spans)
         logits, scores, sums = lane.run(plan, self.architecture.vocab)
         result = self.sampler(plan.spans, self.queues.sequences, logits, scores, sums)

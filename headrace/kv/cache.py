@@ -172,7 +172,7 @@ class KVCache:
             own, *others = ends(span)
             tables.reserve(span.seq, span.start, own)
             tables.branch(span.seq, span.stop, others)
-        return replace(plan, spans=spans)
+        return plan if len(spans) == len(plan.spans) else replace(plan, spans=spans)
 
     def look_ahead(self, waiting: Iterable[Sequence]) -> None:
         """These wait, in this order: what the first of them will read from a tier is fetched beside the step."""
