@@ -24,7 +24,7 @@ SLOTS = slots.slots().values()
 RANKS = (
     ("params", "errors", "stats"),
     ("types",),
-    ("slots", "architecture", "artefact", "box", "config"),
+    ("slots", "architecture", "artefact", "unnamed", "box", "config"),
     ("compose", "kernels", "text"),
     ("layer", "weight", "kv"),
     ("models",),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import OutOfPages
-from headrace.weight.memory import huge
+from headrace.weight.memory import taker
 
 FREED, AWAY = -1, -2
 POISON = 0xFF  # NaN in every float format that we store
@@ -29,7 +29,8 @@ class PagePool:
 
     def __init__(self, num_pages: int, page_bytes: int, device: torch.device, poison: bool = False) -> None:
         self.page_bytes = page_bytes
-        self.arena_PX: Tensor = _memory(num_pages * page_bytes, device).view(num_pages, page_bytes)
+        # in huge pages on a CPU: each block of tokens lies elsewhere, and its first line waits for its page's address
+        self.arena_PX: Tensor = taker(device)(num_pages * page_bytes).view(num_pages, page_bytes)
         if poison:
             self.arena_PX.fill_(POISON)
         self._poison = poison
@@ -129,10 +130,3 @@ class PagePool:
         if self._poison:
             self.arena_PX[page].fill_(POISON)
         self._free.append(page)
-
-
-def _memory(num_bytes: int, device: torch.device) -> Tensor:
-    """In huge pages on a CPU: every block of tokens lies elsewhere, and its first line waits for the page's address."""
-    if device.type == "cpu":
-        return huge(num_bytes)
-    return torch.empty(num_bytes, dtype=torch.uint8, device=device)

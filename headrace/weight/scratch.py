@@ -1,4 +1,4 @@
-"""A file for what does not fit in memory: it has no name, so that nothing is left of it however the process ends.
+"""A file for weights that do not fit in memory.
 
 Reads and writes go past the page cache where the file system lets them: the cache would take the memory that is to be
 saved.
@@ -10,13 +10,14 @@ import contextlib
 import errno
 import fcntl
 import os
-import tempfile
+import shutil
 import zlib
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from headrace.errors import ModelError
+from headrace.unnamed import UnnamedFile
 from headrace.weight.memory import PAGE
 
 
@@ -38,19 +39,17 @@ class Scratch:
         """expected: bytes that will be written, more or less. Raises ModelError if the folder cannot hold them."""
         self._folder, self._end = folder, 0
         try:
-            room = os.statvfs(folder)
-            self._file = tempfile.TemporaryFile(prefix="headrace-", dir=folder, buffering=0)
+            free = shutil.disk_usage(folder).free
+            self._file = UnnamedFile(folder)
         except OSError as error:
             raise ModelError(f"no file can be made in {folder}: {error.strerror}; {_ELSEWHERE}") from None
-        if room.f_bavail * room.f_frsize < expected:
-            free = room.f_bavail * room.f_frsize
+        if free < expected:
             raise ModelError(
                 f"{folder} has {free / 2**30:.2f} GiB free, and {expected / 2**30:.2f} GiB of weights go there: "
                 f"free some, or {_ELSEWHERE}"
             )
-        self._fd = self._file.fileno()
         with contextlib.suppress(OSError, AttributeError):  # a file system without direct reads
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
+            fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) | os.O_DIRECT)
 
     def write(self, data: Tensor) -> Stored:
         """Appends uint8 [whole pages]. Raises ModelError, e.g. where the disk is full."""
@@ -58,9 +57,7 @@ class Scratch:
         view = _view(data)
         stored = Stored(self._end, len(view), zlib.crc32(view))
         try:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], self._end + done)
+            self._file.write(self._end, view)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "it is full" if full else error.strerror
@@ -73,13 +70,9 @@ class Scratch:
 
         Raises ModelError if it cannot be read, or is not the same.
         """
-        view, done = _view(into), 0
+        view = _view(into)
         try:
-            while done < stored.size:
-                count = os.preadv(self._fd, [view[done:]], stored.start + done)
-                if not count:
-                    raise OSError(errno.EIO, "the file became shorter")
-                done += count
+            self._file.read(stored.start, view)
         except OSError as error:
             raise ModelError(
                 f"weights cannot be read back from {self._folder}: {error.strerror}; {_ELSEWHERE}"

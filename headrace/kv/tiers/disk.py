@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
-import tempfile
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -31,6 +29,7 @@ from headrace.config import parse_size
 from headrace.errors import ConfigError
 from headrace.kv.shelf import NEEDS
 from headrace.slots import Card
+from headrace.unnamed import UnnamedFile
 
 _READERS = 2
 _FLYING = 4  # reads under way at once, where somebody waits for them
@@ -52,7 +51,8 @@ class Disk:
     """Memory for pages on their way."""
 
     def __post_init__(self) -> None:
-        assert self.num_bytes >= 0 and self.memory_bytes >= 0  # they parse
+        parse_size("kv-tier=disk:size", self.size)
+        parse_size("kv-tier=disk:stage", self.stage)
 
     @property
     def num_bytes(self) -> int:
@@ -100,7 +100,7 @@ class _Live:
 
     def __init__(self, folder: str, page_bytes: int, frames: int) -> None:
         self._folder, self._page_bytes = folder, page_bytes
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # which has no name, or loses it at once
+        self._file = UnnamedFile(folder)
         self._frames_FX = torch.empty((frames, page_bytes), dtype=torch.uint8)
         self._free = list(range(frames))
         self._staged: OrderedDict[int, _Staged] = OrderedDict()  # by slot, oldest first
@@ -204,20 +204,13 @@ class _Live:
 
     def _write(self, slot: int, frame: int) -> None:
         view = _view(self._frames_FX[frame])
-        start, done = slot * self._page_bytes, 0
-        while done < len(view):
-            done += os.pwrite(self._file.fileno(), view[done:], start + done)
+        self._file.write(slot * self._page_bytes, view)
         self._sums[slot] = zlib.crc32(view)
 
     def _read(self, slot: int, page_X: Tensor) -> None:
         view = _view(page_X)
-        start, done = slot * self._page_bytes, 0
-        while done < len(view):
-            count = os.preadv(self._file.fileno(), [view[done:]], start + done)
-            if count == 0:
-                break
-            done += count
-        if done < len(view) or self._sums.get(slot) != zlib.crc32(view):
+        self._file.read(slot * self._page_bytes, view)
+        if self._sums.get(slot) != zlib.crc32(view):
             raise OSError(errno.EIO, "a page is not what was written")
 
 

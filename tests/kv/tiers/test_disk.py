@@ -60,7 +60,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.opened, self.calls, self._real = threading.Event(), 0, getattr(os, name)
-        monkeypatch.setattr(disk.os, name, self)
+        monkeypatch.setattr(os, name, self)
 
     def __call__(self, *arguments: Any) -> int:
         assert self.opened.wait(60), "nobody opened the gate"
@@ -137,7 +137,7 @@ def broken(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: Any) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(disk.os, "preadv", fails)
+    monkeypatch.setattr(os, "preadv", fails)
 
 
 @pytest.mark.parametrize("fault", [spoil, cut, broken])
@@ -169,7 +169,7 @@ def test_a_full_disk_takes_no_more(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
-    monkeypatch.setattr(disk.os, "pwrite", fills)
+    monkeypatch.setattr(os, "pwrite", fills)
     made = engine("disk", tmp_path)
     with caplog.at_level(logging.WARNING):
         caplog.clear()
