@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from headrace.weight.matrix import PackedMatrix
 
 
 class Blocks:
@@ -58,3 +61,48 @@ def part_of(packed: Tensor, first: int, rows: int, *, height: int, size: int) ->
     other."""
     start = first // height * size
     return packed[start : start + -(-rows // height) * size]
+
+
+class BlockPacking(ABC):
+    """Weights on their way into packed memory, blocks of rows as soon as they are whole: floats, which are rounded, or
+    what a folder keeps of them (headrace.weight.codes.StoredPacking)."""
+
+    def __init__(
+        self, packed: Tensor, outputs: int, inputs: int, *, row_bytes: int, height: int, block_bytes: int
+    ) -> None:
+        """packed: uint8, blocks of `height` rows in block_bytes. row_bytes: what a folder keeps of a row."""
+        self._packed, self._height, self._block_bytes = packed, height, block_bytes
+        self._floats = Blocks(height, outputs, inputs, self._pack_floats)
+        self._stored = Blocks(height, outputs, row_bytes, self._pack_stored)
+
+    def put(self, first: int, rows_RI: Tensor) -> None:
+        self._floats.put(first, rows_RI)
+
+    def put_stored(self, first: int, stored_RB: Tensor) -> None:
+        self._stored.put(first, stored_RB)
+
+    def finish(self) -> PackedMatrix:
+        self._floats.finish()
+        self._stored.finish()
+        return self.matrix()
+
+    @abstractmethod
+    def round_into(self, into: Tensor, rows_RI: Tensor) -> None:
+        """Whole blocks."""
+
+    @abstractmethod
+    def store_into(self, into: Tensor, stored_RB: Tensor) -> None:
+        """Whole blocks, as a folder keeps them."""
+
+    @abstractmethod
+    def matrix(self) -> PackedMatrix:
+        """Every block is there."""
+
+    def _pack_floats(self, first: int, rows_RI: Tensor) -> None:
+        self.round_into(self._part(first, len(rows_RI)), rows_RI)
+
+    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
+        self.store_into(self._part(first, len(stored_RB)), stored_RB)
+
+    def _part(self, first: int, rows: int) -> Tensor:
+        return part_of(self._packed, first, rows, height=self._height, size=self._block_bytes)

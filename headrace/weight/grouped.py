@@ -8,8 +8,10 @@ of the inputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -116,3 +118,34 @@ class GroupedGrid:
     def stored(self) -> Tensor:
         zeros_OG = self._zeros_OG.to(torch.uint8) if self._stored.zero is None else None
         return self._stored.write(Parts(self._codes_OI, self._scales_OG, zeros_OG))
+
+
+class GroupedCodes(ABC):
+    """What formats with such codes have in common (headrace.weight.codes.Coded)."""
+
+    group: int
+
+    def group_of(self, inputs: int) -> int:
+        return min(self.group or inputs, inputs)
+
+    def row_bytes(self, inputs: int) -> int:
+        return self.stored(inputs).row_bytes
+
+    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> GroupedGrid:
+        outputs, inputs = rows_OI.shape
+        return self.stored(inputs).grid(outputs, Rule(partial(self.fit, self.group_of(inputs)), self.encode))
+
+    def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
+        return self.stored(inputs).values(stored_RB)
+
+    @abstractmethod
+    def stored(self, inputs: int) -> Stored:
+        """What a folder keeps."""
+
+    @abstractmethod
+    def fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
+        """See Rule."""
+
+    @abstractmethod
+    def encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
+        """See Rule."""

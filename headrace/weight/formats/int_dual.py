@@ -36,7 +36,7 @@ from headrace.kernels.dual_linear.reference import encode, fit_groups, fit_rows,
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, pad
 from headrace.kernels.int_linear.reference import NOT_FINITE
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks, part_of
+from headrace.weight.blocks import BlockPacking
 from headrace.weight.codes import code_bytes, floats, read_codes, write_codes
 from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import Take, huge
@@ -150,35 +150,27 @@ class DualGrid:
         )
 
 
-class DualPacking:
-    """Rounds and packs blocks of 64 rows as soon as they are whole."""
+class DualPacking(BlockPacking):
+    """See BlockPacking."""
 
     def __init__(self, form: IntDual, weight: DualWeight) -> None:
         self._form, self._weight = form, weight
-        self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
-        self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
-
-    def put(self, first: int, rows_RI: Tensor) -> None:
-        self._blocks.put(first, rows_RI)
-
-    def put_stored(self, first: int, stored_RB: Tensor) -> None:
-        self._stored.put(first, stored_RB)
-
-    def finish(self) -> PackedMatrix:
-        self._blocks.finish()
-        self._stored.finish()
-        return PackedMatrix(self._weight, dual_linear.dual_linear, dual_linear.outputs)
-
-    def _pack(self, first: int, rows_RI: Tensor) -> None:
-        w, into = self._weight, self._into(first, len(rows_RI))
-        dual_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
-
-    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
-        w = self._weight
-        self._into(first, len(stored_RB)).copy_(
-            pack(self._form.taken_apart(stored_RB, w.width), w.group, w.bits)
+        super().__init__(
+            weight.packed,
+            weight.outputs,
+            weight.width,
+            row_bytes=form.row_bytes(weight.width),
+            height=BLOCK,
+            block_bytes=block_bytes(weight.width, weight.group, weight.bits),
         )
 
-    def _into(self, first: int, rows: int) -> Tensor:
+    def round_into(self, into: Tensor, rows_RI: Tensor) -> None:
         w = self._weight
-        return part_of(w.packed, first, rows, height=BLOCK, size=block_bytes(w.width, w.group, w.bits))
+        dual_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
+
+    def store_into(self, into: Tensor, stored_RB: Tensor) -> None:
+        w = self._weight
+        into.copy_(pack(self._form.taken_apart(stored_RB, w.width), w.group, w.bits))
+
+    def matrix(self) -> PackedMatrix:
+        return PackedMatrix(self._weight, dual_linear.dual_linear, dual_linear.outputs)

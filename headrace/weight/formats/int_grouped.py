@@ -12,7 +12,6 @@ Deviates  The symmetric scale is the signed extreme over -2^(bits-1), as in llam
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -23,14 +22,14 @@ from headrace.kernels.int_linear.crossing import few_rows
 from headrace.kernels.int_linear.layout import BLOCK, CHUNK, IntWeight, block_bytes, packed_bytes, pad
 from headrace.kernels.int_linear.reference import encode, fit
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks, part_of
-from headrace.weight.grouped import GroupedGrid, Rule, Stored
+from headrace.weight.blocks import BlockPacking
+from headrace.weight.grouped import GroupedCodes, Stored
 from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntGrouped:
+class IntGrouped(GroupedCodes):
     """What the widths share."""
 
     bits: ClassVar[int]
@@ -68,31 +67,16 @@ class IntGrouped:
             self, IntWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, self.asymmetric)
         )
 
-    def group_of(self, inputs: int) -> int:
-        return min(self.group or inputs, inputs)
-
-    def row_bytes(self, inputs: int) -> int:
-        return self.stored(inputs).row_bytes
-
-    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> GroupedGrid:
-        outputs, inputs = rows_OI.shape
-        return self.stored(inputs).grid(
-            outputs, Rule(partial(self._fit, self.group_of(inputs)), self._encode)
-        )
-
-    def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
-        return self.stored(inputs).values(stored_RB)
-
     def stored(self, inputs: int) -> Stored:
         """What a folder keeps."""
         zero = None if self.asymmetric else float(1 << (self.bits - 1))
         return Stored(inputs, self.group_of(inputs), self.bits, zero)
 
-    def _fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
         scales, zeros = fit(pad(rows_RC, group).unflatten(1, (-1, group)), self.bits, self.asymmetric)
         return scales.squeeze(-1), zeros.squeeze(-1)
 
-    def _encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
+    def encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
         return encode(rows_RC, scale_RC, zero_RC, self.bits)
 
 
@@ -146,36 +130,29 @@ class Int2(IntGrouped):
     bits: ClassVar[int] = 2
 
 
-class IntPacking:
-    """Rounds and packs blocks of 64 rows as soon as they are whole."""
+class IntPacking(BlockPacking):
+    """See BlockPacking."""
 
     def __init__(self, form: IntGrouped, weight: IntWeight) -> None:
         self._form, self._weight = form, weight
-        self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
-        self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
+        super().__init__(
+            weight.packed,
+            weight.outputs,
+            weight.width,
+            row_bytes=form.row_bytes(weight.width),
+            height=BLOCK,
+            block_bytes=block_bytes(weight.width, weight.group, weight.bits, weight.zeros),
+        )
 
-    def put(self, first: int, rows_RI: Tensor) -> None:
-        self._blocks.put(first, rows_RI)
-
-    def put_stored(self, first: int, stored_RB: Tensor) -> None:
-        self._stored.put(first, stored_RB)
-
-    def finish(self) -> PackedMatrix:
-        self._blocks.finish()
-        self._stored.finish()
-        weight = replace(self._weight, few=few_rows(self._weight))
-        return PackedMatrix(weight, int_linear.int_linear, int_linear.outputs)
-
-    def _pack(self, first: int, rows_RI: Tensor) -> None:
-        w, into = self._weight, self._into(first, len(rows_RI))
+    def round_into(self, into: Tensor, rows_RI: Tensor) -> None:
+        w = self._weight
         int_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, asymmetric=w.zeros, into=into)
 
-    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
-        w, into = self._weight, self._into(first, len(stored_RB))
+    def store_into(self, into: Tensor, stored_RB: Tensor) -> None:
+        w = self._weight
         codes_RI, scales_RG, zeros_RG = self._form.stored(w.width).read(stored_RB)
         int_linear.pack(codes_RI, scales_RG, zeros_RG, group=w.group, bits=w.bits, into=into)
 
-    def _into(self, first: int, rows: int) -> Tensor:
-        w = self._weight
-        size = block_bytes(w.width, w.group, w.bits, w.zeros)
-        return part_of(w.packed, first, rows, height=BLOCK, size=size)
+    def matrix(self) -> PackedMatrix:
+        weight = replace(self._weight, few=few_rows(self._weight))
+        return PackedMatrix(weight, int_linear.int_linear, int_linear.outputs)

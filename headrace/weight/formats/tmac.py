@@ -15,7 +15,6 @@ Deviates  The codes are those of `int4`, `int3` and `int2`, with a zero among th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -33,14 +32,14 @@ from headrace.kernels.lut_linear.layout import (
 )
 from headrace.kernels.lut_linear.reference import encode, fit
 from headrace.slots import Card
-from headrace.weight.blocks import Blocks, part_of
-from headrace.weight.grouped import GroupedGrid, Rule, Stored
+from headrace.weight.blocks import BlockPacking
+from headrace.weight.grouped import GroupedCodes, Stored
 from headrace.weight.matrix import PackedMatrix
 from headrace.weight.memory import Take, huge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tmac:
+class Tmac(GroupedCodes):
     """Bit planes and tables."""
 
     card: ClassVar[Card] = Card(
@@ -81,61 +80,40 @@ class Tmac:
         memory = take(self.num_bytes(outputs, inputs, dtype))
         return LutPacking(self, LutWeight(memory, outputs, inputs, self.group_of(inputs), self.bits))
 
-    def group_of(self, inputs: int) -> int:
-        return min(self.group or inputs, inputs)
-
-    def row_bytes(self, inputs: int) -> int:
-        return self.stored(inputs).row_bytes
-
-    def grid(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> GroupedGrid:
-        outputs, inputs = rows_OI.shape
-        return self.stored(inputs).grid(
-            outputs, Rule(partial(self._fit, self.group_of(inputs)), self._encode)
-        )
-
-    def values(self, stored_RB: Tensor, inputs: int) -> Tensor:
-        return self.stored(inputs).values(stored_RB)
-
     def stored(self, inputs: int) -> Stored:
         """What a folder keeps."""
         return Stored(inputs, self.group_of(inputs), self.bits, zero_of(self.bits))
 
-    def _fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, group: int, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
         scales = fit(rows_RC, group, self.bits)
         return scales, torch.full(scales.shape, zero_of(self.bits))
 
-    def _encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
+    def encode(self, rows_RC: Tensor, scale_RC: Tensor, zero_RC: Tensor) -> Tensor:
         return encode(rows_RC, scale_RC, self.bits)
 
 
-class LutPacking:
-    """Rounds and packs blocks of 64 rows as soon as they are whole."""
+class LutPacking(BlockPacking):
+    """See BlockPacking."""
 
     def __init__(self, form: Tmac, weight: LutWeight) -> None:
         self._form, self._weight = form, weight
-        self._blocks = Blocks(BLOCK, weight.outputs, weight.width, self._pack)
-        self._stored = Blocks(BLOCK, weight.outputs, form.row_bytes(weight.width), self._pack_stored)
+        super().__init__(
+            weight.packed,
+            weight.outputs,
+            weight.width,
+            row_bytes=form.row_bytes(weight.width),
+            height=BLOCK,
+            block_bytes=block_bytes(weight.width, weight.group, weight.bits),
+        )
 
-    def put(self, first: int, rows_RI: Tensor) -> None:
-        self._blocks.put(first, rows_RI)
-
-    def put_stored(self, first: int, stored_RB: Tensor) -> None:
-        self._stored.put(first, stored_RB)
-
-    def finish(self) -> PackedMatrix:
-        self._blocks.finish()
-        self._stored.finish()
-        return PackedMatrix(self._weight, lut_linear.lut_linear, lut_linear.outputs)
-
-    def _pack(self, first: int, rows_RI: Tensor) -> None:
-        w, into = self._weight, self._into(first, len(rows_RI))
+    def round_into(self, into: Tensor, rows_RI: Tensor) -> None:
+        w = self._weight
         lut_linear.round_and_pack(rows_RI, group=w.group, bits=w.bits, into=into)
 
-    def _pack_stored(self, first: int, stored_RB: Tensor) -> None:
-        w, into = self._weight, self._into(first, len(stored_RB))
+    def store_into(self, into: Tensor, stored_RB: Tensor) -> None:
+        w = self._weight
         parts = self._form.stored(w.width).read(stored_RB)
         lut_linear.pack(parts.codes_RI, parts.scales_RG, group=w.group, bits=w.bits, into=into)
 
-    def _into(self, first: int, rows: int) -> Tensor:
-        w = self._weight
-        return part_of(w.packed, first, rows, height=BLOCK, size=block_bytes(w.width, w.group, w.bits))
+    def matrix(self) -> PackedMatrix:
+        return PackedMatrix(self._weight, lut_linear.lut_linear, lut_linear.outputs)
