@@ -300,11 +300,12 @@ class Engine:
         embedding = accepted.hidden_sum.embedding if accepted.hidden_sum else b""
         lane.kv.settle(span, accepted.tokens)
         tokens, reason = self._take(seq, accepted.tokens)
-        over = self.turns.settle(seq.id, len(tokens), self.counters)
-        own.num_computed = span.stop + (len(tokens) - 1 if tokens or over else 0)
-        self.counters.generated_tokens += len(tokens)
-        self.counters.drafted_tokens += len(span.draft)
-        self.counters.accepted_tokens += min(len(span.draft), max(0, len(accepted.tokens) - 1))
+        count, drafted = len(tokens), len(span.draft)
+        over = self.turns.settle(seq.id, count, self.counters)
+        own.num_computed = span.stop + (count - 1 if tokens or over else 0)
+        self.counters.generated_tokens += count
+        self.counters.drafted_tokens += drafted
+        self.counters.accepted_tokens += min(drafted, max(0, len(accepted.tokens) - 1))
         if own.num_computed >= seq.prompt_len:
             self._release_held(seq)  # before pages that only they still need are freed
         lane.kv.advance(own)
@@ -314,9 +315,9 @@ class Engine:
             self._leave(seq, reason)
         if not (tokens or accepted.prompt_logprobs or embedding or accepted.error):
             return None
-        logprobs = accepted.logprobs[: len(tokens)]
+        logprobs = accepted.logprobs[:count]
         scores, error = accepted.prompt_logprobs, accepted.error
-        cached = seq.num_cached if embedding or (tokens and len(tokens) == seq.num_generated) else 0
+        cached = seq.num_cached if embedding or (tokens and count == seq.num_generated) else 0
         ids, dropped = (seq.request.id, seq.index, seq.id), len(seq.request.prompt) - seq.prompt_len
         return Delta(*ids, tokens, logprobs, scores, reason, error, cached, embedding, dropped)
 

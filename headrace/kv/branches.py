@@ -69,6 +69,8 @@ def branches(span: Span) -> tuple[Branch, ...]:
 
 def ends(span: Span) -> list[int]:
     """Where each branch ends: the position after its last guess."""
+    if span.parents is None:
+        return [span.end]
     return [span.stop + len(branch.guesses) for branch in branches(span)]
 
 

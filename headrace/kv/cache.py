@@ -167,12 +167,14 @@ class KVCache:
                     tables.present[seq.id] = Present(seq, self._thinnings, tables.sizes.tokens[0])
         for resumed in plan.swap_in:
             tables.swap_in(resumed, namespace(sequences[resumed]))
-        spans = tuple(span for span in plan.spans if tables.bring(span.seq))
-        for span in spans:
+        if tables.tiered:
+            plan = replace(plan, spans=tuple(span for span in plan.spans if tables.bring(span.seq)))
+        for span in plan.spans:
             own, *others = ends(span)
             tables.reserve(span.seq, span.start, own)
-            tables.branch(span.seq, span.stop, others)
-        return plan if len(spans) == len(plan.spans) else replace(plan, spans=spans)
+            if others:
+                tables.branch(span.seq, span.stop, others)
+        return plan
 
     def look_ahead(self, waiting: Iterable[Sequence]) -> None:
         """These wait, in this order: what the first of them will read from a tier is fetched beside the step."""

@@ -96,6 +96,8 @@ class GroupSpec:
 
     def alike(self, first: int) -> int | None:
         """Where the positions from `first` on end that read the same blocks and records; None if all do."""
+        if self.holds == "all" and self.summary is None:
+            return None
         blocks = [self.block] if self.holds != "all" else []
         blocks += [] if self.summary is None else [self.summary.block]
         return min(((first // block + 1) * block for block in blocks), default=None)
@@ -114,6 +116,8 @@ class GroupSpec:
         if self.holds == "queries":
             return ()
         seen = self._seen(self._first(first), end)
+        if self.holds == "all":
+            return seen
         low, high = (0, start) if self.holds == "blocks" else (start if self.holds == "rest" else 0, end)
         return _clip(seen, low, high)
 

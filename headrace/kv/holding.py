@@ -30,4 +30,4 @@ def live(table: list[list[int]]) -> list[int]:
 
 def lengths(table: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Per group: entries listed, and those of them that are live."""
-    return tuple(map(len, table)), tuple(sum(page != FREED for page in pages) for pages in table)
+    return tuple(map(len, table)), tuple(len(pages) - pages.count(FREED) for pages in table)

@@ -31,10 +31,10 @@ def alike(part: Stretch, spec: GroupSpec, chunks: Chunks) -> Iterator[tuple[int,
 def live_runs(pages: list[int], first: int, last: int) -> Iterator[tuple[int, int]]:
     """[start, stop) of each stretch of pages in [first, last) that were not freed."""
     start = first
-    for index in range(first, last):
-        if pages[index] == FREED:
-            if start < index:
-                yield start, index
-            start = index + 1
+    for _ in range(pages[first:last].count(FREED)):
+        hole = pages.index(FREED, start)
+        if start < hole:
+            yield start, hole
+        start = hole + 1
     if start < last:
         yield start, last

@@ -30,6 +30,7 @@ Choose = Callable[[Tensor, Guesses, Uniform], int]
 """(logits [V] after the processors, guesses, draws of the place) -> token."""
 Speaks = Callable[[Seq, Tensor], bool]
 """(sequence, raw logits [V]) -> whether its next token is chosen from them."""
+_NOBODY = Guesses()
 _NOT_FINITE = "the model computed NaN or infinity for this sequence"
 
 
@@ -162,11 +163,12 @@ class Sampler:
         logprobs: list[Logprob] = []
         guess: int | None = -1
         while guess is not None:
-            row, below = 1 + guess, span.below(guess)
+            row, below, guesses = 1 + guess, span.below(guess), _NOBODY
             if not self._speaks(seq, logits_RV[row]):
                 break
-            law_V = span.laws[below[0]] if below and span.laws else None
-            guesses = Guesses(tuple(span.draft[child] for child in below), law_V)
+            if below:
+                law_V = span.laws[below[0]] if span.laws else None
+                guesses = Guesses(tuple(span.draft[child] for child in below), law_V)
             token = self._choose(seq, logits_RV[row], greedy_R[row], span.stop + len(tokens), guesses)
             params = seq.request.params
             if params.logprobs is not None:

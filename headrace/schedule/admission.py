@@ -19,7 +19,9 @@ class Ledger:
     def __init__(self, view: View, budget: Budget) -> None:
         self._cache = view.cache
         self._budget = budget
-        holders = sorted((*view.running, *view.resting), key=lambda seq: seq.order)
+        holders = view.running
+        if view.resting:
+            holders = tuple(sorted((*view.running, *view.resting), key=lambda seq: seq.order))
         self._running = {seq.id: seq for seq in holders}  # those that still hold pages, in order
         self._spans: dict[int, Span] = {}
         self._recompute: list[int] = []

@@ -62,6 +62,8 @@ class Speculator:
     def extend(self, plan: StepPlan) -> StepPlan:
         """The plan with drafts, for which pages are reserved."""
         sequences = self._queues.sequences
+        if self._drafter is None and not any(self._forced(span.seq) for span in plan.spans):
+            return plan
         if self._drafter is not None:
             self._began, self._guessed = self._clock(), set()
             self._sampled = sum(span.stop == len(sequences[span.seq]) for span in plan.spans)
@@ -124,9 +126,10 @@ def extend(
             if seq.request.params.max_tokens is not None:
                 depth = min(depth, seq.request.params.max_tokens - seq.num_generated - 1)
             if min(room, depth) > 0:
-                draft = pruned(guess(span.seq, room, depth, rows), room, depth)
-                span = _drafted(span, draft, tables, spare=len(plan.spans))
-                left, rows = left - len(span.draft), rows + len(span.draft)
+                draft = guess(span.seq, room, depth, rows)
+                if draft.tokens:
+                    span = _drafted(span, pruned(draft, room, depth), tables, spare=len(plan.spans))
+                    left, rows = left - len(span.draft), rows + len(span.draft)
         spans.append(span)
     return replace(plan, spans=tuple(spans)) if left < MOST else plan
 

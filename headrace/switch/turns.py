@@ -92,14 +92,16 @@ class Turns:
 
     def speaks(self, seq: Sequence, logits_V: Tensor) -> bool:
         """Whether the next token is chosen from these logits, of the model whose turn it is."""
-        state = self._heard.get(seq.id) or self._states.get(seq.id)
-        if state is None:
+        if seq.id not in self._states:
             return True
+        state = self._heard.get(seq.id) or self._states[seq.id]
         self._heard[seq.id] = heard = state.hear(logits_V)
         return heard.large == state.large
 
     def settle(self, seq: int, tokens: int, counters: Counters) -> bool:
         """The step is done, and brought the sequence so many tokens. Whether its turn is over here."""
+        if seq not in self._states:
+            return False
         heard, before = self._heard.pop(seq, None), self.of(seq)
         if before == SMALL:
             counters.second_tokens += tokens
