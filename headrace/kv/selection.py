@@ -5,6 +5,12 @@
     mask_GCB  what a selector answers: for each kv head and set, which pages of the set's table are read
 
 A mask becomes runs of pages per kv head, and attention is called once per kv head: what is not chosen is not touched.
+A set's pages are one run, as if those before its own positions lay right before them: all of such a page is seen, so
+that where it lies is no matter, and the kernel works on whole chunks of tokens.
+
+    table of a set   [ 0 ][ 1 ][ 2 ][ 3 ][ 4 ][ 5 ][own      chosen: 1, 4 and its own
+    run                                  [ 1 ][ 4 ][own
+
 Whether a position selects is a matter of its sequence and of the position (Selector.answers, .rows, .kept), never of
 how a prompt was cut.
 
@@ -117,17 +123,14 @@ class Selecting:
     def reads(self, mask_GCB: Tensor) -> list[Reads]:
         """A mask as runs, one list of them per kv head."""
         assert self.tables_SB is not None
-        g_W, c_W, b_W = mask_GCB.nonzero().unbind(1)
-        first_W, end_W, table_W, stop_W = self.sets_C6[c_W, :4].unbind(1)
-        counts_G = torch.bincount(g_W, minlength=len(mask_GCB))
-        before_G = counts_G.cumsum(0) - counts_G
-        index_W = torch.arange(len(g_W), device=g_W.device) - before_G[g_W]
-        start_W = b_W * self.page_tokens
-        length_W = (stop_W - start_W).clamp_max(self.page_tokens)
-        runs_W5 = torch.stack((first_W, end_W, index_W, start_W, length_W), 1)
-        counts = counts_G.tolist()
-        pages = self.tables_SB[table_W, b_W].split(counts)
-        return [PackedReads(*own) for own in zip(pages, runs_W5.split(counts), strict=True)]
+        _, c_W, b_W = mask_GCB.nonzero().unbind(1)
+        first_C, end_C, table_C, stop_C, pages_C, _ = self.sets_C6.unbind(1)
+        count_GC = mask_GCB.sum(-1)
+        start_GC = (pages_C - count_GC) * self.page_tokens
+        parts = (first_C, end_C, count_GC.cumsum(1) - count_GC, start_GC, stop_C - start_GC)
+        runs_GC5 = torch.stack([part.expand_as(count_GC) for part in parts], -1)
+        pages = self.tables_SB[table_C[c_W], b_W].split(count_GC.sum(1).tolist())
+        return [PackedReads(*own) for own in zip(pages, runs_GC5, strict=True)]
 
 
 class PackedReads(Reads):
