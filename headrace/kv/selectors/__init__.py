@@ -22,9 +22,8 @@ class LiveSelector(Protocol):
         """Sums up pages that have become whole; one of refused drafts comes again."""
 
     def select(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor | None:
-        """bool [G, C, B]: which pages of its table each set of rows reads, for each kv head; always those in which the
-        set's own positions lie. It is a matter of the set's sequence, not of what else is in the batch, whose queries
-        these are. None: the layer reads all."""
+        """bool [G, C, B]: which pages of its table each set of rows reads, for each kv head; always those of its own
+        positions. It is a matter of the set's sequence, not of what else is in the batch. None: the layer reads all."""
 
 
 class Selector(Protocol):
