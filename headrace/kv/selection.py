@@ -30,6 +30,7 @@ from torch import Tensor
 
 from headrace.errors import ConfigError
 from headrace.kernels.attention import Queries
+from headrace.kernels.best_pages import best_pages
 from headrace.kernels.page_dots import PageVectors
 from headrace.kv.branches import Stretch
 from headrace.kv.groups import GroupSpec
@@ -84,7 +85,7 @@ class Selecting:
     """The batch's other rows; None if there are none."""
     others: Reads | None = None
     """What these read, numbered among themselves."""
-    _always: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _bounds: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def sets_C6(self) -> Tensor:
@@ -100,18 +101,13 @@ class Selecting:
         tables_R, counts_R = (self.sets_C6[:, i].repeat_interleave(lengths_C) for i in (2, 4))
         return self.tables_SB, tables_R, counts_R
 
-    def always(self, sink: int, recent: int) -> tuple[Tensor, Tensor]:
-        """[C, B]: pages that are not chosen by score, as they hold the first `sink` or the last `recent` tokens, or lie
-        beyond what a set may read; and what stands for the score of these: inf, or -inf."""
-        if (sink, recent) not in self._always:
-            assert self.tables_SB is not None
-            stop_C1, pages_C1 = self.sets_C6[:, 3, None], self.sets_C6[:, 4, None]
-            b_B = torch.arange(self.tables_SB.shape[1], device=self.tables_SB.device)
-            first_C1 = (stop_C1 - recent).clamp_min(0) // self.page_tokens
-            always_CB = (b_B < -(-sink // self.page_tokens)) | (b_B >= first_C1)
-            bounds_CB = torch.where(b_B < pages_C1, torch.inf, -torch.inf)
-            self._always[sink, recent] = always_CB, bounds_CB
-        return self._always[sink, recent]
+    def bounds(self, recent: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Per set: the page of the first of its last `recent` tokens, how many pages it may read, and how many of them
+        it reads at least."""
+        if recent not in self._bounds:
+            stop_C, pages_C, kept_C = (self.sets_C6[:, i].contiguous() for i in (3, 4, 5))
+            self._bounds[recent] = (stop_C - recent).clamp_min(0) // self.page_tokens, pages_C, kept_C
+        return self._bounds[recent]
 
     def of(self, queries: Queries) -> Queries:
         """Those of the rows that select."""
@@ -255,24 +251,11 @@ def stack_vectors(
     return stores
 
 
-def best_pages(scores_RNB: Tensor, kv_heads: int, selecting: Selecting, sink: int, recent: int) -> Tensor:
+def choose(scores_RNB: Tensor, kv_heads: int, selecting: Selecting, sink: int, recent: int) -> Tensor:
     """The mask of each row's best pages, as many as its set keeps; of sets of one row. The first `sink` and the last
-    `recent` tokens are always among them. Scores of pages that a row may not read are -inf.
-
-    A page's score for a kv head is the best of its query heads', each counted from that head's best page. Among equals
-    the first in the text are taken.
-    """
-    always_CB, bounds_CB = selecting.always(sink, recent)
-    kept_C, (C, _, B) = selecting.sets_C6[:, 5], scores_RNB.shape
-    scores_RNB = scores_RNB.masked_fill(always_CB[:, None], -torch.inf)  # the newest page has no summary yet
-    relative_RNB = scores_RNB - scores_RNB.amax(-1, keepdim=True)
-    best_GCB = relative_RNB.view(C, kv_heads, -1, B).amax(2).transpose(0, 1)
-    best_GCB = torch.where(always_CB, bounds_CB, best_GCB)
-    most = max(part.kept for part in selecting.sets)
-    last_GC1 = best_GCB.topk(most, dim=-1).values.gather(-1, (kept_C - 1).expand(kv_heads, -1)[..., None])
-    above_GCB, equal_GCB = best_GCB > last_GC1, best_GCB == last_GC1
-    room_GC1 = kept_C[:, None] - above_GCB.sum(-1, keepdim=True)
-    return above_GCB | (equal_GCB & (equal_GCB.cumsum(-1) <= room_GC1))
+    `recent` tokens are always among them: of the newest page nothing is summed up yet."""
+    leading = -(-sink // selecting.page_tokens)
+    return best_pages(scores_RNB, kv_heads, leading, *selecting.bounds(recent))
 
 
 class Selection:

@@ -25,7 +25,7 @@ from headrace.kernels.attention import Queries
 from headrace.kernels.page_dots import PageVectors
 from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
-from headrace.kv.selection import NO_CHOICE, Selecting, best_pages, kept_pages, keys_of, stack_vectors
+from headrace.kv.selection import NO_CHOICE, Selecting, choose, kept_pages, keys_of, stack_vectors
 from headrace.slots import Card
 
 
@@ -91,7 +91,7 @@ class _Live:
         q_RNH = selecting.of(queries).q_TNH * queries.scale
         corners_RNX = torch.cat((q_RNH.clamp_min(0), q_RNH.clamp_max(0)), -1)
         scores_RNBC = page_dots.dots(corners_RNX, arena_PX, self._stores[layer], *selecting.lookup)
-        return best_pages(
+        return choose(
             scores_RNBC[..., 0],
             self._stores[layer].kv_heads,
             selecting,

@@ -26,7 +26,7 @@ from headrace.kernels.attention import Queries
 from headrace.kernels.page_dots import LANES, PageVectors
 from headrace.kv.codecs import LiveCodec
 from headrace.kv.groups import GroupSpec
-from headrace.kv.selection import NO_CHOICE, Selecting, best_pages, kept_pages, keys_of, stack_vectors
+from headrace.kv.selection import NO_CHOICE, Selecting, choose, kept_pages, keys_of, stack_vectors
 from headrace.slots import Card
 
 ROUNDS = 8
@@ -99,7 +99,7 @@ class _Live:
         scores_RNB = dots_RNBC[..., 0]
         for c in range(1, store.count):
             scores_RNB = torch.logaddexp(scores_RNB, dots_RNBC[..., c])
-        return best_pages(scores_RNB, store.kv_heads, selecting, self._options.sink, self._options.recent)
+        return choose(scores_RNB, store.kv_heads, selecting, self._options.sink, self._options.recent)
 
 
 def cluster(k_PGLH: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
 from headrace.config import EngineConfig
@@ -117,8 +118,9 @@ class All:
     def select(self, arena_PX: Tensor, layer: int, queries: Queries, selecting: Selecting) -> Tensor:
         self._live.select(arena_PX, layer, queries, selecting)
         self.asked += 1
-        _, bounds_CB = selecting.always(0, 0)
-        return (bounds_CB > 0).expand(self._kv_heads, -1, -1)
+        assert selecting.tables_SB is not None
+        mask_CB = torch.arange(selecting.tables_SB.shape[1]) < selecting.sets_C6[:, 4, None]
+        return mask_CB.expand(self._kv_heads, -1, -1)
 
 
 @each_selector
