@@ -10,16 +10,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const ArgmaxTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::argmax;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(ArgmaxTable, argmax)
 
 }  // namespace
 

@@ -19,11 +19,6 @@ struct ArgmaxTable {
     void (*bf16)(const Argmax&);
 };
 
-#define X(level)                     \
-    namespace level {                \
-    extern const ArgmaxTable argmax; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(ArgmaxTable, argmax)
 
 }  // namespace headrace

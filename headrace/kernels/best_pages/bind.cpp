@@ -11,16 +11,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const BestPagesTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::best_pages;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(BestPagesTable, best_pages)
 
 void check_bounds(const BestPages& a) {
     for (int64_t r = 0; r < a.rows; ++r)

@@ -18,11 +18,6 @@ struct BestPagesTable {
     void (*best)(const BestPages&);
 };
 
-#define X(level)                            \
-    namespace level {                       \
-    extern const BestPagesTable best_pages; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(BestPagesTable, best_pages)
 
 }  // namespace headrace

@@ -16,16 +16,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const Bf16LinearTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::bf16_linear;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(Bf16LinearTable, bf16_linear)
 
 Bf16Shape check_shape(int64_t outputs, int64_t width) {
     check_size(outputs, width);

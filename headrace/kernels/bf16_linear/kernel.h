@@ -50,11 +50,6 @@ struct Bf16LinearTable {
                          float* out);
 };
 
-#define X(level)                              \
-    namespace level {                         \
-    extern const Bf16LinearTable bf16_linear; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(Bf16LinearTable, bf16_linear)
 
 }  // namespace headrace

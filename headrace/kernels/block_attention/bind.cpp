@@ -14,16 +14,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const BlockAttentionTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::block_attention;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(BlockAttentionTable, block_attention)
 
 // (at, stride, page_tokens, block_tokens, group, channels, kv_heads, bits)
 BlockStore check_store(const Array& arena, nb::tuple shape, int64_t head_size) {

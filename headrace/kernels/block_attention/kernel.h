@@ -36,11 +36,6 @@ struct BlockAttentionTable {
     void (*attend)(const BlockAttention&);
 };
 
-#define X(level)                                      \
-    namespace level {                                 \
-    extern const BlockAttentionTable block_attention; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(BlockAttentionTable, block_attention)
 
 }  // namespace headrace

@@ -16,16 +16,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const DfloatLinearTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::dfloat_linear;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(DfloatLinearTable, dfloat_linear)
 
 DfloatShape check_shape(int64_t outputs, int64_t width) {
     check_size(outputs, width);

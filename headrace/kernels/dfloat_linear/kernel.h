@@ -62,11 +62,6 @@ struct DfloatLinearTable {
     bool (*read_outputs)(const DfloatWeight&, const int64_t* outputs, int64_t count, float* out);
 };
 
-#define X(level)                                  \
-    namespace level {                             \
-    extern const DfloatLinearTable dfloat_linear; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(DfloatLinearTable, dfloat_linear)
 
 }  // namespace headrace

@@ -10,16 +10,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const DrawTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::draw;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(DrawTable, draw)
 
 Logits check_logits(nb::handle object) {
     const Array x(object, "logits");

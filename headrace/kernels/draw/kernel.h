@@ -22,11 +22,6 @@ struct DrawTable {
     int64_t (*draw)(const Logits&, double u);
 };
 
-#define X(level)                 \
-    namespace level {            \
-    extern const DrawTable draw; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(DrawTable, draw)
 
 }  // namespace headrace

@@ -16,16 +16,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const DualLinearTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::dual_linear;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(DualLinearTable, dual_linear)
 
 DualShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits) {
     check_size(outputs, width);

@@ -41,11 +41,6 @@ struct DualLinearTable {
                          float* out);
 };
 
-#define X(level)                              \
-    namespace level {                         \
-    extern const DualLinearTable dual_linear; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(DualLinearTable, dual_linear)
 
 }  // namespace headrace

@@ -14,16 +14,7 @@ using namespace nb::literals;
 namespace headrace {
 namespace {
 
-const IntLinearTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::int_linear;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(IntLinearTable, int_linear)
 
 IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits, bool zeros) {
     check_size(outputs, width);

@@ -107,11 +107,6 @@ struct IntLinearTable {
                          float* out);
 };
 
-#define X(level)                            \
-    namespace level {                       \
-    extern const IntLinearTable int_linear; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(IntLinearTable, int_linear)
 
 }  // namespace headrace

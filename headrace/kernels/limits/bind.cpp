@@ -10,16 +10,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const LimitsTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::limits;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(LimitsTable, limits)
 
 Array bytes_of(nb::handle object) {
     Array data(object, "data");

@@ -18,11 +18,6 @@ struct LimitsTable {
     Arithmetic bf16;  // null where the level has no such instruction
 };
 
-#define X(level)                     \
-    namespace level {                \
-    extern const LimitsTable limits; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(LimitsTable, limits)
 
 }  // namespace headrace

@@ -18,16 +18,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const LoraTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::lora;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(LoraTable, lora)
 
 // Parts [P, 3] of ranks, first output and outputs, as they lie in memory.
 static_assert(sizeof(LoraPart) == 3 * sizeof(int64_t));

@@ -57,11 +57,6 @@ struct LoraTable {
     void (*add)(const Lora&);
 };
 
-#define X(level)                 \
-    namespace level {            \
-    extern const LoraTable lora; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(LoraTable, lora)
 
 }  // namespace headrace

@@ -60,11 +60,6 @@ struct LutLinearTable {
                          float* out);
 };
 
-#define X(level)                            \
-    namespace level {                       \
-    extern const LutLinearTable lut_linear; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(LutLinearTable, lut_linear)
 
 }  // namespace headrace

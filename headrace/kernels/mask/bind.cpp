@@ -10,16 +10,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const MaskTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::mask;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(MaskTable, mask)
 
 }  // namespace
 

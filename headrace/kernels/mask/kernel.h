@@ -19,11 +19,6 @@ struct MaskTable {
     void (*bf16)(const Mask&);
 };
 
-#define X(level)                 \
-    namespace level {            \
-    extern const MaskTable mask; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(MaskTable, mask)
 
 }  // namespace headrace

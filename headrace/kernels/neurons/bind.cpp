@@ -16,16 +16,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const NeuronsTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::neurons;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(NeuronsTable, neurons)
 
 void check_weights(const Array& up, const Array& down) {
     HR_CHECK(up.dims() == 2 && down.dims() == 2 && up.contiguous() && down.contiguous() &&

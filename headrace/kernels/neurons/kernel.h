@@ -32,11 +32,6 @@ struct NeuronsTable {
     void (*run)(const Neurons&);
 };
 
-#define X(level)                       \
-    namespace level {                  \
-    extern const NeuronsTable neurons; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(NeuronsTable, neurons)
 
 }  // namespace headrace

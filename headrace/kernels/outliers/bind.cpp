@@ -11,16 +11,7 @@ using namespace nb::literals;
 namespace headrace {
 namespace {
 
-const OutliersTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::outliers;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(OutliersTable, outliers)
 
 }  // namespace
 

@@ -26,11 +26,6 @@ struct OutliersTable {
     bool (*choose)(const Outliers&);  // false: some weights are not finite
 };
 
-#define X(level)                         \
-    namespace level {                    \
-    extern const OutliersTable outliers; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(OutliersTable, outliers)
 
 }  // namespace headrace

@@ -13,16 +13,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const PageDotsTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::page_dots;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(PageDotsTable, page_dots)
 
 void check_within(const Array& x, int64_t count, int64_t below) {
     check_i64(x, count);

@@ -25,11 +25,6 @@ struct PageDotsTable {
     void (*dots)(const PageDots&);
 };
 
-#define X(level)                          \
-    namespace level {                     \
-    extern const PageDotsTable page_dots; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(PageDotsTable, page_dots)
 
 }  // namespace headrace

@@ -15,16 +15,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const PagedAttentionTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::paged_attention;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(PagedAttentionTable, paged_attention)
 
 PageStore check_store(const Array& arena, int64_t k_at, int64_t v_at, int64_t page_tokens, int64_t kv_heads,
                       int64_t head_size, int64_t item_bytes) {

@@ -48,11 +48,6 @@ struct PagedAttentionTable {
     void (*write)(const PagedWrite&);
 };
 
-#define X(level)                                      \
-    namespace level {                                 \
-    extern const PagedAttentionTable paged_attention; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(PagedAttentionTable, paged_attention)
 
 }  // namespace headrace

@@ -11,16 +11,7 @@ namespace nb = nanobind;
 namespace headrace {
 namespace {
 
-const RmsNormTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::rms_norm;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(RmsNormTable, rms_norm)
 
 auto check(const RmsNormTable& table, nb::handle x_object, nb::handle weight_object, nb::handle out_object,
            float eps, float weight_offset) {

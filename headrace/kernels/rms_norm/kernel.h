@@ -22,11 +22,6 @@ struct RmsNormTable {
     void (*bf16)(const RmsNorm&);
 };
 
-#define X(level)                        \
-    namespace level {                   \
-    extern const RmsNormTable rms_norm; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(RmsNormTable, rms_norm)
 
 }  // namespace headrace

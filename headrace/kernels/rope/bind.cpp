@@ -13,16 +13,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const RopeTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::rope;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(RopeTable, rope)
 
 }  // namespace
 

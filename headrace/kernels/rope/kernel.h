@@ -19,11 +19,6 @@ struct RopeTable {
     void (*rotate)(const Rope&);
 };
 
-#define X(level)                 \
-    namespace level {            \
-    extern const RopeTable rope; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(RopeTable, rope)
 
 }  // namespace headrace

@@ -13,16 +13,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const RouteTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::route;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(RouteTable, route)
 
 template <class T>
 T* check(const Array& array, DType dtype, int64_t count) {

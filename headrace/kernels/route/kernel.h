@@ -27,11 +27,6 @@ struct RouteTable {
     void (*scatter_add)(const Move&, const float* from, const float* shares, float* to);
 };
 
-#define X(level)                   \
-    namespace level {              \
-    extern const RouteTable route; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(RouteTable, route)
 
 }  // namespace headrace

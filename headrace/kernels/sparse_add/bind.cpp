@@ -16,16 +16,7 @@ namespace {
 
 using Int = long long;  // for messages
 
-const SparseAddTable& table_of(Level level) {
-    switch (level) {
-#define X(name)       \
-    case Level::name: \
-        return name::sparse_add;
-        HR_FOR_EACH_LEVEL(X)
-#undef X
-    }
-    fail_internal("no such level: %d", static_cast<int>(level));
-}
+HR_TABLE_OF(SparseAddTable, sparse_add)
 
 SparseWeight check_weight(nb::handle starts_object, nb::handle entries_object, int64_t width) {
     const Array starts(starts_object, "starts"), entries(entries_object, "entries");

@@ -36,11 +36,6 @@ struct SparseAddTable {
     bool (*put_outputs)(const SparseWeight&, const int64_t* outputs, int64_t count, float* out);
 };
 
-#define X(level)                            \
-    namespace level {                       \
-    extern const SparseAddTable sparse_add; \
-    }
-HR_FOR_EACH_LEVEL(X)
-#undef X
+HR_TABLE(SparseAddTable, sparse_add)
 
 }  // namespace headrace
