@@ -59,11 +59,40 @@ inline F32x16 load_part(const T* p, int64_t n) {
     return n >= kLanes ? load(p) : load_first(p, n);
 }
 
-// h *= up . x, for some rows and some neurons, both constants; fetches the neurons at `next` meanwhile.
+// Neurons that are read side by side, and those that are read after them: what lies kFetched bytes further on
+// is fetched. More of it would push out of the nearest cache what is still to be read, as neurons of a common
+// width share their places there.
+template <int kCount, class T>
+struct Streams {
+    const T* now[kCount];
+    const T* next[kCount];
+
+    // Once per line. i: what is read now, of [0, width).
+    void fetch(int64_t i, int64_t width) const {
+        constexpr int64_t kFetched = 512 / sizeof(T);
+        if (i * static_cast<int64_t>(sizeof(T)) % 64) return;
+        const int64_t at = i + kFetched;
+        HR_UNROLL
+        for (int u = 0; u < kCount; ++u) prefetch(at < width ? now[u] + at : next[u] + at - width);
+    }
+};
+
+// Of the neurons in `list`; after them come those in `then`, of that matrix.
+template <int kCount, class T>
+Streams<kCount, T> streams_of(const void* matrix, const int32_t* list, const void* next, const int32_t* then,
+                              int64_t width) {
+    Streams<kCount, T> streams;
+    for (int u = 0; u < kCount; ++u) {
+        streams.now[u] = static_cast<const T*>(matrix) + list[u] * width;
+        streams.next[u] = static_cast<const T*>(next) + then[u] * width;
+    }
+    return streams;
+}
+
+// h *= up . x, for some rows and some neurons, both constants.
 template <int kRows, int kCount, class T>
-inline void multiply_up(const Neurons& a, const float* x, const int32_t* list, const int32_t* next,
+inline void multiply_up(const Neurons& a, const float* x, const int32_t* list, const Streams<kCount, T>& ups,
                         float* h) {
-    const T* up = static_cast<const T*>(a.up);
     const int64_t padded = a.padded();
     F32x16 sums[kRows][kCount];
     HR_UNROLL
@@ -72,10 +101,10 @@ inline void multiply_up(const Neurons& a, const float* x, const int32_t* list, c
         for (int u = 0; u < kCount; ++u) sums[r][u] = broadcast(0);
     }
     for (int64_t i = 0; i < a.width; i += kLanes) {
+        ups.fetch(i, a.width);
         HR_UNROLL
         for (int u = 0; u < kCount; ++u) {
-            const F32x16 w = load_part(up + list[u] * a.width + i, a.width - i);
-            if (next) prefetch(up + next[u] * a.width + i);
+            const F32x16 w = load_part(ups.now[u] + i, a.width - i);
             HR_UNROLL
             for (int r = 0; r < kRows; ++r) sums[r][u] = fma(w, load(x + r * padded + i), sums[r][u]);
         }
@@ -90,42 +119,42 @@ inline void multiply_up(const Neurons& a, const float* x, const int32_t* list, c
     }
 }
 
-// The same for every row, and `count` neurons.
+// The same for every row, and `count` neurons; they are read once, by the first rows.
 template <class T>
 void multiply_ups(const Neurons& a, const int32_t* list, int64_t count) {
+    auto take = [&]<int kRows, int kCount>(int64_t row, int64_t u) {
+        // after the last of them come those of down
+        const bool last = u + 2 * kCount > count;
+        const auto ups = streams_of<kCount, T>(a.up, list + u, last ? a.down : a.up,
+                                               last ? list : list + u + kCount, a.width);
+        multiply_up<kRows, kCount, T>(a, a.memory + row * a.padded(), list + u, ups,
+                                      a.gate + row * a.neurons);
+    };
     for (int64_t first = 0; first < count; first += kGroup) {
         const int64_t stop = count - first < kGroup ? count : first + kGroup;
         int64_t row = 0;
         for (; row + kTile <= a.rows; row += kTile)
-            for (int64_t u = first; u < stop; ++u)
-                multiply_up<kTile, 1, T>(a, a.memory + row * a.padded(), list + u, nullptr,
-                                         a.gate + row * a.neurons);
+            for (int64_t u = first; u < stop; ++u) take.template operator()<kTile, 1>(row, u);
         for (; row < a.rows; ++row) {
-            const float* x = a.memory + row * a.padded();
-            float* h = a.gate + row * a.neurons;
             int64_t u = first;
-            for (; u + kUps <= stop; u += kUps) {
-                const int32_t* next = row == 0 && u + 2 * kUps <= count ? list + u + kUps : nullptr;
-                multiply_up<1, kUps, T>(a, x, list + u, next, h);
-            }
-            for (; u < stop; ++u) multiply_up<1, 1, T>(a, x, list + u, nullptr, h);
+            for (; u + kUps <= stop; u += kUps) take.template operator()<1, kUps>(row, u);
+            for (; u < stop; ++u) take.template operator()<1, 1>(row, u);
         }
     }
 }
 
 // y += h . down over outputs [first, first + count), of some rows and some neurons, both constants.
 template <int kRows, int kCount, class T>
-inline void add_down(const Neurons& a, const int32_t* list, const int32_t* next, const float* h,
+inline void add_down(const Neurons& a, const int32_t* list, const Streams<kCount, T>& downs, const float* h,
                      int64_t first, int64_t count, float* y, int64_t stride) {
-    const T* down = static_cast<const T*>(a.down) + first;
     for (int64_t i = 0; i < count; i += kLanes) {
+        downs.fetch(i, count);
         F32x16 sums[kRows];
         HR_UNROLL
         for (int r = 0; r < kRows; ++r) sums[r] = load(y + r * stride + i);
         HR_UNROLL
         for (int u = 0; u < kCount; ++u) {
-            const F32x16 w = load_part(down + list[u] * a.width + i, a.width - first - i);
-            if (next) prefetch(down + next[u] * a.width + i);
+            const F32x16 w = load_part(downs.now[u] + i, a.width - first - i);
             HR_UNROLL
             for (int r = 0; r < kRows; ++r) sums[r] = fma(w, broadcast(h[r * a.neurons + list[u]]), sums[r]);
         }
@@ -139,17 +168,18 @@ template <class T>
 void add_downs(const Neurons& a, const int32_t* list, int64_t count, int64_t first, int64_t outputs, float* y,
                int64_t stride) {
     int64_t u = 0;
+    const T* down = static_cast<const T*>(a.down) + first;
     auto take = [&]<int kCount>() {
         for (; u + kCount <= count; u += kCount) {
+            const int32_t* then = u + 2 * kCount <= count ? list + u + kCount : list + u;
+            const auto downs = streams_of<kCount, T>(down, list + u, down, then, a.width);
             int64_t row = 0;
             for (; row + kTile <= a.rows; row += kTile)
-                add_down<kTile, kCount, T>(a, list + u, nullptr, a.gate + row * a.neurons, first, outputs,
+                add_down<kTile, kCount, T>(a, list + u, downs, a.gate + row * a.neurons, first, outputs,
                                            y + row * stride, stride);
-            for (; row < a.rows; ++row) {
-                const int32_t* next = row == 0 && u + 2 * kCount <= count ? list + u + kCount : nullptr;
-                add_down<1, kCount, T>(a, list + u, next, a.gate + row * a.neurons, first, outputs,
+            for (; row < a.rows; ++row)
+                add_down<1, kCount, T>(a, list + u, downs, a.gate + row * a.neurons, first, outputs,
                                        y + row * stride, stride);
-            }
         }
     };
     take.template operator()<kDowns>();

@@ -103,6 +103,19 @@ inline __m512 _mm512_set1_ps(float x) {
 inline __m512i _mm512_set1_epi32(int x) {
     return emulate<__m512i>([&](int) { return static_cast<uint32_t>(x); });
 }
+// The last lane first.
+template <class... Lanes>
+inline __m512i _mm512_set_epi32(Lanes... lanes) {
+    const uint32_t last_first[16] = {static_cast<uint32_t>(lanes)...};
+    return emulate<__m512i>([&](int i) { return last_first[15 - i]; });
+}
+// The upper half is undefined.
+inline __m512i _mm512_castsi256_si512(__m256i x) {
+    __m512i out;
+    memset(&out, 0x5a, sizeof out);
+    memcpy(&out, &x, sizeof x);
+    return out;
+}
 inline __m512i _mm512_set1_epi8(char x) {
     return emulate<__m512i>([&](int) { return static_cast<uint8_t>(x) * 0x01010101u; });
 }
@@ -349,10 +362,13 @@ inline __m512i _mm512_cvtepi16_epi32(__m256i words) {
     memcpy(word, &words, sizeof word);
     return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{word[i]}); });
 }
-inline __m512i _mm512_cvtepu16_epi32(__m256i words) {
-    uint16_t word[16];
-    memcpy(word, &words, sizeof word);
-    return emulate<__m512i>([&](int i) { return uint32_t{word[i]}; });
+// vpermb: each byte from where the one at its place in `places` says, or 0.
+inline __m512i _mm512_maskz_permutexvar_epi8(uint64_t mask, __m512i places, __m512i x) {
+    uint8_t place[64], byte[64], out[64];
+    memcpy(place, &places, sizeof place);
+    memcpy(byte, &x, sizeof byte);
+    for (int i = 0; i < 64; ++i) out[i] = mask >> i & 1 ? byte[place[i] % 64] : 0;
+    return emulated_cast<__m512i>(out);
 }
 // vpmovdw: the low halves.
 inline __m256i _mm512_cvtepi32_epi16(__m512i x) {

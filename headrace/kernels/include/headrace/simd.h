@@ -45,8 +45,13 @@ inline __mmask16 first_lanes(int64_t n) {
     return static_cast<__mmask16>((1u << n) - 1);
 }
 
+// Each word into the upper half of a number: one shuffle, where widening and shifting are two.
 inline __m512 widen(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+    const __m512i places = _mm512_set_epi32(
+        0x1f1e0000, 0x1d1c0000, 0x1b1a0000, 0x19180000, 0x17160000, 0x15140000, 0x13120000, 0x11100000,
+        0x0f0e0000, 0x0d0c0000, 0x0b0a0000, 0x09080000, 0x07060000, 0x05040000, 0x03020000, 0x01000000);
+    return _mm512_castsi512_ps(
+        _mm512_maskz_permutexvar_epi8(0xCCCCCCCCCCCCCCCC, places, _mm512_castsi256_si512(x)));
 }
 
 // In integers, not vcvtneps2bf16: that instruction flushes subnormals to zero, and the other levels do not.
