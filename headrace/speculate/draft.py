@@ -82,7 +82,12 @@ class Speculator:
                 self._drafter.learn(seq, (seq.tokens[-1], *span.draft), logits_RV[rows])
         pairs = zip(plan.spans, result.accepted, strict=True)
         checked = [
-            Checked(span.seq, span.end - span.stop, max(0, min(len(span.draft), len(accepted.tokens) - 1)))
+            Checked(
+                span.seq,
+                span.end - span.stop,
+                max(0, min(len(span.draft), len(accepted.tokens) - 1)),
+                len(span.draft),
+            )
             for span, accepted in pairs
             if span.seq in self._guessed and span.draft
         ]

@@ -16,8 +16,11 @@ class Checked(NamedTuple):
 
     seq: int
     drafted: int
+    """Tokens after each other: of a tree its levels."""
     accepted: int
     """Of these, from the first on."""
+    rows: int
+    """That it took: of a tree more than its levels."""
 
 
 class LiveBudget(Protocol):

@@ -4,7 +4,9 @@ Paper   https://arxiv.org/abs/2406.14066 (SmartSpec, goodput as the measure); ht
         length by acceptance and cost)
 Idea    Two things are learnt from every step: how long a step of so many rows takes, and how often each sequence's
         guesses are right. With p for the share of right ones, the k-th guess is kept with p^k. It is worth its row if
-        (tokens + p^k) / time(rows + 1) is more than tokens / time(rows).
+        (tokens + p^k) / time(rows + 1) is more than tokens / time(rows). And it keeps an account of what guessing has
+        gained and lost beside steps without it, in seconds: what is lost at the start is bounded, and later a small
+        share of the time.
 Trades  On text that cannot be guessed it falls silent, but for a try now and then.
 Differs Times are measured as the engine runs, not modelled: rows that never occurred are interpolated. Of a tree the
         levels count as guesses, though its rows are more: its share of right ones is that of a level.
@@ -27,6 +29,8 @@ _TIME_SHARE, _RIGHT_SHARE = 0.1, 0.1  # how much one more reading counts
 _UNSEEN_ROW = 0.03  # what a row adds to a step's time, as long as nobody has seen it
 _MOST = 32  # tokens of a guess that are thought about
 _FIRST = 0.6  # share of right guesses, of a sequence that has made none
+_START, _MOST_CREDIT = 3, 32  # steps that may be lost at the start, and that gains make up for at most
+_LOSS = 0.02  # share of the time that may be lost after that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +100,14 @@ class LiveAuto:
         self._times = Times()
         self._right = _FIRST  # of all sequences: what a new one begins with
         self._sequences: dict[int, _Sequence] = {}
+        self._tokens = 1  # of the step under way, without guesses
+        self._credit: float | None = None
+        """Seconds that guessing may lose; None before the first step without it, whose time is what it is held to."""
 
     def room(self, seq: int, rows: int, sequences: int) -> int:
         """See the contract."""
-        if rows >= MOST_ROWS:  # beside a prompt
+        self._tokens = sequences
+        if rows >= MOST_ROWS or self._credit is None:  # beside a prompt, or at the very start
             return 0
         state = self._sequences.setdefault(seq, _Sequence(self._right))
         count, tokens, kept = 0, float(sequences), 1.0
@@ -110,7 +118,9 @@ class LiveAuto:
             rate = tokens / self._times(rows + more)
             if rate > best:
                 count, best = more, rate
-        if count == 0:
+        if self._credit <= 0:
+            state.silent, state.trying, count = state.silent + 1, False, 0
+        elif count == 0:
             state.silent += 1
             count = 1 if state.silent >= self._patience else 0
             state.trying = count > 0
@@ -124,7 +134,8 @@ class LiveAuto:
         """See the contract."""
         if rows <= MOST_ROWS:
             self._times.add(rows, seconds)
-        for seq, drafted, accepted in checked:
+            self._account(rows, min(seconds, 2 * self._times(rows)), checked)
+        for seq, drafted, accepted, _ in checked:
             state = self._sequences.get(seq)
             if accepted:
                 self._patience = self._retry
@@ -134,6 +145,17 @@ class LiveAuto:
                 self._right += _RIGHT_SHARE * (hit - self._right) / 4
                 if state is not None:
                     state.right += _RIGHT_SHARE * (hit - state.right)
+
+    def _account(self, rows: int, seconds: float, checked: Sequence[Checked]) -> None:
+        """What a step gained, or lost, beside one without guesses; and what the time that has passed allows."""
+        if self._credit is None:
+            self._credit = None if checked else _START * seconds
+            return
+        plain = self._times(rows - sum(one.rows for one in checked))
+        if checked:
+            tokens = self._tokens + sum(one.accepted for one in checked)
+            self._credit += plain * tokens / self._tokens - seconds
+        self._credit = min(self._credit + _LOSS * seconds, _MOST_CREDIT * plain)
 
     def forget(self, seq: int) -> None:
         """See the contract."""
