@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from headrace.kv.groups import PageSizes
     from headrace.kv.pool import PagePool
     from headrace.kv.prefix import Node
-    from headrace.kv.tiers import LiveTier, Tier
+    from headrace.kv.tiers import Behind, LiveTier
 
 STALE = 16
 """Heap entries per node, most of them stale, beyond which a heap is made anew."""
 NEEDS = (("prefix_cache", "the prefix cache is what finds a page again that has left the pool"),)
-"""What every tier needs: facts and why, for its card."""
+"""What every tier behind the pool needs: facts and why, for its card."""
 
 
 class Ages:
@@ -56,7 +56,7 @@ class Ages:
 class Shelf:
     """The slots of a tier, and the nodes that have them: Node.away."""
 
-    def __init__(self, tier: Tier, pool: PagePool, sizes: PageSizes) -> None:
+    def __init__(self, tier: Behind, pool: PagePool, sizes: PageSizes) -> None:
         """Raises ConfigError if a granule does not fit, or the tier cannot start."""
         self._pool, self._slots = pool, tier.num_bytes // pool.page_bytes
         together = sum(sizes.granule // tokens for tokens in sizes.tokens)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.forward.decoder import Decoder
 from headrace.params import SamplingParams
 from headrace.types import Request
 from tests.whole import models
@@ -125,6 +126,21 @@ def scripted(engine: Engine, asks: Iterable[Ask], forks: Iterable[Fork], max_ste
         engine.kv.check()
         step += 1
     return run
+
+
+def offloaded(
+    config: EngineConfig, decoder: Decoder, pages: int, share: float = 0.0, folder: str = "/var/tmp"
+) -> EngineConfig:
+    """The config with a pool of `pages` on disk; in memory the least that they need, and a share of the rest."""
+    stack = {**config.stack, "kv-tier": f"offload:memory={(64 << 20) - 1},folder={folder}"}
+    probe = Engine(replace(config, stack=stack, kv_bytes=64 << 20), decoder=decoder)
+    residence = probe.kv.tables.pool.residence
+    assert residence is not None
+    least, most = pages * residence.cut.least, pages * residence.cut.page_bytes
+    probe.close()
+    memory = min(most - 1, least + int(share * (most - least)))
+    stack["kv-tier"] = f"offload:memory={memory},folder={folder}"
+    return replace(config, stack=stack, kv_bytes=most)
 
 
 def nothing_left(engine: Engine) -> None:

@@ -12,8 +12,7 @@ from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.memory import pages_for
-from headrace.kv.groups import size_pages
-from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.stored import page_sizes, stored_groups
 from headrace.params import SamplingParams
 from headrace.slots import slots
 from headrace.types import Request
@@ -81,7 +80,7 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     selector = known["kv-selector"].make(stack.get("kv-selector", "everything"))
     groups = stored_groups(known["kv-layout"].make(layout).groups(architecture), keeper, codec)
     dtype = models.decoder(model).dtype
-    sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector))
+    sizes = page_sizes(groups, page_tokens, codec, dtype, selector)
     span = known["policy"].make(policy).longest_span
     least = max(pages_for(groups, sizes, longest, span), 2 * len(groups))
     pages = least + draw(st.sampled_from([0, 0, 0, 1, 3, least // 2, 2 * least]))
