@@ -115,14 +115,15 @@ class Residence:
         self._read = not write
         self._used_N[parts_N] = self._pass
         self._land(False, wanted=parts_N)
-        absent_N = parts_N[self._state_N[parts_N] == _ABSENT]
-        if len(absent_N):
-            absent_N = np.unique(absent_N)
-            stored_N = self._stored_N[absent_N]
-            assert write or stored_N.all(), "what was never written is read"
-            self._make_room(int(self._sizes(absent_N).sum()))
-            self._take(absent_N[~stored_N])
-            self._bring(absent_N[stored_N])
+        absent_N = self._state_N[parts_N] == _ABSENT
+        if not write:
+            absent_N &= self._stored_N[parts_N]  # there may be others, of which no row sees anything
+        if absent_N.any():
+            missing_N = np.unique(parts_N[absent_N])
+            stored_N = self._stored_N[missing_N]
+            self._make_room(int(self._sizes(missing_N).sum()))
+            self._take(missing_N[~stored_N])
+            self._bring(missing_N[stored_N])
         if write:
             self._land(True, wanted=parts_N)
             self._stored_N[parts_N] = False

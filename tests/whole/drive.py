@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from headrace.compose import parse
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.decoder import Decoder
+from headrace.kv.stored import cut, page_sizes, stored_groups
+from headrace.kv.tiers import SLOT as TIERS
 from headrace.params import SamplingParams
 from headrace.types import Request
 from tests.whole import models
@@ -132,15 +135,16 @@ def offloaded(
     config: EngineConfig, decoder: Decoder, pages: int, share: float = 0.0, folder: str = "/var/tmp"
 ) -> EngineConfig:
     """The config with a pool of `pages` on disk; in memory the least that they need, and a share of the rest."""
-    stack = {**config.stack, "kv-tier": f"offload:memory={(64 << 20) - 1},folder={folder}"}
-    probe = Engine(replace(config, stack=stack, kv_bytes=64 << 20), decoder=decoder)
-    residence = probe.kv.tables.pool.residence
-    assert residence is not None
-    least, most = pages * residence.cut.least, pages * residence.cut.page_bytes
-    probe.close()
+    chosen, dtype = parse(config.stack), decoder.dtype
+    codec, selector = chosen.one("kv-codec"), chosen.one("kv-selector")
+    layout, keeper = chosen.one("kv-layout").groups(decoder.architecture), chosen.one("kv-keeper")
+    groups = stored_groups(layout, keeper, codec, TIERS.make("offload:memory=1"))
+    sizes = page_sizes(groups, config.page_tokens, codec, dtype, selector)
+    parts = cut(groups, sizes, codec, dtype, selector)
+    least, most = pages * parts.least, pages * parts.page_bytes
     memory = min(most - 1, least + int(share * (most - least)))
-    stack["kv-tier"] = f"offload:memory={memory},folder={folder}"
-    return replace(config, stack=stack, kv_bytes=most)
+    tier = f"offload:memory={memory},folder={folder}"
+    return replace(config, stack={**config.stack, "kv-tier": tier}, kv_bytes=most)
 
 
 def nothing_left(engine: Engine) -> None:
