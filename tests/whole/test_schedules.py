@@ -104,7 +104,7 @@ def schedules(
     draw: st.DrawFn, names: tuple[str, ...] = tuple(models.WINDOWS)
 ) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
     model = draw(st.sampled_from(sorted(names)))
-    paged = model in models.NATIVE or model in models.BLOCKS or model in models.ARTIFACTS
+    paged = any(model in group for group in (models.NATIVE, models.BLOCKS, models.ARTIFACTS, models.DEEP))
     wanted = draw(asks((17, 17, 33, 40) if paged else (0, 3, 5, 8, 12, 21, 40)))
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in wanted)
     forks = [

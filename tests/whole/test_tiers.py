@@ -88,7 +88,7 @@ def offload(draw: st.DrawFn) -> Schedule:
 def test_nor_on_where_the_pool_lies() -> None:
     happened: Counter[str] = Counter()
 
-    @settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(offload())
     def check(schedule: Schedule) -> None:
         counters = run_schedule(schedule).stats().counters
@@ -99,7 +99,7 @@ def test_nor_on_where_the_pool_lies() -> None:
         happened["schedules that read"] += counters.tier_read_bytes > 0
 
     check()
-    assert len(happened) == 5 and min(happened.values()) >= 8, f"too little pressure: {happened}"
+    assert len(happened) == 5 and min(happened.values()) >= 5, f"too little pressure: {happened}"
 
 
 def crowded(model: str, tier: str, preempt: str) -> Schedule:
@@ -132,6 +132,18 @@ def crowded(model: str, tier: str, preempt: str) -> Schedule:
         for i, length in enumerate((45, 50, 33, 49))
     ]
     return model, config, again(wanted, 40), [Fork("0", "f0", 12, 1), Fork("0-again", "f1", 60, 2)]
+
+
+@pytest.mark.parametrize("model", [*models.DEEP, "int4", "squeezed"])
+def test_nor_in_a_crowd_on_disk(model: str) -> None:
+    """Selectors of single pages, windows and sinks; codes, and native kernels."""
+    _, config, wanted, forks = crowded(model, "host", "recompute")
+    stack = {name: spec for name, spec in config.stack.items() if name != "kv-tier"}
+    pages = len(Engine(config, decoder=models.decoder(model)).kv.tables.pool)
+    config = dataclasses.replace(config, stack=stack, swap_bytes=0)
+    config = offloaded(config, models.decoder(model), 2 * pages, 0.0, FOLDER.name)
+    counters = run_schedule((model, config, wanted, forks)).stats().counters
+    assert counters.tier_written_bytes > 0 and counters.tier_read_bytes > 0, counters
 
 
 @pytest.mark.parametrize(("tier", "preempt"), [("host", "recompute"), ("disk", "swap")])

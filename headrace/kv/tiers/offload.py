@@ -34,7 +34,8 @@ from headrace.slots import Card
 from headrace.unnamed import UnnamedFile
 from headrace.weight.memory import PAGE
 
-_READERS, _WRITERS = 4, 2
+_READERS, _WRITERS = 16, 4
+"""Threads, which mostly wait: a disk does most when it has many requests."""
 _TOGETHER = 64
 """Most parts of one call of the system."""
 _WHOLE = "it fetches parts of a page, and what this keeps of a page has none"
@@ -102,15 +103,12 @@ class _File:
     def __init__(self, folder: str, arena_PX: Tensor, cut: Cut) -> None:
         self._file = UnnamedFile(folder)
         self._file.past_cache()
-        self._bytes, self._page_bytes, self._pages = (
-            arena_PX.view(-1).numpy().data,
-            cut.page_bytes,
-            len(arena_PX),
-        )
+        self._bytes = arena_PX.view(-1).numpy().data
+        self._pages, self._page_bytes = arena_PX.shape
         places = [strip.place for strip in cut.strips]
-        self._starts = [place.start for place in places]
-        self._sizes = [place.stop - place.start for place in places]
-        self._places = [int(at) * self._pages for at in np.cumsum([0, *self._sizes[:-1]])]
+        self._starts_S = np.array([place.start for place in places])
+        self._sizes_S = np.array([place.stop - place.start for place in places])
+        self._firsts_S = (self._sizes_S.cumsum() - self._sizes_S) * self._pages
         self._sums_N = np.zeros(len(places) * self._pages, np.uint32)
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-tier-writer")
         self._readers = ThreadPoolExecutor(_READERS, "kv-tier-reader")
@@ -120,7 +118,7 @@ class _File:
         threads, count, job = (
             (self._writers, _WRITERS, self._write) if write else (self._readers, _READERS, self._read)
         )
-        moved = sum(self._sizes[strip] for strip in (parts_N // self._pages).tolist())
+        moved = int(self._sizes_S[parts_N // self._pages].sum())
         if write:
             self.written += moved
         else:
@@ -134,26 +132,26 @@ class _File:
         self._file.close()
 
     def _write(self, parts_N: Parts) -> None:
-        for run, start, views in self._runs(parts_N):
-            self._sums_N[run] = [zlib.crc32(view) for view in views]
+        for parts, start, views in self._runs(parts_N):
+            self._sums_N[parts] = [zlib.crc32(view) for view in views]
             self._file.gather(start, views)
 
     def _read(self, parts_N: Parts) -> None:
-        for run, start, views in self._runs(parts_N):
+        for parts, start, views in self._runs(parts_N):
             self._file.scatter(start, views)
-            if self._sums_N[run].tolist() != [zlib.crc32(view) for view in views]:
+            if any(self._sums_N[part] != zlib.crc32(view) for part, view in zip(parts, views, strict=True)):
                 raise OSError(errno.EIO, "they are not what was written")
 
-    def _runs(self, parts_N: Parts) -> Iterator[tuple[slice, int, list[memoryview]]]:
-        """Neighbours: which parts, where they begin in the file, and their bytes in memory."""
-        strips_N = parts_N // self._pages
-        apart_N = np.flatnonzero((np.diff(parts_N) != 1) | (np.diff(strips_N) != 0)) + 1
-        for own_N in np.split(parts_N, apart_N):
-            strip, first, end = int(own_N[0]) // self._pages, int(own_N[0]), int(own_N[-1]) + 1
-            size, at = self._sizes[strip], self._starts[strip]
-            for part in range(first, end, _TOGETHER):
-                run = slice(part, min(part + _TOGETHER, end))
-                page = part - strip * self._pages
-                pages = range(page, page + run.stop - run.start)
-                views = [self._bytes[p * self._page_bytes + at :][:size] for p in pages]
-                yield run, self._places[strip] + page * size, views
+    def _runs(self, parts_N: Parts) -> Iterator[tuple[list[int], int, list[memoryview]]]:
+        """Neighbours: the parts, where they begin in the file, and their bytes in memory."""
+        strips_N, pages_N = np.divmod(parts_N, self._pages)
+        sizes_N = self._sizes_S[strips_N]
+        firsts_N, starts_N = self._firsts_S[strips_N] + pages_N * sizes_N, self._starts_S[strips_N]
+        numbers, firsts, ends = parts_N.tolist(), firsts_N.tolist(), (firsts_N + sizes_N).tolist()
+        at, until = ((pages_N * self._page_bytes + starts_N + more).tolist() for more in (0, sizes_N))
+        first = 0
+        for end in range(1, len(numbers) + 1):
+            if end == len(numbers) or firsts[end] != ends[end - 1] or end - first == _TOGETHER:
+                views = [self._bytes[at[i] : until[i]] for i in range(first, end)]
+                yield numbers[first:end], firsts[first], views
+                first = end
