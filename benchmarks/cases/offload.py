@@ -6,7 +6,7 @@ keys of a page have a size of their own, drawn with `--spread`, that a selector 
 reported, beside that over text, on the model in the box.
 
     python benchmarks/cases/offload.py [--shape llama-3.2-1b] [--weights int4] [--context 32768] [--part 0.25]
-        [--page-tokens 64] [--spread 0.5] [--folder /var/tmp] [--out FILE]
+        [--page-tokens 64] [--spread 0.04] [--folder /var/tmp] [--out FILE]
 
 Claim   https://arxiv.org/abs/2506.20187 (LeoAM): 3.46 times the speed of offloading everything
 Target  the bytes that a step reads fall with what it chooses; at least three times as fast as reading everything
@@ -41,7 +41,7 @@ from headrace.types import Request, Status
 SELECTORS = ("everything", "landmarks:dense=0", "landmarks:dense=0,share=0.0625")
 CHUNK = 1024
 Found = dict[tuple[str, str], list[tuple[float, float, float]]]
-"""Per selector and tier, of each repetition: seconds of a step, bytes that it reads, and the share of what it chooses that
+"""Per selector and tier, of each repetition: seconds of a step, bytes that it reads, and the share of its choice that
 is new."""
 
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--part", type=float, default=0.25)
     parser.add_argument("--page-tokens", type=int, default=64)
-    parser.add_argument("--spread", type=float, default=0.5)
+    parser.add_argument("--spread", type=float, default=0.04)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int)

@@ -234,9 +234,7 @@ class BlockTables:
         self._drop_tip(seq)
         for page in live(self._tables.pop(seq, [])):
             self.pool.drop(page)
-        if (
-            self.pool.lost and not self._tables
-        ):  # the step failed, and would again if it found them in the tree
+        if self.pool.lost and not self._tables:  # the next step would find the same again
             self.clear_cache()
 
     def swap_out(self, seq: int) -> None:

@@ -34,7 +34,7 @@ from headrace.slots import Card
 from headrace.unnamed import UnnamedFile
 from headrace.weight.memory import PAGE
 
-_READERS, _WRITERS = 16, 4
+_READERS, _WRITERS = 8, 2
 """Threads, which mostly wait: a disk does most when it has many requests."""
 _TOGETHER = 64
 """Most parts of one call of the system."""
