@@ -6,7 +6,7 @@ Idea    A step with a selector reads few of the pages, and the next step nearly 
         for themselves. A page is written when it is whole, in the background; what a layer used last time is read while
         the layer before computes (kv/residence.py).
 Trades  A step waits for what it reads anew. Without a selector it reads everything that does not fit, each time. Parts
-        are whole memory pages: with heads of 64 in bfloat16, pages of 16 tokens waste nothing, smaller ones do.
+        are whole memory pages, and each takes the time of a call: prefer long ones, by --page-tokens 64.
 Differs The paper bounds chunks of growing size, and splits those that matter; here pages, all of one size, bounded by
         --kv-selector. Nothing is quantised on its way: that is the codec's business. Reads go past the system's page
         cache. Every part has a checksum: a step that gets back other bytes than were written fails, and is computed
