@@ -17,8 +17,9 @@ from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.kv.cache import KVCache
 from headrace.kv.groups import GroupSpec, PageSizes
+from headrace.kv.residence import Under
 from headrace.kv.stored import cut, page_sizes, stored_groups
-from headrace.kv.tiers import Tier, Under
+from headrace.kv.tiers import Tier
 from headrace.weight import memory
 from headrace.weight.formats import Format
 

@@ -79,9 +79,7 @@ class KVCache:
                 f"and needs at least {2 * len(groups)}: raise kv_bytes or lower page_tokens"
             )
         count = num_bytes // sizes.page_bytes
-        lies: Residence | None = None
-        if under is not None:
-            lies = Residence(cut(groups, sizes, codec, dtype, selector), count, under)
+        lies = None if under is None else Residence(cut(groups, sizes, codec, dtype, selector), count, under)
         pool = PagePool(count, sizes.page_bytes, device, poison, lies)
         host = None
         if host_bytes:

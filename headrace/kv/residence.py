@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import mmap
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ from torch import Tensor
 from headrace.errors import ConfigError, TierError
 from headrace.kv.stored import Cut
 from headrace.weight.memory import addresses
-
-if TYPE_CHECKING:
-    from headrace.kv.tiers import Under
 
 Parts = NDArray[np.int64]
 _ABSENT, _COMING, _HERE, _GOING = range(4)  # _GOING: here, and being written
@@ -50,6 +47,20 @@ class Backing(Protocol):
 
     def close(self) -> None:
         """Gives everything back. Harmless when done twice."""
+
+
+class Under(Protocol):
+    """A tier under the pool: kv_bytes is the room there."""
+
+    unit: ClassVar[int]
+    """What it moves are whole multiples of so many bytes, at multiples of them: see GroupSpec."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What of the pool may be in main memory."""
+
+    def back(self, arena_PX: Tensor, cut: Cut) -> Backing:
+        """At work on a pool at these addresses. Raises ConfigError if there is no room for it."""
 
 
 class _Flight(NamedTuple):

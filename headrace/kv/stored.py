@@ -16,7 +16,7 @@ from headrace.kv.keepers import Keeper
 from headrace.kv.selectors import Selector
 
 if TYPE_CHECKING:
-    from headrace.kv.tiers import Under
+    from headrace.kv.residence import Under
 
 
 def stored_groups(

@@ -4,37 +4,13 @@ dataclass with what Tier lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from headrace.slots import Card, Slot
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from headrace.kv.residence import Backing
-    from headrace.kv.stored import Cut
-
-
-class LiveTier(Protocol):
-    """A tier behind the pool at work: numbered slots of a page each. One thread calls it; pages are uint8 [X]."""
-
-    takes: bool
-    """Whether it takes pages: no longer once something went wrong."""
-    written: int  # bytes so far
-    read: int
-
-    def put(self, slot: int, page_X: Tensor) -> None:
-        """Keeps a copy; the page may change as soon as this returns. What the slot held before is gone."""
-
-    def get(self, slots: Sequence[int], pages: Sequence[Tensor]) -> list[bool]:
-        """Copies the slots into the pages; False where it could not, and the log says why, once."""
-
-    def ahead(self, slots: Sequence[int]) -> None:
-        """These will be asked for soon, in this order. Returns at once."""
-
-    def close(self) -> None:
-        """Gives everything back. Harmless when done twice."""
+    from headrace.kv.residence import Under
+    from headrace.kv.shelf import Behind
 
 
 class Tier(Protocol):
@@ -48,36 +24,11 @@ class Tier(Protocol):
 
     @property
     def behind(self) -> Behind | None:
-        """Itself, if it takes pages that leave the pool."""
+        """Itself, if it takes pages that leave the pool: see kv/shelf.py."""
 
     @property
     def under(self) -> Under | None:
-        """Itself, if the pool lies there."""
-
-
-class Behind(Protocol):
-    """A tier behind the pool, with a bound in bytes."""
-
-    @property
-    def num_bytes(self) -> int:
-        """What it holds at most."""
-
-    def start(self, slots: int, page_bytes: int) -> LiveTier:
-        """At work. Raises ConfigError if there is no room for so many pages."""
-
-
-class Under(Protocol):
-    """A tier under the pool: kv_bytes is the room there."""
-
-    unit: ClassVar[int]
-    """What it moves are whole multiples of so many bytes, at multiples of them: see GroupSpec."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """What of the pool may be in main memory."""
-
-    def back(self, arena_PX: Tensor, cut: Cut) -> Backing:
-        """At work on a pool at these addresses. Raises ConfigError if there is no room for it."""
+        """Itself, if the pool lies there: see kv/residence.py."""
 
 
 SLOT = Slot(

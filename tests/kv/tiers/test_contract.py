@@ -13,7 +13,8 @@ from torch import Tensor
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ClashError, ConfigError
-from headrace.kv.tiers import SLOT, LiveTier
+from headrace.kv.shelf import LiveTier
+from headrace.kv.tiers import SLOT
 from headrace.params import SamplingParams
 from headrace.types import Request
 from tests.whole import models
