@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import ConfigError, TierError
+from headrace.kv.pool import PagePool
 from headrace.kv.residence import Parts, Residence
 from headrace.kv.stored import Cut, Strip
 from headrace.weight.memory import PAGE
@@ -221,3 +222,19 @@ def test_sizes_are_checked_at_the_start() -> None:
     with pytest.raises(ConfigError, match="leave --kv-tier out"):
         Residence(CUT, PAGES, Shelf(PAGES * CUT.page_bytes))
     assert CUT.least == 3 * PAGE and mmap.PAGESIZE == PAGE
+
+
+def test_a_copy_that_fails_lets_go_of_its_page() -> None:
+    residence, shelf = made(12)
+    pool = PagePool(PAGES, CUT.page_bytes, torch.device("cpu"), residence=residence)
+    source, target = pool.take(), pool.take()
+    residence.need(0, layer(0, source), write=True)
+    for own in (1, 2):
+        residence.need(own, layer(own, *range(PAGES)), write=True)
+    shelf.fails[False] = True
+    with pytest.raises(TierError, match="cannot be read back"):
+        pool.copy(source, target)
+    assert pool.num_free == PAGES - 1 and pool.lost
+    pool.check({0: [[source]]}, [])
+    pool.drop(source)
+    assert not pool.lost

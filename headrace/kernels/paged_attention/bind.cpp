@@ -37,7 +37,7 @@ PageStore check_store(const Array& arena, int64_t k_at, int64_t v_at, int64_t pa
     HR_CHECK(item_bytes == 1 || item_bytes == 2 || item_bytes == 4, "numbers of %lld bytes: 1, 2 or 4",
              static_cast<Int>(item_bytes));
     const PageStore store{
-        arena.data<uint8_t>(), arena.size(1), k_at, v_at, page_tokens, kv_heads, head_size,
+        arena.data<uint8_t>(),           arena.size(1), k_at, v_at, page_tokens, kv_heads, head_size,
         static_cast<Stored>(item_bytes), head_stride};
     const int64_t size = store.head_at(kv_heads - 1) + store.head_bytes();
     HR_CHECK(head_stride == 0 || (head_stride >= store.head_bytes() && head_stride <= arena.size(1)),
@@ -76,12 +76,12 @@ template <class Then>
 auto with_checked(const Then& then) {
     return [then](nb::handle q_object, nb::handle arena_object, int64_t k_at, int64_t v_at,
                   int64_t page_tokens, int64_t kv_heads, int64_t item_bytes, int64_t head_stride,
-                  nb::handle positions_object,
-                  nb::handle pages_object, nb::handle runs_object, float scale, int64_t window, int64_t sink,
-                  nb::handle out_object, nb::handle lse_object) {
+                  nb::handle positions_object, nb::handle pages_object, nb::handle runs_object, float scale,
+                  int64_t window, int64_t sink, nb::handle out_object, nb::handle lse_object) {
         const Array q(q_object, "q"), arena(arena_object, "arena");
         HR_CHECK(q.dims() == 3, "q must be [T, N, H]");
-        const PageStore store = check_store(arena, k_at, v_at, page_tokens, kv_heads, q.size(2), item_bytes, head_stride);
+        const PageStore store =
+            check_store(arena, k_at, v_at, page_tokens, kv_heads, q.size(2), item_bytes, head_stride);
         const CheckedRows rows = check_rows(q, kv_heads, positions_object, pages_object, runs_object, scale,
                                             window, sink, out_object, lse_object);
         return then(Checked{rows, store, arena.size(0)});
@@ -96,7 +96,8 @@ void bind_paged_attention(nb::module_& m, Level level) {
                  return [&table, checked] { table.attend(checked.ready()); };
              }),
              "q"_a, "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "kv_heads"_a, "item_bytes"_a,
-             "head_stride"_a, "positions"_a, "pages"_a, "runs"_a, "scale"_a, "window"_a, "sink"_a, "out"_a, "lse"_a);
+             "head_stride"_a, "positions"_a, "pages"_a, "runs"_a, "scale"_a, "window"_a, "sink"_a, "out"_a,
+             "lse"_a);
     // Of the same arguments: how many pieces of work the call would be.
     m.def("paged_attention_pieces",
           with_checked([&table](const Checked& checked) { return table.pieces(checked.ready()); }));
@@ -126,7 +127,8 @@ void bind_paged_attention(nb::module_& m, Level level) {
                 table.write(a);
             };
         },
-        "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "item_bytes"_a, "head_stride"_a, "k"_a, "v"_a, "slots"_a);
+        "arena"_a, "k_at"_a, "v_at"_a, "page_tokens"_a, "item_bytes"_a, "head_stride"_a, "k"_a, "v"_a,
+        "slots"_a);
 }
 
 }  // namespace headrace

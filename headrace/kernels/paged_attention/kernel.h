@@ -30,9 +30,7 @@ struct PageStore {
     int64_t head_bytes() const {
         return scale_bytes() + page_tokens * head_size * static_cast<int64_t>(stored);
     }
-    int64_t head_at(int64_t kv_head) const {
-        return kv_head * (head_stride ? head_stride : head_bytes());
-    }
+    int64_t head_at(int64_t kv_head) const { return kv_head * (head_stride ? head_stride : head_bytes()); }
 };
 
 struct PagedAttention : AttentionRows {

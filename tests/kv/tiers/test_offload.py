@@ -23,6 +23,7 @@ from headrace.engine import Engine
 from headrace.errors import ClashError, ConfigError, TierError
 from headrace.params import SamplingParams
 from headrace.types import Request
+from headrace.weight import memory
 from tests.kv.tiers.test_contract import PROMPTS
 from tests.whole import models
 from tests.whole.drive import Outputs, alone, nothing_left, offloaded
@@ -253,6 +254,18 @@ def test_the_pool_is_as_large_as_its_memory_allows(tmp_path: Path) -> None:
     residence = made.kv.tables.pool.residence
     assert residence is not None and residence.pages == (1 << 20) // residence.cut.least
     made.close()
+
+
+def test_of_the_pool_only_what_is_in_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = engine(tmp_path)
+    good.close()
+    config, size = good.config, good.stack.one("kv-tier").memory_bytes
+    assert config.kv_bytes is not None and size < config.kv_bytes - 1
+    monkeypatch.setattr(memory, "available_bytes", lambda device: config.kv_bytes - 1)
+    Engine(config, decoder=good.decoder).close()
+    monkeypatch.setattr(memory, "available_bytes", lambda device: size - 1)
+    with pytest.raises(ConfigError, match="do not fit .* lower memory"):
+        Engine(config, decoder=good.decoder)
 
 
 @pytest.mark.parametrize(
