@@ -17,7 +17,7 @@ them before there is an engine, or a program does that runs above one."""
 KV_SLOTS = ("positions", "weights", "skipper", "kv-layout", "kv-codec", "kv-keeper", "kv-selector")
 """Slots whose members change what a page holds, and so the prefix cache's key."""
 
-FORWARD_SLOTS = (*KV_SLOTS, "weight-tier")
+FORWARD_SLOTS = (*KV_SLOTS, "kv-tier", "weight-tier")
 """Slots whose members act inside a forward pass."""
 
 

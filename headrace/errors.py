@@ -26,6 +26,10 @@ class OutOfPages(HeadraceError):
     """The pool has fewer pages than a plan reserves; policies prevent it, so users never see it."""
 
 
+class TierError(HeadraceError):
+    """Keys and values could not be written to where they lie, or not read back: the step fails, and may be repeated."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error line: the closest known name, or all of them. Empty when nothing is known."""
     known = sorted(known)

@@ -16,8 +16,9 @@ from headrace.compose import Stack
 from headrace.config import EngineConfig
 from headrace.errors import ConfigError
 from headrace.kv.cache import KVCache
-from headrace.kv.groups import GroupSpec, PageSizes, size_pages
-from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.groups import GroupSpec, PageSizes
+from headrace.kv.residence import Under
+from headrace.kv.stored import cut, page_sizes, stored_groups
 from headrace.kv.tiers import Tier
 from headrace.weight import memory
 from headrace.weight.formats import Format
@@ -100,26 +101,31 @@ def plan_memory(
     longest_span: most tokens the policy runs at once (None: whole prompts). Groups with a window keep that many tokens
     beside their window.
     """
-    codec, selector = stack.one("kv-codec"), stack.one("kv-selector")
-    groups = stored_groups(stack.one("kv-layout").groups(architecture), stack.one("kv-keeper"), codec)
-    sizes = size_pages(
-        groups, config.page_tokens, lambda group, tokens: page_bytes_of(codec, group, tokens, dtype, selector)
-    )
+    codec, selector, tier = (stack.one(slot) for slot in ("kv-codec", "kv-selector", "kv-tier"))
+    under: Under | None = None if tier is None else tier.under
+    groups = stored_groups(stack.one("kv-layout").groups(architecture), stack.one("kv-keeper"), codec, under)
+    sizes = page_sizes(groups, config.page_tokens, codec, dtype, selector)
     full = pages_for(groups, sizes, architecture.context, longest_span) * sizes.page_bytes
     free = memory.available_bytes(device)
     page, parked = sizes.page_bytes, _parked_bytes(architecture, sizes, dtype)
     kv_bytes = config.kv_bytes
-    if kv_bytes is None:
+    if kv_bytes is None and under is not None:
+        least = cut(groups, sizes, codec, dtype, selector).least
+        kv_bytes = min(CONTEXTS * full, under.memory_bytes // least * page)
+    elif kv_bytes is None:
         kv_bytes = CONTEXTS * full
         kv_bytes = kv_bytes if free is None else min(kv_bytes, free // SHARE * page // (page + parked))
     beside = kv_bytes // page * parked
-    if free is not None and kv_bytes + beside + config.swap_bytes > free:
+    pool = kv_bytes if under is None else under.memory_bytes  # in memory
+    if free is not None and pool + beside + config.swap_bytes > free:
         states = f", {beside / 2**30:.1f} GiB of states of tokens that left," if beside else ""
         raise ConfigError(
-            f"a KV pool of {kv_bytes / 2**30:.1f} GiB{states} and {config.swap_bytes / 2**30:.1f} GiB of swap do not "
-            f"fit in {free / 2**30:.1f} GiB of free memory: lower kv_bytes or swap_bytes"
+            f"{pool / 2**30:.1f} GiB of a KV pool{states} and {config.swap_bytes / 2**30:.1f} GiB of swap do not fit "
+            f"in {free / 2**30:.1f} GiB of free memory: lower {'memory' if under else 'kv_bytes'} or swap_bytes"
         )
-    _check_tier(stack.one("kv-tier"), kv_bytes + beside + config.swap_bytes if device.type == "cpu" else 0)
+    _check_tier(
+        tier if under is None else None, kv_bytes + beside + config.swap_bytes if device.type == "cpu" else 0
+    )
     context = _longest(groups, sizes, kv_bytes // sizes.page_bytes, architecture.context, longest_span)
     if context < architecture.context:
         line = (

@@ -16,10 +16,9 @@ from headrace.forward.decoder import Decoder
 from headrace.forward.memory import pages_for
 from headrace.kv.cache import KVCache
 from headrace.kv.codecs import SLOT as CODECS
-from headrace.kv.groups import size_pages
 from headrace.kv.keepers import SLOT as KEEPERS
 from headrace.kv.layouts import SLOT as LAYOUTS
-from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.stored import page_sizes, stored_groups
 from headrace.params import SamplingParams
 from headrace.text.shrinkers import Look, Seen
 from headrace.types import Request, Sequence, Span
@@ -60,7 +59,7 @@ def _cache(decoder: Decoder, look: Look) -> KVCache:
     architecture = replace(decoder.architecture, blocks=decoder.architecture.blocks[: look.layer])
     layout, codec, keeper = (slot.make(slot.default) for slot in (LAYOUTS, CODECS, KEEPERS))
     groups = stored_groups(layout.groups(architecture), keeper, codec)
-    sizes = size_pages(groups, PAGE_TOKENS, lambda group, n: page_bytes_of(codec, group, n, decoder.dtype))
+    sizes = page_sizes(groups, PAGE_TOKENS, codec, decoder.dtype)
     pages = max(pages_for(groups, sizes, len(look.tokens), None), 2 * len(groups))
     return KVCache(
         architecture,

@@ -25,19 +25,21 @@ from headrace.kv import paged, summary
 from headrace.kv.branches import Stretch, ends, right_branch, stretches, writes
 from headrace.kv.chunks import BEFORE, FAR, OWN, Chunks, Segment
 from headrace.kv.codecs import Codec, LiveCodec
-from headrace.kv.groups import GroupSpec, PageSizes, size_pages
+from headrace.kv.groups import GroupSpec, PageSizes
 from headrace.kv.keepers import Keeper
 from headrace.kv.layouts import Layout
 from headrace.kv.parts import Part, parts_of
 from headrace.kv.pool import PagePool
 from headrace.kv.prefix import PrefixTree
 from headrace.kv.present import Present, begin_spans, with_themselves
+from headrace.kv.residence import Residence
+from headrace.kv.resident import Resident
 from headrace.kv.reuse import namespace, reusable
 from headrace.kv.runs import alike, apart, live_runs
 from headrace.kv.selection import Selecting, begin, expect_choice, select_rows
 from headrace.kv.selectors import Selector
 from headrace.kv.shelf import Shelf
-from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.stored import cut, page_sizes, stored_groups
 from headrace.kv.tables import BlockTables
 from headrace.kv.tiers import Tier
 from headrace.kv.unrotated import Unrotated, rotaries
@@ -68,22 +70,21 @@ class KVCache:
         poison: free pages are filled with NaN, so that a stray read shows (tests). Raises ConfigError for a selector
         that has nothing to choose from.
         """
-        groups = stored_groups(layout.groups(architecture), keeper, codec)
-        sizes = size_pages(
-            groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector)
-        )
+        under = None if tier is None else tier.under
+        groups = stored_groups(layout.groups(architecture), keeper, codec, under)
+        sizes = page_sizes(groups, page_tokens, codec, dtype, selector)
         if num_bytes < sizes.page_bytes * 2 * len(groups):
             raise ConfigError(
                 f"a KV pool of {num_bytes:,} bytes has {num_bytes // sizes.page_bytes} pages of {sizes.page_bytes:,}, "
                 f"and needs at least {2 * len(groups)}: raise kv_bytes or lower page_tokens"
             )
-        pool = PagePool(num_bytes // sizes.page_bytes, sizes.page_bytes, device, poison)
+        count = num_bytes // sizes.page_bytes
+        lies = None if under is None else Residence(cut(groups, sizes, codec, dtype, selector), count, under)
+        pool = PagePool(count, sizes.page_bytes, device, poison, lies)
         host = None
         if host_bytes:
             host = PagePool(host_bytes // sizes.page_bytes, sizes.page_bytes, torch.device("cpu"), poison)
-        tree = None
-        if fingerprint is not None:
-            tree = _tree(pool, groups, sizes, fingerprint, tier)
+        tree = None if fingerprint is None else _tree(pool, groups, sizes, fingerprint, tier)
         self.tables = BlockTables(pool, host, groups, sizes, tree)
         self._chunks = Chunks(architecture, dtype, device).check(groups, sizes)
         self._device, self._thinnings = device, architecture.thinnings
@@ -98,7 +99,8 @@ class KVCache:
             elif group.holds == "rest":
                 self._live[index] = paged.Paged(group, tokens, dtype, codec.rest or dtype)
             else:
-                self._live[index] = codec.start(group, tokens, dtype)
+                live = codec.start(group, tokens, dtype)
+                self._live[index] = Resident(live, lies, index, tokens) if lies else live
         self._unrotated = None if codec.rotated else Unrotated(rotaries(architecture, device, dtype))
         self._layers = parts_of(architecture, groups)
         self._selector = selector
@@ -376,7 +378,8 @@ def _tree(
     pool: PagePool, groups: tuple[GroupSpec, ...], sizes: PageSizes, fingerprint: str, tier: Tier | None
 ) -> PrefixTree:
     windows, sinks = [_resumed(group) for group in groups], [_sink(group) for group in groups]
-    shelf = None if tier is None else Shelf(tier, pool, sizes)
+    behind = None if tier is None else tier.behind
+    shelf = None if behind is None else Shelf(behind, pool, sizes)
     return PrefixTree(pool, sizes.granule, windows, fingerprint, sinks=sinks, shelf=shelf)
 
 

@@ -70,6 +70,8 @@ class GroupSpec:
     """Tokens of a block."""
     summary: Summary | None = None
     """What becomes of tokens that leave the window: None is nothing. Window and sink are whole blocks of it."""
+    unit: int = 0
+    """Not 0: each kv head's keys and values lie together, in a strip of the page of whole units of so many bytes."""
 
     def split(self, block: int) -> tuple[GroupSpec, GroupSpec]:
         """Its blocks, and the rest."""

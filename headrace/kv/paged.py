@@ -17,7 +17,8 @@ from headrace.types import Reads
 
 def page_bytes(group: GroupSpec, tokens: int, stored: torch.dtype) -> int:
     """Bytes of a page whose numbers are `stored`."""
-    used = sum(2 * store.nbytes for store in _stores(group, tokens, stored).values())
+    stores = _stores(group, tokens, stored).values()
+    used = sum(store.kv_heads * (store.head_stride or 2 * store.head_bytes) for store in stores)
     return -(-used // ALIGN) * ALIGN
 
 
@@ -29,6 +30,12 @@ class Paged:
         self._dtype = dtype
         self._stores = _stores(group, page_tokens, stored)
         self._by_head: dict[int, list[PageStore]] = {}
+
+    def strips(self, layer: int) -> list[slice]:
+        """Where each kv head lies in a page, of a group with a unit."""
+        store = self._stores[layer]
+        starts = [store.k_at + store.head_at(head) for head in range(store.kv_heads)]
+        return [slice(at, at + store.head_stride) for at in starts]
 
     def write(self, arena_PX: Tensor, layer: int, k_TGH: Tensor, v_TGH: Tensor, slots_T: Tensor) -> None:
         paged_attention.write(arena_PX, self._stores[layer], k_TGH, v_TGH, slots_T)
@@ -54,10 +61,9 @@ class Paged:
         """Each kv head's part, as if the layer had no other."""
         if layer not in self._by_head:
             store = self._stores[layer]
-            size = store.nbytes // store.kv_heads
+            at = map(store.head_at, range(store.kv_heads))
             self._by_head[layer] = [
-                replace(store, k_at=store.k_at + g * size, v_at=store.v_at + g * size, kv_heads=1)
-                for g in range(store.kv_heads)
+                replace(store, k_at=store.k_at + own, v_at=store.v_at + own, kv_heads=1) for own in at
             ]
         return self._by_head[layer]
 
@@ -66,7 +72,12 @@ def _stores(group: GroupSpec, page_tokens: int, stored: torch.dtype) -> dict[int
     """Layer -> its part of a page, one after the other."""
     stores, at = {}, 0
     for member in group.members:
-        first = PageStore(at, at, page_tokens, len(member.kv_heads), member.head_size, stored)
-        stores[member.layer] = replace(first, v_at=at + first.nbytes)
-        at += 2 * first.nbytes
+        store = PageStore(at, at, page_tokens, len(member.kv_heads), member.head_size, stored)
+        if group.unit:
+            stride = -(-2 * store.head_bytes // group.unit) * group.unit
+            stores[member.layer] = replace(store, v_at=at + store.head_bytes, head_stride=stride)
+            at += store.kv_heads * stride
+        else:
+            stores[member.layer] = replace(store, v_at=at + store.nbytes)
+            at += 2 * store.nbytes
     return stores

@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headrace.errors import OutOfPages
+from headrace.errors import OutOfPages, TierError
+from headrace.kv.residence import Residence
 from headrace.weight.memory import taker
 
 FREED, AWAY = -1, -2
@@ -27,13 +28,26 @@ POISON = 0xFF  # NaN in every float format that we store
 class PagePool:
     """Page numbers, reference counts and the bytes themselves."""
 
-    def __init__(self, num_pages: int, page_bytes: int, device: torch.device, poison: bool = False) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_bytes: int,
+        device: torch.device,
+        poison: bool = False,
+        residence: Residence | None = None,
+    ) -> None:
+        """residence: of pages that lie on a tier; these are not poisoned."""
         self.page_bytes = page_bytes
+        self.residence = residence
+        self._poison = poison and residence is None
         # in huge pages on a CPU: each block of tokens lies elsewhere, and its first line waits for its page's address
-        self.arena_PX: Tensor = taker(device)(num_pages * page_bytes).view(num_pages, page_bytes)
-        if poison:
+        self.arena_PX: Tensor = (
+            taker(device)(num_pages * page_bytes).view(num_pages, page_bytes)
+            if residence is None
+            else residence.arena_PX
+        )
+        if self._poison:
             self.arena_PX.fill_(POISON)
-        self._poison = poison
         self._free = list(range(num_pages - 1, -1, -1))
         self._counts = [0] * num_pages
         self._cached = [False] * num_pages
@@ -50,6 +64,11 @@ class PagePool:
     def num_evictable(self) -> int:
         """Pages that only the prefix tree holds."""
         return self._evictable
+
+    @property
+    def lost(self) -> bool:
+        """Whether some page cannot be read any more."""
+        return self.residence is not None and bool(self.residence.lost)
 
     def take(self) -> int:
         """A free page, held once. Its bytes are undefined. Raises OutOfPages."""
@@ -104,7 +123,15 @@ class PagePool:
         return self._counts[page]
 
     def copy(self, source: int, target: int) -> None:
-        self.arena_PX[target].copy_(self.arena_PX[source])
+        """Of a page's bytes. Raises TierError, and lets go of the target, if they cannot be had."""
+        if self.residence is None:
+            self.arena_PX[target].copy_(self.arena_PX[source])
+            return
+        try:
+            self.residence.copy(source, target)
+        except TierError:
+            self.drop(target)
+            raise
 
     def check(self, tables: dict[int, list[list[int]]], cached: list[int]) -> None:
         """Every invariant of the picture above. `cached`: every page that the prefix tree lists."""
@@ -122,6 +149,8 @@ class PagePool:
         free = {p for p in range(len(self)) if counts[p] == 0 and not self._cached[p]}
         assert free == set(self._free) and len(free) == len(self._free), "the free list is not the free pages"
         assert self._evictable == sum(counts[p] == 0 for p in cached), "the evictable count is off"
+        if self.residence is not None:
+            self.residence.check()
         if self._poison and free:
             sample = self.arena_PX[sorted(free)[:4], :8]
             assert bool((sample == POISON).all()), "a free page was written"
@@ -129,4 +158,6 @@ class PagePool:
     def _release(self, page: int) -> None:
         if self._poison:
             self.arena_PX[page].fill_(POISON)
+        if self.residence is not None:
+            self.residence.drop(page)
         self._free.append(page)

@@ -35,6 +35,7 @@ from headrace.kernels.page_dots import PageVectors
 from headrace.kv.branches import Stretch
 from headrace.kv.groups import GroupSpec
 from headrace.kv.paged import Paged
+from headrace.kv.resident import Resident
 from headrace.types import Reads, Run
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def choose(scores_RNB: Tensor, kv_heads: int, selecting: Selecting, sink: int, r
 class Selection:
     """One cache group's selector between its codec and the batch."""
 
-    def __init__(self, live: LiveSelector, pages: Paged) -> None:
+    def __init__(self, live: LiveSelector, pages: Paged | Resident) -> None:
         self._live, self._pages = live, pages
 
     def index(self, arena_PX: Tensor, layer: int, selecting: Selecting) -> None:
@@ -311,7 +312,7 @@ def begin(
         pages = live[index]
         begun = selector.start(group, codec.page_bytes(group, tokens, dtype), pages)
         if begun is not None:
-            assert isinstance(pages, Paged), "cards refuse codecs of whole blocks"
+            assert isinstance(pages, Paged | Resident), "cards refuse codecs of whole blocks"
             found[index] = Selection(begun, pages)
     return found
 

@@ -10,21 +10,54 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from headrace.kv.groups import PageSizes
     from headrace.kv.pool import PagePool
     from headrace.kv.prefix import Node
-    from headrace.kv.tiers import LiveTier, Tier
 
 STALE = 16
 """Heap entries per node, most of them stale, beyond which a heap is made anew."""
 NEEDS = (("prefix_cache", "the prefix cache is what finds a page again that has left the pool"),)
-"""What every tier needs: facts and why, for its card."""
+"""What every tier behind the pool needs: facts and why, for its card."""
+
+
+class LiveTier(Protocol):
+    """A tier behind the pool at work: numbered slots of a page each. One thread calls it; pages are uint8 [X]."""
+
+    takes: bool
+    """Whether it takes pages: no longer once something went wrong."""
+    written: int  # bytes so far
+    read: int
+
+    def put(self, slot: int, page_X: Tensor) -> None:
+        """Keeps a copy; the page may change as soon as this returns. What the slot held before is gone."""
+
+    def get(self, slots: Sequence[int], pages: Sequence[Tensor]) -> list[bool]:
+        """Copies the slots into the pages; False where it could not, and the log says why, once."""
+
+    def ahead(self, slots: Sequence[int]) -> None:
+        """These will be asked for soon, in this order. Returns at once."""
+
+    def close(self) -> None:
+        """Gives everything back. Harmless when done twice."""
+
+
+class Behind(Protocol):
+    """A tier behind the pool, with a bound in bytes."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds at most."""
+
+    def start(self, slots: int, page_bytes: int) -> LiveTier:
+        """At work. Raises ConfigError if there is no room for so many pages."""
 
 
 class Ages:
@@ -56,7 +89,7 @@ class Ages:
 class Shelf:
     """The slots of a tier, and the nodes that have them: Node.away."""
 
-    def __init__(self, tier: Tier, pool: PagePool, sizes: PageSizes) -> None:
+    def __init__(self, tier: Behind, pool: PagePool, sizes: PageSizes) -> None:
         """Raises ConfigError if a granule does not fit, or the tier cannot start."""
         self._pool, self._slots = pool, tier.num_bytes // pool.page_bytes
         together = sum(sizes.granule // tokens for tokens in sizes.tokens)

@@ -234,6 +234,8 @@ class BlockTables:
         self._drop_tip(seq)
         for page in live(self._tables.pop(seq, [])):
             self.pool.drop(page)
+        if self.pool.lost and not self._tables:  # the next step would find the same again
+            self.clear_cache()
 
     def swap_out(self, seq: int) -> None:
         """Copies the pages to host memory and lets go of them here. Raises OutOfPages if the host is full."""
@@ -284,6 +286,8 @@ class BlockTables:
     @property
     def moved(self) -> dict[str, int]:
         """What a tier has done so far, as Counters has it."""
+        if self.pool.residence is not None:
+            return self.pool.residence.moved
         return self._arrivals.shelf.moved if self._arrivals is not None else {}
 
     def close(self) -> None:
@@ -291,6 +295,8 @@ class BlockTables:
         self.clear_cache()
         if self._arrivals is not None:
             self._arrivals.shelf.close()
+        if self.pool.residence is not None:
+            self.pool.residence.close()
 
     def check(self) -> None:
         """Every invariant; tests call it after each step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,21 @@ def huge(num_bytes: int, *, spare: int = 0) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without them
             area.madvise(mmap.MADV_HUGEPAGE, start, full)
     return whole[start : start + size]
+
+
+def addresses(num_bytes: int) -> tuple[mmap.mmap, Tensor]:
+    """uint8 [num_bytes] of addresses, in small pages that exist once they are written, and until the mapping is told
+    that they are not needed. Raises ModelError if not even addresses can be had."""
+    keep = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    flags = {"flags": _ANONYMOUS["flags"] | keep} if _ANONYMOUS else {}
+    try:
+        area = mmap.mmap(-1, num_bytes, **flags)
+    except (OSError, OverflowError) as error:
+        raise ModelError(f"{num_bytes / 2**30:.1f} GiB of addresses cannot be had: {error}") from None
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            area.madvise(mmap.MADV_NOHUGEPAGE)
+    return area, torch.frombuffer(area, dtype=torch.uint8)
 
 
 def taker(device: torch.device) -> Take:

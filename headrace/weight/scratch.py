@@ -6,10 +6,7 @@ saved.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
-import os
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -48,8 +45,7 @@ class Scratch:
                 f"{folder} has {free / 2**30:.2f} GiB free, and {expected / 2**30:.2f} GiB of weights go there: "
                 f"free some, or {_ELSEWHERE}"
             )
-        with contextlib.suppress(OSError, AttributeError):  # a file system without direct reads
-            fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) | os.O_DIRECT)
+        self._file.past_cache()
 
     def write(self, data: Tensor) -> Stored:
         """Appends uint8 [whole pages]. Raises ModelError, e.g. where the disk is full."""

@@ -19,10 +19,18 @@ STORED = (torch.float32, torch.bfloat16, torch.int8)
 each_level = pytest.mark.parametrize("level", kernels.available())
 
 
-def make(stored: torch.dtype, head_size: int, page_tokens: int) -> tuple[PageStore, Tensor]:
+def make(
+    stored: torch.dtype, head_size: int, page_tokens: int, spare: int | None = None
+) -> tuple[PageStore, Tensor]:
+    """spare: a head's values follow its keys, and so many bytes them; None: all heads' keys come first."""
     store = PageStore(64, 0, page_tokens, 3, head_size, stored)
-    store = dataclasses.replace(store, v_at=64 + store.nbytes)
-    return store, torch.full((PAGES, -(-(64 + 2 * store.nbytes) // 64) * 64), 0xFF, dtype=torch.uint8)
+    if spare is None:
+        store, end = dataclasses.replace(store, v_at=64 + store.nbytes), 64 + 2 * store.nbytes
+    else:
+        stride = 2 * store.head_bytes + spare
+        store = dataclasses.replace(store, v_at=64 + store.head_bytes, head_stride=stride)
+        end = 64 + 3 * stride
+    return store, torch.full((PAGES, -(-end // 64) * 64), 0xFF, dtype=torch.uint8)
 
 
 def awkward(rows: int, head_size: int, seed: int) -> Tensor:
@@ -43,10 +51,11 @@ def awkward(rows: int, head_size: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("spare", [None, 0, 128])
 @pytest.mark.parametrize(("head_size", "page_tokens"), [(16, 16), (64, 16), (80, 32)])
 @each_level
 def test_bytes_are_those_of_the_reference(
-    level: str, head_size: int, page_tokens: int, stored: torch.dtype
+    level: str, head_size: int, page_tokens: int, spare: int | None, stored: torch.dtype
 ) -> None:
     rows = PAGES * page_tokens
     slots = torch.randperm(rows, generator=torch.Generator().manual_seed(1))[: rows - 7]
@@ -55,7 +64,7 @@ def test_bytes_are_those_of_the_reference(
         k_TGH[2, 0, 3], v_TGH[5, 2, -1], v_TGH[6, 1, 0] = math.nan, math.inf, -math.inf
     arenas = []
     for each in (level, kernels.REFERENCE):
-        store, arena = make(stored, head_size, page_tokens)
+        store, arena = make(stored, head_size, page_tokens, spare)
         with kernels.forced(each):
             write(arena, store, k_TGH, v_TGH, slots)
         arenas.append(arena)
@@ -133,5 +142,5 @@ def test_what_sequences_share_is_read_once(level: str, count: int, shared: int, 
     arena = torch.empty(50_000, store.nbytes, dtype=torch.uint8)
     q_TNH, lse_TN = torch.empty(count, 6, 16), torch.empty(count, 6)
     positions = torch.full((count,), 3071)
-    places = (arena, 0, 0, 16, 3, 4, positions, reads.pages_B, reads.runs_W5)
+    places = (arena, 0, 0, 16, 3, 4, 0, positions, reads.pages_B, reads.runs_W5)
     assert pieces(q_TNH, *places, 1.0, 0, 0, torch.empty_like(q_TNH), lse_TN) == 3 * per_kv_head

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from headrace.compose import parse
 from headrace.config import EngineConfig
 from headrace.engine import Engine
+from headrace.forward.decoder import Decoder
+from headrace.kv.stored import cut, page_sizes, stored_groups
+from headrace.kv.tiers import SLOT as TIERS
 from headrace.params import SamplingParams
 from headrace.types import Request
 from tests.whole import models
@@ -125,6 +129,22 @@ def scripted(engine: Engine, asks: Iterable[Ask], forks: Iterable[Fork], max_ste
         engine.kv.check()
         step += 1
     return run
+
+
+def offloaded(
+    config: EngineConfig, decoder: Decoder, pages: int, share: float = 0.0, folder: str = "/var/tmp"
+) -> EngineConfig:
+    """The config with a pool of `pages` on disk; in memory the least that they need, and a share of the rest."""
+    chosen, dtype = parse(config.stack), decoder.dtype
+    codec, selector = chosen.one("kv-codec"), chosen.one("kv-selector")
+    layout, keeper = chosen.one("kv-layout").groups(decoder.architecture), chosen.one("kv-keeper")
+    groups = stored_groups(layout, keeper, codec, TIERS.make("offload:memory=1"))
+    sizes = page_sizes(groups, config.page_tokens, codec, dtype, selector)
+    parts = cut(groups, sizes, codec, dtype, selector)
+    least, most = pages * parts.least, pages * parts.page_bytes
+    memory = min(most - 1, least + int(share * (most - least)))
+    tier = f"offload:memory={memory},folder={folder}"
+    return replace(config, stack={**config.stack, "kv-tier": tier}, kv_bytes=most)
 
 
 def nothing_left(engine: Engine) -> None:

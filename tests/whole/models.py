@@ -74,6 +74,20 @@ ARTIFACTS: dict[str, tuple[tuple[int | None, ...], str, str]] = {
     "d2o_kvquant": ((None, None), "kvquant", "single"),
 }
 """Windows, KV codec and layout of models in float64 with members that need a file made for the model, or summaries."""
+DEEP: dict[str, tuple[tuple[int | None, ...], dict[str, str]]] = {
+    "deep": ((None,) * 5, {}),
+    "deep_windows": ((None, 9, 9, None, 9, 9), {}),
+    "deep_landmarks": (
+        (None, None, 9, None, 9, None),
+        {"kv-selector": "landmarks:share=0.3,least=4,sink=2,recent=4,dense=1"},
+    ),
+    "deep_squeezed": (
+        (None,) * 4,
+        {"kv-codec": "int8", "kv-selector": "squeezed:share=0.4,least=4,sink=0,recent=3"},
+    ),
+    "deep_sinks": ((None,) * 4, {"kv-keeper": "streaming:sink=5,window=12"}),
+}
+"""Windows and stack of models in float64 with more layers than may be in memory at once."""
 
 
 @functools.cache
@@ -119,6 +133,8 @@ def stack(name: str) -> dict[str, str]:
         _, codec, layout = ARTIFACTS[name]
         keeper = KEEPERS.get(name, "everything")
         return {"kv-codec": with_file(codec), "kv-layout": with_file(layout), "kv-keeper": keeper}
+    if name in DEEP:
+        return DEEP[name][1]
     chosen = {"kv-selector": SELECTORS[name]} if name in SELECTORS else {}
     if name in BLOCKS:
         return {"kv-codec": BLOCKS[name][1], "kv-keeper": KEEPERS.get(name, "everything"), **chosen}
@@ -129,7 +145,7 @@ def page_tokens(name: str) -> tuple[int, ...]:
     """Page sizes that its kernels take."""
     if name in ARTIFACTS:
         return (1, 2, 4)
-    if name in SELECTORS:  # a page is what is chosen
+    if name in SELECTORS or (name in DEEP and "kv-selector" in DEEP[name][1]):  # a page is what is chosen
         return (16,) if name in NATIVE else (4,)
     if name in BLOCKS:
         return (1, 2, 4, 8, 16)
@@ -141,7 +157,9 @@ def decoder(name: str, skipper: str = "", tier: str = "memory") -> Decoder:
     """The model called `name`, made for a skipper, its weights placed by a tier; end token 0."""
     native = name in NATIVE
     windows = (
-        NATIVE[name][0] if native else (BLOCKS.get(name) or ARTIFACTS.get(name) or (WINDOWS.get(name),))[0]
+        NATIVE[name][0]
+        if native
+        else (DEEP.get(name) or BLOCKS.get(name) or ARTIFACTS.get(name) or (WINDOWS.get(name),))[0]
     )
     assert windows is not None, f"no model called {name}"
     blocks = tuple(

@@ -12,8 +12,7 @@ from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.forward.memory import pages_for
-from headrace.kv.groups import size_pages
-from headrace.kv.stored import page_bytes_of, stored_groups
+from headrace.kv.stored import page_sizes, stored_groups
 from headrace.params import SamplingParams
 from headrace.slots import slots
 from headrace.types import Request
@@ -81,7 +80,7 @@ def configs(draw: st.DrawFn, model: str, longest: int) -> EngineConfig:
     selector = known["kv-selector"].make(stack.get("kv-selector", "everything"))
     groups = stored_groups(known["kv-layout"].make(layout).groups(architecture), keeper, codec)
     dtype = models.decoder(model).dtype
-    sizes = size_pages(groups, page_tokens, lambda group, n: page_bytes_of(codec, group, n, dtype, selector))
+    sizes = page_sizes(groups, page_tokens, codec, dtype, selector)
     span = known["policy"].make(policy).longest_span
     least = max(pages_for(groups, sizes, longest, span), 2 * len(groups))
     pages = least + draw(st.sampled_from([0, 0, 0, 1, 3, least // 2, 2 * least]))
@@ -105,7 +104,7 @@ def schedules(
     draw: st.DrawFn, names: tuple[str, ...] = tuple(models.WINDOWS)
 ) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
     model = draw(st.sampled_from(sorted(names)))
-    paged = model in models.NATIVE or model in models.BLOCKS or model in models.ARTIFACTS
+    paged = any(model in group for group in (models.NATIVE, models.BLOCKS, models.ARTIFACTS, models.DEEP))
     wanted = draw(asks((17, 17, 33, 40) if paged else (0, 3, 5, 8, 12, 21, 40)))
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in wanted)
     forks = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.compose import user_slots
+from headrace.compose import compose, user_slots
 from headrace.config import EngineConfig
 from headrace.engine import Engine
 from headrace.errors import ConfigError
@@ -28,7 +28,7 @@ from headrace.slots import Slot
 from headrace.types import Request
 from tests.speculate.test_draft_model import second
 from tests.whole import models
-from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, scripted
+from tests.whole.drive import Ask, Fork, Outputs, alone, nothing_left, offloaded, scripted
 
 OPTIONS = {
     "policy": ["sarathi:tokens=3,idle=7", "sarathi:tokens=16,idle=16"],
@@ -87,6 +87,7 @@ OPTIONS["kv-tier"] = [
     "host:size=9KiB",
     f"disk:size=64KiB,stage=9KiB,folder={_FOLDER.name}",
     f"disk:size=1MiB,stage=64KiB,folder={_FOLDER.name}",
+    *[f"offload:memory=1,folder={_FOLDER.name}"] * 2,  # see tight
     *[""] * 2,
 ]
 OPTIONS["weight-tier"] = ["window:bytes=24K", "window:bytes=32K"]  # of models whose blocks take 40K
@@ -99,7 +100,19 @@ LEFT_ALONE = ("positions", "grammar")
 def specs(slot: Slot) -> list[str]:
     if slot.name in ("weights", "processors"):
         return OPTIONS[slot.name]
-    needing = ("draft_model", "draft_tree", "duo", "kvquant", "razor", "d2o", "cats", "ead", "disk", "window")
+    needing = (
+        "draft_model",
+        "draft_tree",
+        "duo",
+        "kvquant",
+        "razor",
+        "d2o",
+        "cats",
+        "ead",
+        "disk",
+        "offload",
+    )
+    needing = (*needing, "window")
     return [*OPTIONS.get(slot.name, []), *(name for name in slot.index if name not in needing)]
 
 
@@ -110,10 +123,11 @@ def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
         for name, slot in user_slots().items()
         if name not in LEFT_ALONE and draw.random() < 0.7
     }
+    offload = stack.get("kv-tier", "").startswith("offload") and draw.random() < 0.95
     config = EngineConfig(
         stack={name: spec for name, spec in stack.items() if spec},
         page_tokens=draw.choice([1, 2, 4, 8, 16, 3]),
-        preempt=draw.choice(["recompute", "swap"]),
+        preempt=draw.choice(["recompute", "swap"]) if not offload else "recompute",
         swap_bytes=1 << 20,
         prefix_cache=draw.random() < (0.95 if stack.get("kv-tier") else 0.7),
         max_seqs=draw.choice([64, 64, 2]),
@@ -138,16 +152,22 @@ def make(seed: int) -> tuple[str, EngineConfig, list[Ask], list[Fork]]:
         for i in range(draw.choice([1, 4, 6]))
     ]
     forks = [Fork(draw.choice(asks).request.id, "f", draw.randrange(12), 1)] if draw.random() < 0.5 else []
-    return draw.choice(sorted(models.WINDOWS)), config, asks, forks
+    return draw.choice(["full"] if offload else sorted(models.WINDOWS)), config, asks, forks
 
 
 def tight(config: EngineConfig, model: str, asks: list[Ask]) -> EngineConfig:
-    """With a pool that hardly holds more than the longest request."""
-    engine = Engine(config, decoder=decoder(model, config.stack))
+    """With a pool that hardly holds more than the longest request, and of one on disk little in memory."""
+    made, offload = decoder(model, config.stack), config.stack.get("kv-tier", "").startswith("offload")
+    if offload:
+        compose(config, made.architecture.facts())
+        config = dataclasses.replace(config, stack={k: v for k, v in config.stack.items() if k != "kv-tier"})
+    engine = Engine(config, decoder=made)
     tables = engine.kv.tables
     longest = max(len(a.request.prompt) + (a.request.params.max_tokens or 0) for a in asks)
     pages = pages_for(tables.groups, tables.sizes, longest, engine.policy.longest_span)
     pages = max(pages, 2 * len(tables.groups))
+    if offload:
+        return offloaded(config, made, pages, 0.1, _FOLDER.name)
     return dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes)
 
 
@@ -174,6 +194,8 @@ def run(seed: int, happened: Counter[str]) -> None:
     happened["drafts"] += engine.counters.drafted_tokens
     happened["switches"] += engine.counters.switches
     happened["promotions"] += engine.stats().counters.promoted_pages
+    if engine.kv.tables.pool.residence is not None:
+        happened["fetches"] += engine.stats().counters.tier_read_bytes > 0
     law = {name: spec for name, spec in config.stack.items() if name in SEEN}
     # drawn tokens depend on what was guessed
     likeliest_only = engine.stack.one("verifier").card.exact == "law"
@@ -228,7 +250,7 @@ def test_random_stacks() -> None:
             raise AssertionError(f"seed {seed}: {make(seed)[1].stack}: {error}") from error
     assert happened["runs"] > 100 and happened["pauses"] > 8 and happened["drafts"] > 500, happened
     assert happened["refused"] > 5 and happened["switches"] > 50, happened
-    assert happened["promotions"] > 3, happened
+    assert happened["promotions"] > 3 and happened["fetches"] > 3, happened
 
 
 @pytest.mark.slow

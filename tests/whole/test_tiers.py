@@ -16,7 +16,7 @@ from headrace.forward.memory import pages_for
 from headrace.params import SamplingParams
 from headrace.types import Request
 from tests.whole import models
-from tests.whole.drive import Ask, Fork, prompt
+from tests.whole.drive import Ask, Fork, offloaded, prompt
 from tests.whole.test_schedules import run_schedule, schedules
 
 FOLDER = tempfile.TemporaryDirectory(prefix="headrace-test-tiers-")  # of this process, until it ends
@@ -70,6 +70,38 @@ def test_tokens_do_not_depend_on_the_tier() -> None:
     assert len(happened) == 5 and min(happened.values()) >= 20, f"too little pressure: {happened}"
 
 
+@st.composite
+def offload(draw: st.DrawFn) -> Schedule:
+    """In a pool on disk, with drafts that are chains, trees or none; the least of it in memory, or a little more."""
+    model, config, wanted, forks = draw(schedules(tuple(models.DEEP)))
+    stack = dict(config.stack)
+    drafter = draw(st.sampled_from(["", "", "copyspec:gamma=1,length=3", "recycle"]))
+    if drafter:
+        stack |= {"drafter": drafter, "draft-budget": "fixed:tokens=5"}
+    decoder = models.decoder(model)
+    pages = len(Engine(config, decoder=decoder).kv.tables.pool)
+    config = dataclasses.replace(config, stack=stack, preempt="recompute", swap_bytes=0, prefix_cache=True)
+    config = offloaded(config, decoder, pages, draw(st.sampled_from([0.0, 0.1, 0.5])), FOLDER.name)
+    return model, config, again(wanted, draw(st.integers(10, 60))), forks
+
+
+def test_nor_on_where_the_pool_lies() -> None:
+    happened: Counter[str] = Counter()
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(offload())
+    def check(schedule: Schedule) -> None:
+        counters = run_schedule(schedule).stats().counters
+        happened["pauses"] += counters.recomputes
+        happened["prefix hits"] += counters.cached_tokens > 0
+        happened["guesses refused"] += counters.drafted_tokens - counters.accepted_tokens
+        happened["schedules that wrote"] += counters.tier_written_bytes > 0
+        happened["schedules that read"] += counters.tier_read_bytes > 0
+
+    check()
+    assert len(happened) == 5 and min(happened.values()) >= 5, f"too little pressure: {happened}"
+
+
 def crowded(model: str, tier: str, preempt: str) -> Schedule:
     """Prompts by turns, chunked, some with two samples and some forked, in a pool that hardly holds one of them."""
     page_tokens = models.page_tokens(model)[-1]
@@ -100,6 +132,18 @@ def crowded(model: str, tier: str, preempt: str) -> Schedule:
         for i, length in enumerate((45, 50, 33, 49))
     ]
     return model, config, again(wanted, 40), [Fork("0", "f0", 12, 1), Fork("0-again", "f1", 60, 2)]
+
+
+@pytest.mark.parametrize("model", [*models.DEEP, "int4", "squeezed"])
+def test_nor_in_a_crowd_on_disk(model: str) -> None:
+    """Selectors of single pages, windows and sinks; codes, and native kernels."""
+    _, config, wanted, forks = crowded(model, "host", "recompute")
+    stack = {name: spec for name, spec in config.stack.items() if name != "kv-tier"}
+    pages = len(Engine(config, decoder=models.decoder(model)).kv.tables.pool)
+    config = dataclasses.replace(config, stack=stack, swap_bytes=0)
+    config = offloaded(config, models.decoder(model), 2 * pages, 0.0, FOLDER.name)
+    counters = run_schedule((model, config, wanted, forks)).stats().counters
+    assert counters.tier_written_bytes > 0 and counters.tier_read_bytes > 0, counters
 
 
 @pytest.mark.parametrize(("tier", "preempt"), [("host", "recompute"), ("disk", "swap")])

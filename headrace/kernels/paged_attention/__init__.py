@@ -44,7 +44,17 @@ def write(arena_PX: Tensor, store: PageStore, k_TGH: Tensor, v_TGH: Tensor, slot
         reference.write(arena_PX, store, k_TGH, v_TGH, slots_T)
     else:
         item = store.dtype.itemsize
-        native(arena_PX, store.k_at, store.v_at, store.page_tokens, item, k_TGH, v_TGH, slots_T)
+        native(
+            arena_PX,
+            store.k_at,
+            store.v_at,
+            store.page_tokens,
+            item,
+            store.head_stride,
+            k_TGH,
+            v_TGH,
+            slots_T,
+        )
 
 
 def read(arena_PX: Tensor, store: PageStore, pages_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -70,6 +80,7 @@ def attend(queries: Queries, arena_PX: Tensor, store: PageStore, reads: Reads) -
         store.page_tokens,
         store.kv_heads,
         store.dtype.itemsize,
+        store.head_stride,
         positions_T,
         reads.pages_B,
         reads.runs_W5,

@@ -1,6 +1,7 @@
 // paged_attention: what cpu.cpp offers at each level, and bind.cpp calls.
 //
-//   page    page_bytes; this layer's keys begin at k_at, its values at v_at, kv head after kv head
+//   page    page_bytes; this layer's keys begin at k_at, its values at v_at, those of the next kv head
+//     head_stride further
 //     keys      [H][page_tokens]     a vector load is one dimension of sixteen tokens: scores need no
 //     reduction values    [page_tokens][H]     a vector load is sixteen dimensions of one token
 //   int8 codes follow their scales, float [page_tokens], in either
@@ -22,12 +23,14 @@ struct PageStore {
     int64_t page_tokens;             // a multiple of 16
     int64_t kv_heads, head_size;     // head_size is a multiple of 16
     Stored stored;
+    int64_t head_stride;  // bytes; 0: one kv head's keys follow another's
 
     int64_t scale_bytes() const { return stored == Stored::i8 ? page_tokens * 4 : 0; }
     // Of one kv head's keys, or values.
     int64_t head_bytes() const {
         return scale_bytes() + page_tokens * head_size * static_cast<int64_t>(stored);
     }
+    int64_t head_at(int64_t kv_head) const { return kv_head * (head_stride ? head_stride : head_bytes()); }
 };
 
 struct PagedAttention : AttentionRows {

@@ -23,7 +23,8 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class PageStore:
-    """One layer's part of a page: the kv heads' keys from k_at on, their values from v_at on, one head after the other.
+    """One layer's part of a page: the kv heads' keys from k_at on, their values from v_at on, one head after the other;
+    or each head's `head_stride` bytes after the one before it.
 
     A head's keys are [H][page_tokens], its values [page_tokens][H]. int8 codes follow their scales, [page_tokens].
     """
@@ -36,16 +37,23 @@ class PageStore:
     head_size: int
     dtype: torch.dtype
     """Of what is stored: a float dtype, or int8."""
+    head_stride: int = 0
+    """0: a head's keys end where the next one's begin."""
 
     @property
     def nbytes(self) -> int:
         """Of the keys, and of the values."""
-        return self.kv_heads * self._head_bytes
+        return self.kv_heads * self.head_bytes
+
+    def head_at(self, head: int) -> int:
+        """Where a head begins, after the first one."""
+        return head * (self.head_stride or self.head_bytes)
 
     def views(self, arena_PX: Tensor) -> Views:
         """Views of the whole arena."""
         (keys_PGX, key_scales_PGT), (values_PGX, value_scales_PGT) = (
-            self._part(arena_PX[:, at : at + self.nbytes]) for at in (self.k_at, self.v_at)
+            self._part(arena_PX[:, at : at + self.head_at(self.kv_heads - 1) + self.head_bytes])
+            for at in (self.k_at, self.v_at)
         )
         return Views(
             keys_PGX.unflatten(2, (self.head_size, self.page_tokens)),
@@ -56,7 +64,7 @@ class PageStore:
 
     def _part(self, part_PX: Tensor) -> tuple[Tensor, Tensor | None]:
         """The numbers of every head, and their scales."""
-        heads_PGX = part_PX.unflatten(1, (self.kv_heads, self._head_bytes))
+        heads_PGX = part_PX.unfold(1, self.head_bytes, self.head_stride or self.head_bytes)
         scales, numbers = self._scale_bytes, self.page_tokens * self.head_size * self.dtype.itemsize
         numbers_PGX = heads_PGX[..., scales : scales + numbers].view(self.dtype)
         return numbers_PGX, heads_PGX[..., :scales].view(torch.float32) if scales else None
@@ -66,7 +74,8 @@ class PageStore:
         return self.page_tokens * _SCALE if self.dtype == torch.int8 else 0
 
     @property
-    def _head_bytes(self) -> int:
+    def head_bytes(self) -> int:
+        """Of one head's keys, or values."""
         numbers = self.page_tokens * self.head_size * self.dtype.itemsize
         if self.dtype == torch.int8:  # so that the next head's scales are aligned
             numbers = -(-numbers // _SCALE) * _SCALE

@@ -157,8 +157,7 @@ inline Seen seen_by(const PagedAttention& a, const Tile& tile, const int64_t* po
 template <class T>
 inline Block<T> block_at(const PageStore& s, const uint8_t* page, int64_t kv_head, int64_t inside,
                          int64_t position, int64_t count) {
-    const uint8_t *keys = page + s.k_at + kv_head * s.head_bytes(),
-                  *values = page + s.v_at + kv_head * s.head_bytes();
+    const uint8_t *keys = page + s.k_at + s.head_at(kv_head), *values = page + s.v_at + s.head_at(kv_head);
     const int64_t scales = s.scale_bytes();
     return {reinterpret_cast<const T*>(keys + scales) + inside,
             reinterpret_cast<const T*>(values + scales) + inside * s.head_size,

@@ -55,7 +55,7 @@ void write_row(const PagedWrite& a, int64_t row) {
     uint8_t* page = s.arena + a.slots[row] / s.page_tokens * s.page_bytes;
     float* codes = static_cast<float*>(scratch(Scratch::piece, 2 * H * 4));
     for (int64_t g = 0; g < s.kv_heads; ++g) {
-        uint8_t *keys = page + s.k_at + g * s.head_bytes(), *values = page + s.v_at + g * s.head_bytes();
+        uint8_t *keys = page + s.k_at + s.head_at(g), *values = page + s.v_at + s.head_at(g);
         const float *k = a.k + row * a.k_stride + g * H, *v = a.v + row * a.v_stride + g * H;
         if (s.scale_bytes()) {
             reinterpret_cast<float*>(keys)[inside] = quantise(k, H, codes);

@@ -41,7 +41,7 @@ class Disk:
     """One file without a name."""
 
     card: ClassVar[Card] = Card(
-        slot="kv-tier", exact="bits", paper="https://arxiv.org/abs/2506.20187", needs=NEEDS
+        slot="kv-tier", exact="bits", paper="https://arxiv.org/abs/2506.20187", needs=NEEDS, recordable=True
     )
     size: str = "8GiB"
     """Room in the file, which grows as pages come."""
@@ -61,6 +61,14 @@ class Disk:
     @property
     def memory_bytes(self) -> int:
         return parse_size("kv-tier=disk:stage", self.stage)
+
+    @property
+    def behind(self) -> Disk:
+        return self
+
+    @property
+    def under(self) -> None:
+        return None
 
     def start(self, slots: int, page_bytes: int) -> _Live:
         frames = min(slots, self.memory_bytes // page_bytes)

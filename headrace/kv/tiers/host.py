@@ -27,7 +27,7 @@ class Host:
     """An arena in main memory."""
 
     card: ClassVar[Card] = Card(
-        slot="kv-tier", exact="bits", paper="https://arxiv.org/abs/2403.19708", needs=NEEDS
+        slot="kv-tier", exact="bits", paper="https://arxiv.org/abs/2403.19708", needs=NEEDS, recordable=True
     )
     size: str = "1GiB"
     """Room, such as 512MiB."""
@@ -42,6 +42,14 @@ class Host:
     @property
     def memory_bytes(self) -> int:
         return self.num_bytes
+
+    @property
+    def behind(self) -> Host:
+        return self
+
+    @property
+    def under(self) -> None:
+        return None
 
     def start(self, slots: int, page_bytes: int) -> _Live:
         return _Live(slots, page_bytes)

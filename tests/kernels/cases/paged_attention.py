@@ -66,6 +66,9 @@ def cases() -> Iterator[Case]:
     yield _case("head-of-96", [(70, 5)], head_size=96)
     yield _case("head-of-128", [(70, 5)], head_size=128)
     yield _case("head-of-16", [(70, 5)], head_size=16)
+    yield _case("heads-apart", [(300, 1), (16, 50)], apart=64)
+    yield _case("heads-apart-int8", [(300, 1), (16, 50)], apart=0, stored=torch.int8, heads=9, kv_heads=3)
+    yield _case("heads-apart-bf16", shared, apart=192, shared=2048, stored=torch.bfloat16)
     yield _case("pages-of-64", [(300, 1), (16, 50)], page_tokens=64)
     yield _case("odd-head", [(70, 5)], head_size=24)
     yield _case("pages-of-5", [(70, 5)], page_tokens=5)
@@ -86,16 +89,21 @@ def _case(
     shared: int = 0,
     stored: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
+    apart: int | None = None,
 ) -> Case:
     """`spans`: (first position, rows) each, of sequences whose pages hold everything up to the last row.
 
-    shared: tokens at the beginning, in whole pages, that every sequence takes from the first.
+    shared: tokens at the beginning, in whole pages, that every sequence takes from the first. apart: a head's values
+    follow its keys, and so many bytes them.
     """
     random = torch.Generator().manual_seed(len(name))
     stored = dtype if dtype == torch.float64 and stored == torch.float32 else stored
     store = PageStore(64, 64, page_tokens, kv_heads, head_size, stored)
-    half = store.nbytes
+    half, head = store.nbytes, store.head_bytes
     store = dataclasses.replace(store, v_at=64 + half)
+    if apart is not None:
+        store = dataclasses.replace(store, v_at=64 + head, head_stride=2 * head + apart)
+        half += kv_heads * apart
     pages, runs, positions, row = [], [], [], 0
     free = torch.randperm(6000 // page_tokens, generator=random).tolist()
     arena = torch.full(
