@@ -60,7 +60,12 @@ def test_both_orders_hold_the_same(bits: int, wide: bool) -> None:
         packed = weight(bits, outputs, inputs, group)
         codes, scales = packed.unpack()
         again = LutWeight(
-            layout.pack(codes, scales, min(group, inputs), bits, wide), outputs, inputs, packed.group, bits, wide
+            layout.pack(codes, scales, min(group, inputs), bits, wide),
+            outputs,
+            inputs,
+            packed.group,
+            bits,
+            wide,
         )
         assert all(map(torch.equal, again.unpack(), (codes, scales)))
 

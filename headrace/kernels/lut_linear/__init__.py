@@ -55,7 +55,9 @@ def lut_linear(
         return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
-    native(x, w.packed, w.outputs, w.width, w.group, w.bits, w.wide, out, bias_O, add_TO, *native_before(before))
+    native(
+        x, w.packed, w.outputs, w.width, w.group, w.bits, w.wide, out, bias_O, add_TO, *native_before(before)
+    )
     return out
 
 

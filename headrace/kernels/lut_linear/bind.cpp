@@ -36,7 +36,8 @@ IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits) {
 
 // Of packed weights.
 IntShape check_order(const LutLinearTable& table, bool wide, IntShape shape) {
-    HR_CHECK(wide == table.wide, "weights packed for levels with %s tables: pack them on the level that multiplies",
+    HR_CHECK(wide == table.wide,
+             "weights packed for levels with %s tables: pack them on the level that multiplies",
              wide ? "wide" : "narrow");
     return shape;
 }

@@ -3,9 +3,9 @@
 // One rule keeps rows bit-identical whatever runs beside them: an output is the sum over groups, in order, of
 // fma(float(integer sum), scale, sum so far). Integer sums are exact, so how they are cut does not matter.
 //
-// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows. Two of
-// them take three instructions for what is looked up, whatever r, and to be added up two in the wide order, three
-// in the narrow one, four where a plane there has no partner.
+// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows. Two
+// of them take three instructions for what is looked up, whatever r, and to be added up two in the wide
+// order, three in the narrow one, four where a plane there has no partner.
 #if defined(HR_LEVEL_AVX512)
 #include "lut_linear/wide.h"
 #else

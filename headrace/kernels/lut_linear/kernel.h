@@ -15,7 +15,8 @@
 //
 //   chunk    32 inputs
 //     tile     16 outputs
-//       plane    64 bytes              byte 4 o + k has quad k of output o in its low nibble, quad k + 4 in the high
+//       plane    64 bytes              byte 4 o + k has quad k of output o in its low nibble, quad k + 4 in
+//       the high
 //
 // and the narrow one, for tables of 16 bytes:
 //

@@ -1,4 +1,5 @@
-// Bit planes in the narrow order, looked up in tables of 16 bytes. Compiled for levels that have no wider ones.
+// Bit planes in the narrow order, looked up in tables of 16 bytes. Compiled for levels that have no wider
+// ones.
 //
 // Two planes at a time lie byte beside byte, so that one instruction weighs them, adds them and widens the
 // sum to 16 bits. Those of a plane that is left over are of two outputs, whose sums are told apart at the
@@ -14,7 +15,6 @@ namespace headrace::HR_LEVEL {
 namespace {
 
 constexpr bool kWide = false;
-constexpr int64_t kLutAhead = 4096;  // bytes from what is looked up to what is fetched
 
 // Where the byte of an output lies in an octet of a pair's first plane, and in one of a single plane.
 inline int64_t place_in_pair(int64_t output) {
@@ -121,7 +121,7 @@ inline void add_pair(const Run& run, const uint8_t* planes, int64_t row) {
             const uint8_t* tables = run.tables + row * run.stride + 32 * o;
             HR_UNROLL
             for (int u = 0; u < kAtOnce; ++u) {
-                if constexpr (kFetch) prefetch(from + u * 64 + kLutAhead);
+                if constexpr (kFetch) prefetch_second(from + u * 64 + kLutAhead);
                 const Indices indices(from + u * 64);
                 HR_UNROLL
                 for (int r = 0; r < kRows; ++r)
@@ -147,7 +147,7 @@ inline void add_single(const Run& run, const uint8_t* plane, int64_t row) {
     HR_UNROLL
     for (int r = 0; r < kRows; ++r) whole[r] = upper[r] = no_words();
     for (int64_t o = 0; o < run.octets; ++o) {
-        if constexpr (kFetch) prefetch(plane + o * 64 + kLutAhead);
+        if constexpr (kFetch) prefetch_second(plane + o * 64 + kLutAhead);
         const Indices indices(plane + o * 64);
         HR_UNROLL
         for (int r = 0; r < kRows; ++r) {
@@ -166,9 +166,9 @@ inline void add_single(const Run& run, const uint8_t* plane, int64_t row) {
     }
 }
 
-// All planes for kRows rows.
+// All planes for kRows rows. In one function with other numbers of rows, sums would leave their registers.
 template <int kBits, int kRows, bool kFetch>
-inline void add_planes(const Run& run, int64_t row) {
+__attribute__((noinline)) void add_planes(const Run& run, int64_t row) {
     constexpr int kAtOnce = kRows > 2 ? 1 : 2, kSingles = kRows > 2 ? 2 : kRows;
     const int64_t pair = run.octets * 128;
     if constexpr (kBits >= 2) add_pair<kBits, 0, kRows, kAtOnce, kFetch>(run, run.planes, row);
@@ -208,8 +208,8 @@ void multiply_block(const LutLinear& a, int64_t block) {
     const uint8_t* tables = a.rows.tables;
     for (int64_t g = 0; g < shape.groups(); ++g) {
         const LutRecord record(shape, at, g);
-        prefetch(at + kLutAhead);
-        prefetch(at + kLutAhead + 64);
+        prefetch_second(at + kLutAhead);
+        prefetch_second(at + kLutAhead + 64);
         for (int64_t i = 0; i < record.inputs; i += kRun) {
             const bool ends = record.inputs - i <= kRun;
             const int64_t inputs = ends ? record.inputs - i : kRun;

@@ -1,6 +1,7 @@
 // Codes, or floats rounded to nearest, into packed bit planes. Compiled once per level.
 //
-// write_codes comes from the header of the order of planes. A block of 64 outputs at a time: their codes go into scratch row by row, and from there into planes.
+// write_codes comes from the header of the order of planes. A block of 64 outputs at a time: their codes go
+// into scratch row by row, and from there into planes.
 // __init__.py states the arithmetic of rounding; every step is one operation in float32, so all levels and
 // PyTorch agree.
 //
@@ -26,7 +27,8 @@ struct OutputPlace {
     void put_scale(int64_t group, f16 scale) const { memcpy(record(group) + 2 * lane, &scale, sizeof scale); }
     void put_codes(const uint8_t* codes) const {
         for (int64_t g = 0; g < shape.groups(); ++g, codes += shape.group)
-            write_codes(shape.bits, codes, shape.group_chunks(g) * kChunk, lane, record(g) + shape.head_bytes());
+            write_codes(shape.bits, codes, shape.group_chunks(g) * kChunk, lane,
+                        record(g) + shape.head_bytes());
     }
 };
 

@@ -6,6 +6,8 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
+constexpr int64_t kLutAhead = 8192;  // bytes from what is looked up to what is fetched
+
 struct LutRecord {
     const uint16_t* scales;  // [64]
     const uint8_t* planes;

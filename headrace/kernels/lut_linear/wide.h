@@ -13,7 +13,6 @@ namespace {
 
 constexpr bool kWide = true;
 constexpr int64_t kTiles = kBlock / kTile;
-constexpr int64_t kWideAhead = 8192;  // bytes from what is looked up to what is fetched
 
 // Where the first byte of an output's plane lies, in the first chunk of a record.
 inline int64_t place_of(int bits, int b, int64_t output) {
@@ -36,8 +35,7 @@ inline int read_code(int bits, const LutRecord& record, int64_t output, int64_t 
     const int64_t i = input % kChunk, half = i / (kChunk / 2);
     const uint8_t* from = record.planes + input / kChunk * kBlock * 4 * bits + i / 4 % 4;
     int code = 0;
-    for (int b = 0; b < bits; ++b)
-        code |= (from[place_of(bits, b, output)] >> (4 * half + i % 4) & 1) << b;
+    for (int b = 0; b < bits; ++b) code |= (from[place_of(bits, b, output)] >> (4 * half + i % 4) & 1) << b;
     return code;
 }
 
@@ -67,7 +65,7 @@ struct GroupSums {
         for (int t = 0; t < kTiles; ++t) {
             HR_UNROLL
             for (int b = 0; b < kBits; ++b, planes += 64) {
-                prefetch_second(planes + kWideAhead);
+                prefetch_second(planes + kLutAhead);
                 const Bytes both = load_bytes(planes);
                 const Bytes low = places<0>(both), high = places<4>(both);
                 HR_UNROLL
@@ -94,8 +92,8 @@ void multiply_rows_of_block(const LutLinear& a, int64_t block, int64_t row) {
     }
     for (int64_t g = 0; g < groups; ++g) {
         const LutRecord record(shape, at, g);
-        prefetch_second(at + kWideAhead);
-        prefetch_second(at + kWideAhead + 64);
+        prefetch_second(at + kLutAhead);
+        prefetch_second(at + kLutAhead + 64);
         int32_t starts[kRows];
         for (int r = 0; r < kRows; ++r)
             starts[r] = start<kBits>(a.rows.sums[(row + r) * groups + g], record.inputs / 4);

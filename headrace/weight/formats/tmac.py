@@ -78,7 +78,9 @@ class Tmac(GroupedCodes):
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
         memory = take(self.num_bytes(outputs, inputs, dtype))
-        return LutPacking(self, LutWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, lut_linear.wide()))
+        return LutPacking(
+            self, LutWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, lut_linear.wide())
+        )
 
     def stored(self, inputs: int) -> Stored:
         """What a folder keeps."""

@@ -28,7 +28,9 @@ SHAPES = (  # rows, outputs, inputs, group
 
 
 def run(case: Case) -> torch.Tensor:
-    return lut_linear(case["x"], here(case["weight"]), case["bias"], before=case["before"], add_TO=case["add"])
+    return lut_linear(
+        case["x"], here(case["weight"]), case["bias"], before=case["before"], add_TO=case["add"]
+    )
 
 
 run_reference = run  # the suite forces the level

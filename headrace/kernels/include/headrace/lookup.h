@@ -1,6 +1,6 @@
-// Tables of bytes, looked up sixty-four times at once, and what was found added up: tables of 64 bytes and sums of 32
-// bits where there are instructions for them, else of 16 bytes and 16 bits.
-// Exact on every level, as long as nothing exceeds what its comment says.
+// Tables of bytes, looked up sixty-four times at once, and what was found added up: tables of 64 bytes and
+// sums of 32 bits where there are instructions for them, else of 16 bytes and 16 bits. Exact on every level,
+// as long as nothing exceeds what its comment says.
 #pragma once
 
 #include "headrace/simd_int.h"
@@ -18,7 +18,8 @@ template <int kShift>
 inline Bytes places(Bytes x) {
     const __m512i moved = kShift ? _mm512_srli_epi32(x.v, kShift) : x.v;
     constexpr int kAndThenOr = 0xea;
-    return {_mm512_ternarylogic_epi32(moved, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000), kAndThenOr)};
+    return {
+        _mm512_ternarylogic_epi32(moved, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000), kAndThenOr)};
 }
 // Sums below 256.
 inline Bytes operator+(Bytes a, Bytes b) {
@@ -29,11 +30,11 @@ template <int kLane>
 inline F32x16 repeated(F32x16 x) {
     return {_mm512_shuffle_ps(x.v, x.v, kLane * 0x55)};
 }
-// Four lanes of a, of b, of c and of d, and then the next four of each: + kPlus as bytes, which must hold them.
+// Four lanes of a, of b, of c and of d, and then the next four of each: + kPlus as bytes, which must hold
+// them.
 template <int kPlus>
 inline Bytes bytes_of(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
-    const __m512i both =
-        _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+    const __m512i both = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
     return {_mm512_add_epi8(both, _mm512_set1_epi8(kPlus))};
 }
 
