@@ -154,8 +154,8 @@ def _lines(rows: int, times: dict[str, list[float]], bits: dict[str, float], wei
         digits = 0 if spread.low >= 100 else 1
         same = beside(name, "int2" if width == "1" else f"int{width}") if width != name else ""
         lines.append(
-            f"| `{name}` | {bits[name]:.3f} | {spread.median:.{digits}f} | {spread.low:.{digits}f} | {rate:.1f} | {same} | "
-            f"{beside(name, 'TQ2_0')} | {beside(name, 'TQ1_0')} |"
+            f"| `{name}` | {bits[name]:.3f} | {spread.median:.{digits}f} | {spread.low:.{digits}f} | {rate:.1f} "
+            f"| {same} | {beside(name, 'TQ2_0')} | {beside(name, 'TQ1_0')} |"
         )
     one = times["tmac:bits=1"]
     for what, of in (("median", lambda s: Spread.of(s).median), ("least", min)):
@@ -184,11 +184,8 @@ def main() -> None:
     kernels.set_threads(given.threads)
     given.threads = kernels.threads()
     small = given.matrix and f" --matrix {given.matrix[0]}x{given.matrix[1]} --times {given.times}"
-    what = (
-        f"A matrix, the mean of {given.times} products in a turn"
-        if small
-        else f"The matrices of a layer of {given.shape}"
-    )
+    few = f"A matrix, the mean of {given.times} products in a turn"
+    what = few if small else f"The matrices of a layer of {given.shape}"
     lines = [
         "# Looking up beside multiplying\n",
         f"{what}; level {kernels.isa()}, {given.threads} threads, {datetime.date.today()}. Microseconds for all, "

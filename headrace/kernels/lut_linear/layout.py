@@ -121,8 +121,11 @@ def write_run(codes_OI: Tensor, bits: int, wide: bool = False) -> Tensor:
 def read_run(run: Tensor, bits: int, wide: bool = False) -> Tensor:
     """uint8 [blocks, bytes] -> codes [blocks * 64, inputs]."""
     if wide:
-        planes = run.reshape(len(run), -1, 4, bits, 16, 4).permute(3, 0, 2, 4, 1, 5).flatten(1, 3).flatten(2)
-        halves_OI = sum(scatter_octets(plane) << b for b, plane in enumerate(planes))
+        planes_POJ = (
+            run.reshape(len(run), -1, 4, bits, 16, 4).permute(3, 0, 2, 4, 1, 5).flatten(1, 3).flatten(2)
+        )
+        halves_OI = torch.stack([scatter_octets(plane) << b for b, plane in enumerate(planes_POJ)]).sum(0)
+        halves_OI = halves_OI.to(torch.uint8)
         return halves_OI.unflatten(1, (-1, 4, 2, 4)).transpose(2, 3).flatten(1)
     blocks, octets = len(run), run.shape[1] // (BLOCK * bits)
     codes = torch.zeros(blocks * BLOCK, octets * 8, dtype=torch.uint8)
