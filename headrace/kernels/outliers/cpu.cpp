@@ -32,8 +32,8 @@ inline float square_of(uint32_t key) {
 }
 
 constexpr uint16_t kInfinite = 0x7f80;  // no magnitude that is a number is as large
-constexpr int64_t kSpare = 32;  // weights beyond those wanted that are put in order rather than told apart
-constexpr int64_t kRoom = (Outliers::kMost + 1 + kSpare + kLanes - 1) / kLanes * kLanes;
+constexpr int64_t kSpare = 24;  // weights beyond those wanted that are put in order rather than told apart
+constexpr int64_t kRoom = Outliers::kMost + 1 + kSpare + 8;
 
 // Weights of which some are the largest.
 struct Group {
@@ -78,17 +78,14 @@ Cut find_cut(const Group& group, int64_t wanted, uint16_t guess) {
 
 // In falling order, into `sorted`. All have kRoom.
 void sort_falling(uint32_t* keys, int64_t count, uint32_t* sorted) {
-    uint32_t larger[kRoom];
-    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    memset(larger, 0, static_cast<size_t>(padded) * sizeof *larger);
-    memset(keys + count, 0, static_cast<size_t>(padded - count) * sizeof *keys);
-    for (int64_t k = 0; k < count; ++k) {
-        const uint32_t key = keys[k];
-        for (int64_t i = 0; i < padded; i += kLanes) {
-            for (int64_t lane = 0; lane < kLanes; ++lane) larger[i + lane] += key > keys[i + lane];
-        }
+    typedef uint32_t Eight __attribute__((vector_size(32)));
+    memset(keys + count, 0, sizeof(Eight));
+    for (int64_t i = 0; i < count; i += 8) {
+        Eight these, larger = {};
+        memcpy(&these, keys + i, sizeof these);
+        for (int64_t k = 0; k < count; ++k) larger -= reinterpret_cast<Eight>(keys[k] > these);
+        for (int64_t lane = 0; lane < 8 && i + lane < count; ++lane) sorted[larger[lane]] = keys[i + lane];
     }
-    for (int64_t k = 0; k < count; ++k) sorted[larger[k]] = keys[k];
 }
 
 // The `wanted` largest of some weights, in falling order; zeros where there are not so many. `keys` has
@@ -152,7 +149,16 @@ struct Ends {
 struct Offers {
     float* worth;
     int32_t* places;
-    int64_t count = 0;
+    int64_t wanted;
+    int64_t count = 0, enough = 4 * wanted;
+    float least = 0;  // what is worth less is not chosen
+
+    void add(float what, int64_t place) {
+        worth[count] = what;
+        places[count++] = static_cast<int32_t>(place);
+    }
+    // Drops what can no longer be chosen, now and then.
+    void drop();
 };
 
 // A group's largest weights, of which there are `count`; it begins at `first` of the part.
@@ -171,11 +177,11 @@ void offer(const Ends& ends, const uint32_t* keys, int64_t count, int64_t first,
         for (int from = 1; from < set; ++from)
             slopes[set] = best[from] < slopes[set] ? best[from] : slopes[set];
     }
-    const int64_t most = ends.at[ends.count - 1] < count ? ends.at[ends.count - 1] : count;
     for (int set = 1; set < ends.count; ++set) {
-        for (int64_t k = ends.at[set - 1]; k < ends.at[set] && k < most; ++k) {
-            offers.worth[offers.count] = slopes[set] * (1 - static_cast<float>(k) * 0x1p-20f);
-            offers.places[offers.count++] = static_cast<int32_t>(first + place_of(keys[k]));
+        for (int64_t k = ends.at[set - 1]; k < ends.at[set] && k < count; ++k) {
+            const float worth = slopes[set] * (1 - static_cast<float>(k) * 0x1p-20f);
+            if (worth < offers.least) return;  // as are all that follow
+            offers.add(worth, first + place_of(keys[k]));
         }
     }
 }
@@ -205,6 +211,19 @@ float find_ranked(const float* x, int64_t count, int64_t rank) {
     float least;
     memcpy(&least, &found, sizeof least);
     return least;
+}
+
+void Offers::drop() {
+    if (count < enough) return;
+    least = find_ranked(worth, count, wanted);
+    int64_t kept = 0;
+    for (int64_t k = 0; k < count; ++k) {
+        worth[kept] = worth[k];
+        places[kept] = places[k];
+        kept += worth[k] >= least;
+    }
+    count = kept;
+    enough = 2 * count > 4 * wanted ? 2 * count : 4 * wanted;
 }
 
 // One bit per weight of a part.
@@ -243,7 +262,7 @@ bool choose_part(const Outliers& a, const Ends& ends, int64_t part) {
     const int64_t size = a.part_size(), first = part * size;
     auto* words = static_cast<uint64_t*>(scratch(Scratch::piece, 16 * a.part_words() + 8 * a.offered()));
     auto* worth = reinterpret_cast<float*>(words + 2 * a.part_words());
-    Offers offers{worth, reinterpret_cast<int32_t*>(worth + a.offered())};
+    Offers offers{worth, reinterpret_cast<int32_t*>(worth + a.offered()), a.count};
     uint32_t keys[kRoom];
     uint16_t guess = 0x3f80;
     if (!all_finite(a.rows + first, size)) return false;
@@ -252,6 +271,7 @@ bool choose_part(const Outliers& a, const Ends& ends, int64_t part) {
             const Group group{a.rows + first + row + i, a.width - i < a.group ? a.width - i : a.group};
             find_largest(group, a.most + 1, guess, keys);
             offer(ends, keys, group.count, row + i, offers);
+            offers.drop();
         }
     }
     take(a, offers, {words}, {words + a.part_words()}, first, a.places + part * a.count);
