@@ -39,6 +39,13 @@ inline int read_code(int bits, const LutRecord& record, int64_t output, int64_t 
     return code;
 }
 
+// One row waits for memory, whose lines the processor's own prefetching brings sooner when left alone; more
+// rows take longer over a line than it looks ahead.
+template <int kRows>
+inline void fetch(const uint8_t* planes) {
+    if constexpr (kRows > 1) prefetch_second(planes + kLutAhead);
+}
+
 // The tables of a chunk: those that low nibbles choose from, and those of high ones.
 struct ChunkTables {
     Bytes low, high;
@@ -65,7 +72,7 @@ struct GroupSums {
         for (int t = 0; t < kTiles; ++t) {
             HR_UNROLL
             for (int b = 0; b < kBits; ++b, planes += 64) {
-                prefetch_second(planes + kLutAhead);
+                fetch<kRows>(planes);
                 const Bytes both = load_bytes(planes);
                 const Bytes low = places<0>(both), high = places<4>(both);
                 HR_UNROLL
@@ -92,8 +99,8 @@ void multiply_rows_of_block(const LutLinear& a, int64_t block, int64_t row) {
     }
     for (int64_t g = 0; g < groups; ++g) {
         const LutRecord record(shape, at, g);
-        prefetch_second(at + kLutAhead);
-        prefetch_second(at + kLutAhead + 64);
+        fetch<kRows>(at);
+        fetch<kRows>(at + 64);
         int32_t starts[kRows];
         for (int r = 0; r < kRows; ++r)
             starts[r] = start<kBits>(a.rows.sums[(row + r) * groups + g], record.inputs / 4);
