@@ -107,8 +107,8 @@ def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | Non
         1 bit         scale = float16(2 * mean magnitude); code = weight >= 0: the nearest pair of a number and its
                       negative. Magnitudes are added up in 16 lanes, and these in halves: 8, 4, 2, 1.
 
-    All levels and the reference give the same codes and scales. Raises ValueError for weights that are infinite or not a number,
-    and for scales beyond float16.
+    All levels and the reference give the same codes and scales. Raises ValueError for weights that are infinite or not
+    a number, and for scales beyond float16.
     """
     count, width = rows_OI.shape
     group = min(group, width)
