@@ -1,14 +1,16 @@
 """Is looking up faster than multiplying? Products of one layer, formats in turns, with one row and with some.
 
     python benchmarks/cases/lut.py [--shape llama-3.2-1b] [--rows 1,4] [--threads 2] [--turns 40]
-        [--ggml GGML/include,LIB] [--out FILE]
+        [--matrix OUTPUTSxINPUTS] [--times 1] [--ggml GGML/include,LIB] [--out FILE]
 
 Paper   https://arxiv.org/abs/2407.00088 (T-MAC)
 Target  time in proportion to bits within 15 %, and less than that of the dot products of as many bits, and of
         llama.cpp's TQ1_0 and TQ2_0 at 1 and 2 bits
 
-Formats take turns, so each finds its weights in memory. `--ggml` names the folder of ggml's headers and that of its
-libraries: ggml_products.c is compiled against them, and takes part.
+Formats take turns, so each finds its weights in memory. A small `--matrix`, multiplied some `--times` in a turn, is in
+a cache: that shows what a kernel needs without waiting for memory. Products are written down and called natively, as
+the steps of a model are. `--ggml` names the folder of ggml's headers and that of its libraries: ggml_products.c is
+compiled against them, and takes part.
 """
 
 from __future__ import annotations
@@ -50,9 +52,10 @@ def matrices(shape: str) -> list[tuple[int, int]]:
     return [(size[0], size[1]) for size in found]
 
 
-def ours(spec: str, sizes: list[tuple[int, int]], rows: int) -> tuple[Turn, int]:
+def ours(spec: str, sizes: list[tuple[int, int]], rows: int, times: int) -> tuple[Turn, int]:
     """A turn, and the bytes of the weights."""
-    calls, num_bytes = [], 0
+    calls: list[kernels.Call] = []
+    num_bytes = 0
     for outputs, inputs in sizes:
         packing, some = (
             make(spec).start(outputs, inputs, torch.float32),
@@ -62,24 +65,29 @@ def ours(spec: str, sizes: list[tuple[int, int]], rows: int) -> tuple[Turn, int]
             packing.put(first, some[: outputs - first])
         matrix = packing.finish()
         num_bytes += matrix.nbytes
-        calls.append((matrix, torch.randn(rows, inputs), torch.empty(rows, outputs)))
+        with kernels.written_down(calls):
+            matrix.multiply(torch.randn(rows, inputs), out_TO=torch.empty(rows, outputs))
+    together = kernels.joined(calls)
 
     def turn() -> float:
         begin = time.perf_counter()
-        for matrix, x_TI, out_TO in calls:
-            matrix.multiply(x_TI, out_TO=out_TO)
-        return time.perf_counter() - begin
+        for _ in range(times):
+            for call in together:
+                call()
+        return (time.perf_counter() - begin) / times
 
     return turn, num_bytes
 
 
 @contextmanager
-def peer(program: Path, name: str, sizes: list[tuple[int, int]], rows: int, threads: int) -> Iterator[Turn]:
+def peer(
+    program: Path, name: str, sizes: list[tuple[int, int]], rows: int, given: argparse.Namespace
+) -> Iterator[Turn]:
     """A turn of llama.cpp's."""
     words = [
         str(program),
         name,
-        str(threads),
+        str(given.threads),
         str(rows),
         *(f"{outputs}x{inputs}" for outputs, inputs in sizes),
     ]
@@ -90,7 +98,7 @@ def peer(program: Path, name: str, sizes: list[tuple[int, int]], rows: int, thre
             raise SystemExit(f"{name}: {program.name} does not run")
 
         def turn() -> float:
-            ask.write("1\n")
+            ask.write(f"{given.times}\n")
             ask.flush()
             return float(answer.readline())
 
@@ -108,16 +116,16 @@ def compiled(ggml: str, folder: str) -> Path:
 
 def table(given: argparse.Namespace, rows: int, program: Path | None) -> list[str]:
     """One row count: every format's turn `given.turns` times, in turns."""
-    sizes = matrices(given.shape)
+    sizes = [given.matrix] if given.matrix else matrices(given.shape)
     weights = sum(outputs * inputs for outputs, inputs in sizes)
     with ExitStack() as stack:
         turns: dict[str, Turn] = {}
         bits = dict(PEERS)
         for spec in OURS:
-            turns[spec], num_bytes = ours(spec, sizes, rows)
+            turns[spec], num_bytes = ours(spec, sizes, rows, given.times)
             bits[spec] = 8 * num_bytes / weights
         for name in PEERS if program else ():
-            turns[name] = stack.enter_context(peer(program, name, sizes, rows, given.threads))
+            turns[name] = stack.enter_context(peer(program, name, sizes, rows, given))
         times: dict[str, list[float]] = {name: [] for name in turns}
         for number in range(given.turns + 2):
             for name, turn in turns.items():
@@ -143,10 +151,11 @@ def _lines(rows: int, times: dict[str, list[float]], bits: dict[str, float], wei
         spread = Spread.of([1e6 * s for s in seconds])
         rate = bits[name] / 8 * weights / spread.low / 1e3
         width = name.removeprefix("tmac:bits=")
+        digits = 0 if spread.low >= 100 else 1
         same = beside(name, "int2" if width == "1" else f"int{width}") if width != name else ""
         lines.append(
-            f"| `{name}` | {bits[name]:.3f} | {spread.median:.0f} | {spread.low:.0f} | {rate:.1f} | {same} | "
-            f"{beside(name, 'TQ2_0')} | {beside(name, 'TQ1_0')} |"
+            f"| `{name}` | {bits[name]:.3f} | {spread.median:.{digits}f} | {spread.low:.{digits}f} | {rate:.1f} "
+            f"| {same} | {beside(name, 'TQ2_0')} | {beside(name, 'TQ1_0')} |"
         )
     one = times["tmac:bits=1"]
     for what, of in (("median", lambda s: Spread.of(s).median), ("least", min)):
@@ -156,24 +165,34 @@ def _lines(rows: int, times: dict[str, list[float]], bits: dict[str, float], wei
     return lines
 
 
+def _size(given: str) -> tuple[int, int]:
+    outputs, inputs = given.split("x")
+    return int(outputs), int(inputs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--rows", default="1,4")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--matrix", type=_size)
+    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--ggml")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     kernels.set_threads(given.threads)
     given.threads = kernels.threads()
+    small = given.matrix and f" --matrix {given.matrix[0]}x{given.matrix[1]} --times {given.times}"
+    few = f"A matrix, the mean of {given.times} products in a turn"
+    what = few if small else f"The matrices of a layer of {given.shape}"
     lines = [
         "# Looking up beside multiplying\n",
-        f"The matrices of a layer of {given.shape}, level {kernels.isa()}, {given.threads} threads, "
-        f"{datetime.date.today()}. Microseconds for all of them, median and least of {given.turns} interleaved turns; "
-        "ratios are medians of those within a turn. One bit is compared with `int2`.  ",
-        f"`python benchmarks/cases/lut.py --shape {given.shape} --rows {given.rows} --threads {given.threads} "
-        f"--turns {given.turns}`",
+        f"{what}; level {kernels.isa()}, {given.threads} threads, {datetime.date.today()}. Microseconds for all, "
+        f"median and least of {given.turns} interleaved turns; ratios are medians of those within a turn. One bit is "
+        "compared with `int2`.  ",
+        f"`python benchmarks/cases/lut.py{small or f' --shape {given.shape}'} --rows {given.rows} "
+        f"--threads {given.threads} --turns {given.turns}`",
     ]
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(given.ggml, folder) if given.ggml else None

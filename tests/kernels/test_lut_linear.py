@@ -1,5 +1,6 @@
 """lut_linear: packed planes, tables, rounding, exact integers, and the product that users get."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,7 +11,7 @@ from headrace import kernels
 from headrace.kernels import int_linear, lut_linear
 from headrace.kernels.before import Norm, apply
 from headrace.kernels.lut_linear import LutWeight, layout, reference
-from tests.kernels.cases.lut_linear import weight
+from tests.kernels.cases.lut_linear import here, weight
 from tests.kernels.rounding import DTYPES, SIZES, no_numbers_that_pass
 from tests.kernels.test_rounding import awkward
 
@@ -49,7 +50,37 @@ def test_codes_come_back(bits: int, level: str) -> None:
         with kernels.forced(level):
             packed = lut_linear.pack(codes, scales, group=group, bits=bits)
         assert all(map(torch.equal, packed.unpack(), (codes, scales))), f"{outputs} x {inputs} g{group}"
-        assert torch.equal(layout.pack(codes, scales, min(group, inputs), bits), packed.packed)
+        assert torch.equal(layout.pack(codes, scales, min(group, inputs), bits, packed.wide), packed.packed)
+
+
+@each_width
+@pytest.mark.parametrize("wide", [False, True])
+def test_both_orders_hold_the_same(bits: int, wide: bool) -> None:
+    for outputs, inputs, group in ((70, 130, 64), (33, 300, 1024)):
+        packed = weight(bits, outputs, inputs, group)
+        codes, scales = packed.unpack()
+        again = LutWeight(
+            layout.pack(codes, scales, min(group, inputs), bits, wide),
+            outputs,
+            inputs,
+            packed.group,
+            bits,
+            wide,
+        )
+        assert all(map(torch.equal, again.unpack(), (codes, scales)))
+
+
+@pytest.mark.parametrize("level", NATIVE)
+def test_another_order_is_refused(level: str) -> None:
+    packed = weight(2, 64, 64, 32)
+    with kernels.forced(level):
+        other = replace(here(packed), wide=not lut_linear.wide())
+        for call in (
+            lambda: lut_linear.lut_linear(torch.zeros(1, 64), other),
+            lambda: lut_linear.outputs(other, torch.tensor([0])),
+        ):
+            with pytest.raises(ValueError, match="pack them on the level that multiplies"):
+                call()
 
 
 @each_width
@@ -59,7 +90,8 @@ def test_bytes_are_those_of_the_reference(bits: int) -> None:
             want = rounded(kernels.REFERENCE, rows_OI, group, bits)
             for level in NATIVE:
                 got = rounded(level, rows_OI, group, bits)
-                assert torch.equal(got.packed, want.packed), f"{level}: {outputs} x {inputs} g{group} {dtype}"
+                same = layout.pack(*want.unpack(), want.group, bits, got.wide)
+                assert torch.equal(got.packed, same), f"{level}: {outputs} x {inputs} g{group} {dtype}"
 
 
 @each_level
@@ -181,7 +213,7 @@ def test_integer_sums_are_exact(width: int, group: int, bits: int, level: str) -
     x = whole_numbers(11, width)
     want = x.double() @ (codes.double() - packed.zero).T
     with kernels.forced(level):
-        assert torch.equal(lut_linear.lut_linear(x, packed).double(), want)
+        assert torch.equal(lut_linear.lut_linear(x, here(packed)).double(), want)
 
 
 @each_level
@@ -196,7 +228,8 @@ def test_sums_fit_at_their_largest(bits: int, level: str) -> None:
                 x = torch.tensor([15.0, 16.0, 16.0, 16.0]).repeat(1, width // 4) * sign
                 want = x.double() @ (codes.double() - packed.zero).T
                 with kernels.forced(level):
-                    assert torch.equal(lut_linear.lut_linear(x, packed).double(), want), (width, code, sign)
+                    got = lut_linear.lut_linear(x, here(packed)).double()
+                assert torch.equal(got, want), (width, code, sign)
 
 
 @each_level
@@ -207,7 +240,7 @@ def test_close_to_dequantise_then_multiply(bits: int, level: str) -> None:
     x = torch.randn(5, 1024, generator=torch.Generator().manual_seed(1))
     want = x.double() @ packed.dequantise().double().T
     with kernels.forced(level):
-        got = lut_linear.lut_linear(x, packed)
+        got = lut_linear.lut_linear(x, here(packed))
     assert (got - want).square().sum() <= 1e-3 * want.square().sum()
 
 
@@ -222,7 +255,7 @@ def test_an_outlier_spoils_its_group_only(level: str) -> None:
         loud = lut_linear.tabulate(x, 128)
         assert torch.equal(calm.entries_TJE[:, 32:], loud.entries_TJE[:, 32:])
         want = x @ packed.dequantise().T
-        assert (lut_linear.lut_linear(x, packed) - want).square().sum() <= 1e-3 * want.square().sum()
+        assert (lut_linear.lut_linear(x, here(packed)) - want).square().sum() <= 1e-3 * want.square().sum()
 
 
 @each_level
@@ -231,7 +264,7 @@ def test_outputs_are_rows_of_the_matrix(bits: int, level: str) -> None:
     for packed in (weight(bits, 100, 70, 32), weight(bits, 100, 300, 1024)):
         for ids in (torch.tensor([99, 0, 64, 64, 7]), torch.tensor([], dtype=torch.int64)):
             with kernels.forced(level):
-                assert torch.equal(lut_linear.outputs(packed, ids), packed.dequantise()[ids])
+                assert torch.equal(lut_linear.outputs(here(packed), ids), packed.dequantise()[ids])
 
 
 def test_the_result_may_lie_where_the_addend_was() -> None:
@@ -248,16 +281,17 @@ def test_bytes_are_what_the_layout_says() -> None:
         assert layout.packed_bytes(640, 1024, 128, bits) * 8 == 640 * 1024 * (bits + 0.125)
 
 
+NINE, WIDE = torch.zeros(9).byte(), lut_linear.wide()
 BAD = {
     "rows of another width": ({"x": torch.zeros(2, 63)}, "rows of x have 63 values, the weight takes 64"),
     "another dtype": ({"x": torch.zeros(2, 64).double()}, "x must be float32"),
     "short bias": ({"bias_O": torch.zeros(63)}, "bias must be contiguous, with 64 values"),
     "another addend": ({"add_TO": torch.zeros(3, 64)}, "add must be contiguous, with 128 values"),
     "another result": ({"out_TO": torch.zeros(1, 64)}, r"out must be float32 \[2, 64\]"),
-    "bytes of another shape": ({"weight": LutWeight(torch.zeros(9).byte(), 64, 64, 32, 2)}, "packed has 9"),
-    "five bits": ({"weight": LutWeight(torch.zeros(9).byte(), 64, 64, 32, 5)}, "5 bits; known: 1 to 4"),
+    "bytes of another shape": ({"weight": LutWeight(NINE, 64, 64, 32, 2, WIDE)}, "packed has 9"),
+    "five bits": ({"weight": LutWeight(NINE, 64, 64, 32, 5, WIDE)}, "5 bits; known: 1 to 4"),
     "sums that may not fit": (
-        {"weight": LutWeight(torch.zeros(9).byte(), 64, (1 << 20) + 1, 32, 2)},
+        {"weight": LutWeight(NINE, 64, (1 << 20) + 1, 32, 2, WIDE)},
         "1048577 inputs: sums of more than 1048576 may exceed 32 bits",
     ),
 }

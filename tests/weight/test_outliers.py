@@ -23,7 +23,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def choose_outliers(rows_RI: Tensor, **given: Any) -> Tensor:
-    return outliers.choose(rows_RI.bfloat16(), **given)
+    """Marks, bool [R, I]."""
+    chosen_RI = torch.zeros(rows_RI.shape, dtype=torch.bool)
+    chosen_RI.view(-1)[outliers.choose(rows_RI.bfloat16(), **given)] = True
+    return chosen_RI
 
 
 def error(rows_RI: Tensor, chosen_RI: Tensor, group: int) -> float:

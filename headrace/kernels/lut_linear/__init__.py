@@ -33,7 +33,7 @@ from headrace.kernels.int_linear.layout import CHUNK
 from headrace.kernels.lut_linear import layout, reference
 from headrace.kernels.lut_linear.layout import LutWeight, Tables
 
-__all__ = ["LutWeight", "Tables", "lut_linear", "outputs", "pack", "round_and_pack", "tabulate"]
+__all__ = ["LutWeight", "Tables", "lut_linear", "outputs", "pack", "round_and_pack", "tabulate", "wide"]
 
 
 def lut_linear(
@@ -55,8 +55,16 @@ def lut_linear(
         return after.apply(y_TO, bias_O, add_TO, out_TO)
     out = torch.empty(x.shape[0], weight.outputs) if out_TO is None else out_TO
     w = weight
-    native(x, w.packed, w.outputs, w.width, w.group, w.bits, out, bias_O, add_TO, *native_before(before))
+    native(
+        x, w.packed, w.outputs, w.width, w.group, w.bits, w.wide, out, bias_O, add_TO, *native_before(before)
+    )
     return out
+
+
+def wide() -> bool:
+    """Whether the level in use packs planes in the wide order, and multiplies no other. See kernel.h."""
+    native = kernels.native("lut_linear_wide")
+    return native is not None and bool(native())
 
 
 def tabulate(x_TI: Tensor, group: int, before: Before = None) -> Tables:
@@ -85,7 +93,7 @@ def pack(
         into.copy_(layout.pack(codes_OI, scales_OG, group, bits))
     else:
         native(codes_OI, scales_OG, group, bits, into)
-    return LutWeight(into, count, width, group, bits)
+    return LutWeight(into, count, width, group, bits, wide())
 
 
 def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | None = None) -> LutWeight:
@@ -99,8 +107,8 @@ def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | Non
         1 bit         scale = float16(2 * mean magnitude); code = weight >= 0: the nearest pair of a number and its
                       negative. Magnitudes are added up in 16 lanes, and these in halves: 8, 4, 2, 1.
 
-    All levels and the reference give the same bytes. Raises ValueError for weights that are infinite or not a number,
-    and for scales beyond float16.
+    All levels and the reference give the same codes and scales. Raises ValueError for weights that are infinite or not
+    a number, and for scales beyond float16.
     """
     count, width = rows_OI.shape
     group = min(group, width)
@@ -111,7 +119,7 @@ def round_and_pack(rows_OI: Tensor, *, group: int, bits: int, into: Tensor | Non
         into.copy_(layout.pack(*reference.round_to_nearest(rows_OI, group, bits), group, bits))
     else:
         native(rows_OI, group, bits, into)
-    return LutWeight(into, count, width, group, bits)
+    return LutWeight(into, count, width, group, bits, wide())
 
 
 def outputs(weight: LutWeight, ids_T: Tensor) -> Tensor:
@@ -121,5 +129,5 @@ def outputs(weight: LutWeight, ids_T: Tensor) -> Tensor:
         return reference.outputs(weight, ids_T)
     out_TI = torch.empty(len(ids_T), weight.width)
     w = weight
-    native(w.packed, w.outputs, w.width, w.group, w.bits, ids_T, out_TI)
+    native(w.packed, w.outputs, w.width, w.group, w.bits, w.wide, ids_T, out_TI)
     return out_TI

@@ -25,16 +25,25 @@ IntShape check_shape(int64_t outputs, int64_t width, int64_t group, int bits) {
     return {width, outputs, check_group(group, width, kChunk), bits, /*zeros=*/false};
 }
 
+// Of packed weights.
+IntShape check_order(const LutLinearTable& table, bool wide, IntShape shape) {
+    HR_CHECK(wide == table.wide,
+             "weights packed for levels with %s tables: pack them on the level that multiplies",
+             wide ? "wide" : "narrow");
+    return shape;
+}
+
 }  // namespace
 
 void bind_lut_linear(nb::module_& m, Level level) {
     const LutLinearTable& table = table_of(level);
+    m.def("lut_linear_wide", [&table] { return table.wide; });
     def_call(
         m, "lut_linear",
         [&table](nb::handle x_object, nb::handle packed_object, int64_t outputs, int64_t width, int64_t group,
-                 int bits, nb::handle out_object, nb::handle bias, nb::handle add, int before,
+                 int bits, bool wide, nb::handle out_object, nb::handle bias, nb::handle add, int before,
                  nb::handle norm, float eps, float offset) {
-            const IntShape shape = check_shape(outputs, width, group, bits);
+            const IntShape shape = check_order(table, wide, check_shape(outputs, width, group, bits));
             const Array x(x_object, "x"), packed(packed_object, "packed");
             const RowSource source = check_rows(x, shape.width, before, norm, eps, offset);
             const int64_t rows = x.size(0);
@@ -44,7 +53,7 @@ void bind_lut_linear(nb::module_& m, Level level) {
                 table.multiply(shape, source, rows, bytes, end);
             };
         },
-        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "out"_a, "bias"_a.none(),
+        "x"_a, "packed"_a, "outputs"_a, "width"_a, "group"_a, "bits"_a, "wide"_a, "out"_a, "bias"_a.none(),
         "add"_a.none(), "before"_a, "norm"_a.none(), "eps"_a, "offset"_a);
     m.def(
         "lut_linear_tables",
@@ -95,8 +104,8 @@ void bind_lut_linear(nb::module_& m, Level level) {
         "rows"_a, "group"_a, "bits"_a, "packed"_a);
     def_call(m, "lut_linear_outputs",
              [&table](nb::handle packed_object, int64_t outputs, int64_t width, int64_t group, int bits,
-                      nb::handle ids_object, nb::handle out_object) {
-                 const IntShape shape = check_shape(outputs, width, group, bits);
+                      bool wide, nb::handle ids_object, nb::handle out_object) {
+                 const IntShape shape = check_order(table, wide, check_shape(outputs, width, group, bits));
                  const Array packed(packed_object, "packed");
                  const Lookup lookup = check_lookup(ids_object, out_object, outputs, width);
                  return [&table, shape, lookup, bytes = check_packed(packed, shape)] {

@@ -3,59 +3,22 @@
 // One rule keeps rows bit-identical whatever runs beside them: an output is the sum over groups, in order, of
 // fma(float(integer sum), scale, sum so far). Integer sums are exact, so how they are cut does not matter.
 //
-// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows, and
-// for two of them three instructions that add them up; four where a plane has no partner.
+// Bounds, per 64 outputs x 32 inputs at b bits: 256 b bytes read; 8 b r lookups of 64 bytes for r rows. Two
+// of them take three instructions for what is looked up, whatever r, and to be added up two in the wide
+// order, three in the narrow one, four where a plane there has no partner.
+#if defined(HR_LEVEL_AVX512)
+#include "lut_linear/wide.h"
+#else
+#include "lut_linear/narrow.h"
+#endif
+
 #include "lut_linear/pack.h"
-#include "lut_linear/planes.h"
 #include "lut_linear/tables.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
 constexpr int64_t kPassRows = 128;  // whose tables are in memory at a time: half a megabyte per 1024 inputs
-
-// One group of one block.
-struct LutRecord {
-    const uint16_t* scales;
-    const uint8_t* planes;
-    int64_t inputs;
-
-    LutRecord(const IntShape& shape, const uint8_t* at, int64_t group)
-        : scales(reinterpret_cast<const uint16_t*>(at)),
-          planes(at + shape.head_bytes()),
-          inputs(shape.group_chunks(group) * kChunk) {}
-
-    const uint8_t* end(const IntShape& shape) const { return planes + inputs / kChunk * shape.chunk_bytes(); }
-};
-
-template <int kBits>
-void multiply_block(const LutLinear& a, int64_t block) {
-    const IntShape& shape = a.shape;
-    const int64_t count = a.rows.rows * kBlock;
-    float* totals = static_cast<float*>(scratch(Scratch::piece, 2 * count * 4));
-    int32_t* sums = reinterpret_cast<int32_t*>(totals + count);
-    memset(totals, 0, static_cast<size_t>(count * 4));
-    const uint8_t* at = a.packed + block * shape.block_bytes();
-    const uint8_t* tables = a.rows.tables;
-    for (int64_t g = 0; g < shape.groups(); ++g) {
-        const LutRecord record(shape, at, g);
-        prefetch(at + kLutAhead);
-        prefetch(at + kLutAhead + 64);
-        for (int64_t i = 0; i < record.inputs; i += kRun) {
-            const bool ends = record.inputs - i <= kRun;
-            const int64_t inputs = ends ? record.inputs - i : kRun;
-            add_run<kBits>({record.planes + i / kChunk * shape.chunk_bytes(), inputs / 8, i == 0, ends,
-                            record.scales, record.inputs / 4, tables, shape.padded() * 4, a.rows.scales + g,
-                            a.rows.sums + g, shape.groups(), sums, totals},
-                           a.rows.rows);
-            tables += inputs * 4;
-        }
-        at = record.end(shape);
-    }
-    for (int64_t row = 0; row < a.rows.rows; ++row)
-        for (int64_t i = 0; i < kBlock; i += kLanes)
-            write_outputs(a.end, row, block * kBlock + i, load(totals + row * kBlock + i));
-}
 
 // function.template operator()<kBits>()
 template <class Function>
@@ -123,13 +86,8 @@ void read_output(const IntShape& shape, const uint8_t* packed, int64_t output, f
     for (int64_t g = 0; g < shape.groups(); ++g) {
         const LutRecord record(shape, at, g);
         const float scale = to_float(f16{record.scales[lane]});
-        for (int64_t i = 0; i < record.inputs && out < end; ++i, ++out) {
-            const int64_t first = i / kRun * kRun;
-            const int64_t octets = (record.inputs - first < kRun ? record.inputs - first : kRun) / 8;
-            const uint8_t* planes = record.planes + first / kChunk * shape.chunk_bytes();
-            const int code = read_code(shape.bits, planes, octets, lane, i - first);
-            *out = (static_cast<float>(code) - zero) * scale;
-        }
+        for (int64_t i = 0; i < record.inputs && out < end; ++i, ++out)
+            *out = (static_cast<float>(read_code(shape.bits, record, lane, i)) - zero) * scale;
         at = record.end(shape);
     }
 }
@@ -142,6 +100,6 @@ void read_outputs(const IntShape& shape, const uint8_t* packed, const int64_t* o
 
 }  // namespace
 
-constinit const LutLinearTable lut_linear = {tabulate_alone, multiply, pack, round, read_outputs};
+constinit const LutLinearTable lut_linear = {kWide, tabulate_alone, multiply, pack, round, read_outputs};
 
 }  // namespace headrace::HR_LEVEL

@@ -6,15 +6,27 @@
 //   block   64 outputs               blocks of outputs, the last one padded
 //     record   one group of inputs   `group` inputs, a multiple of 32, or all; the last may be shorter
 //       scales   64 x f16
-//       run      128 inputs          or what is left of the group, padded to a multiple of 32
-//         pair     two bit planes    bits 0 and 1; bits 2 and 3
-//           octet    8 inputs        128 bytes: byte 2 (o % 16) + b of part o / 16 has bit b of output o
-//         single   one bit plane     the last one of 1 and 3 bits
-//           octet    8 inputs        64 bytes: byte 2 (o % 16) + o / 16 % 2 of part o / 32 has output o
+//       planes   bit planes of the codes, inputs padded to a multiple of 32
+//
+//   quad   four neighbouring inputs of a row: a table of the sixteen sums of them and their negatives
+//   byte   two quads of one bit plane of an output: its nibbles index their tables, bit i for input i
+//
+// Planes lie in one of two orders, as a level looks them up. The wide order, for tables of 64 bytes:
+//
+//   chunk    32 inputs
+//     tile     16 outputs
+//       plane    64 bytes              byte 4 o + k has quad k of output o in its low nibble, quad k + 4 in
+//       the high
+//
+// and the narrow one, for tables of 16 bytes:
+//
+//   run      128 inputs                or what is left of the group
+//     pair     two bit planes          bits 0 and 1; bits 2 and 3
+//       octet    8 inputs              128 bytes: byte 2 (o % 16) + b of part o / 16 has bit b of output o
+//     single   one bit plane           the last one of 1 and 3 bits
+//       octet    8 inputs              64 bytes: byte 2 (o % 16) + o / 16 % 2 of part o / 32 has output o
 //
 //   part   32 bytes
-//   byte   bit i is that of input i of the octet: so its nibbles index the tables of two quads
-//   quad   four neighbouring inputs of a row: a table of the sixteen sums of them and their negatives
 //
 // Sizes are those of int_linear's weights without zero points.
 #pragma once
@@ -50,6 +62,7 @@ struct LutLinear {
 };
 
 struct LutLinearTable {
+    bool wide;  // the order of planes
     void (*tabulate)(const IntShape&, const RowSource&, const LutRows&);
     // As many rows as there are, some at a time.
     void (*multiply)(const IntShape&, const RowSource&, int64_t rows, const uint8_t* packed,

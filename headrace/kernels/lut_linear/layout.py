@@ -47,6 +47,8 @@ class LutWeight:
     group: int
     """Inputs that share a scale: a multiple of 32, or the whole width."""
     bits: int
+    wide: bool = False
+    """The order of its planes: that of the level that packed it, which alone may multiply it."""
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +68,7 @@ class LutWeight:
             at += 2 * BLOCK
             for inputs in runs(chunks * CHUNK):
                 size = inputs * BLOCK * self.bits // 8
-                codes.append(read_run(blocks[:, at : at + size], self.bits))
+                codes.append(read_run(blocks[:, at : at + size], self.bits, self.wide))
                 at += size
         codes_OI = torch.cat(codes, dim=-1)[: self.outputs, : self.width]
         return codes_OI, torch.stack(scales, -1).flatten(0, 1)[: self.outputs]
@@ -98,9 +100,13 @@ def runs(inputs: int) -> list[int]:
     return [min(RUN, inputs - start) for start in range(0, inputs, RUN)]
 
 
-def write_run(codes_OI: Tensor, bits: int) -> Tensor:
-    """Codes of whole blocks and octets, a run at most -> uint8 [blocks, bytes]."""
+def write_run(codes_OI: Tensor, bits: int, wide: bool = False) -> Tensor:
+    """Codes of whole blocks and chunks, a run at most -> uint8 [blocks, bytes]."""
     blocks = len(codes_OI) // BLOCK
+    if wide:
+        halves_OI = codes_OI.unflatten(1, (-1, 2, 4, 4)).transpose(2, 3).flatten(1)
+        planes_OPJ = torch.stack([gather_octets(halves_OI >> b & 1) for b in range(bits)], 1)
+        return planes_OPJ.view(blocks, 4, 16, bits, -1, 4).permute(0, 4, 1, 3, 2, 5).flatten(1)
     parts = []
     for low in range(0, bits, 2):
         planes = [gather_octets(codes_OI >> b & 1) for b in range(low, min(low + 2, bits))]
@@ -112,8 +118,15 @@ def write_run(codes_OI: Tensor, bits: int) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def read_run(run: Tensor, bits: int) -> Tensor:
+def read_run(run: Tensor, bits: int, wide: bool = False) -> Tensor:
     """uint8 [blocks, bytes] -> codes [blocks * 64, inputs]."""
+    if wide:
+        planes_POJ = (
+            run.reshape(len(run), -1, 4, bits, 16, 4).permute(3, 0, 2, 4, 1, 5).flatten(1, 3).flatten(2)
+        )
+        halves_OI = torch.stack([scatter_octets(plane) << b for b, plane in enumerate(planes_POJ)]).sum(0)
+        halves_OI = halves_OI.to(torch.uint8)
+        return halves_OI.unflatten(1, (-1, 4, 2, 4)).transpose(2, 3).flatten(1)
     blocks, octets = len(run), run.shape[1] // (BLOCK * bits)
     codes = torch.zeros(blocks * BLOCK, octets * 8, dtype=torch.uint8)
     at = 0
@@ -143,12 +156,12 @@ def scatter_octets(bytes_OI: Tensor) -> Tensor:
     return (bytes_OI[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)
 
 
-def pack(codes_OI: Tensor, scales_OG: Tensor, group: int, bits: int) -> Tensor:
+def pack(codes_OI: Tensor, scales_OG: Tensor, group: int, bits: int, wide: bool = False) -> Tensor:
     """The packed bytes; see LutWeight for the arguments."""
     rows = -len(codes_OI) % BLOCK
     scales = F.pad(scales_OG.float(), (0, 0, 0, rows)).half()
     parts = []
     for g, codes in enumerate(F.pad(codes_OI, (0, 0, 0, rows)).split(group, -1)):
         parts.append(scales[:, g].contiguous().view(-1, BLOCK).view(torch.uint8))
-        parts += [write_run(run, bits) for run in pad(codes, CHUNK).split(RUN, -1)]
+        parts += [write_run(run, bits, wide) for run in pad(codes, CHUNK).split(RUN, -1)]
     return torch.cat(parts, -1).flatten()

@@ -1,6 +1,7 @@
 // Codes, or floats rounded to nearest, into packed bit planes. Compiled once per level.
 //
-// A block of 64 outputs at a time: their codes go into scratch row by row, and from there into planes.
+// write_codes comes from the header of the order of planes. A block of 64 outputs at a time: their codes go
+// into scratch row by row, and from there into planes.
 // __init__.py states the arithmetic of rounding; every step is one operation in float32, so all levels and
 // PyTorch agree.
 //
@@ -14,50 +15,6 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-// Bit 0 of eight bytes, the first one lowest.
-inline uint8_t gathered(uint64_t bytes) {
-    return static_cast<uint8_t>((bytes & 0x0101010101010101) * 0x0102040810204080 >> 56);
-}
-
-// Where the byte of an output lies in an octet of a pair's first plane, and in one of a single plane.
-inline int64_t place_in_pair(int64_t output) {
-    return output / 16 * 32 + output % 16 * 2;
-}
-inline int64_t place_in_single(int64_t output) {
-    return output / 32 * 32 + output % 16 * 2 + output / 16 % 2;
-}
-
-// Where the byte of an output is, in the first octet of bit plane `b` of a run.
-inline int64_t place_of(int bits, int b, int64_t octets, int64_t output) {
-    const bool single = bits % 2 == 1 && b == bits - 1;
-    return b / 2 * octets * 128 + (single ? place_in_single(output) : place_in_pair(output) + b % 2);
-}
-// From an octet of a bit plane to the next one.
-inline int64_t octet_bytes(int bits, int b) {
-    return bits % 2 == 1 && b == bits - 1 ? 64 : 128;
-}
-
-// One output's codes of a run.
-inline void write_run(int bits, const uint8_t* codes, int64_t octets, int64_t output, uint8_t* planes) {
-    for (int b = 0; b < bits; ++b) {
-        uint8_t* to = planes + place_of(bits, b, octets, output);
-        for (int64_t o = 0; o < octets; ++o, to += octet_bytes(bits, b)) {
-            uint64_t eight;
-            memcpy(&eight, codes + 8 * o, sizeof eight);
-            *to = gathered(eight >> b);
-        }
-    }
-}
-
-inline int read_code(int bits, const uint8_t* planes, int64_t octets, int64_t output, int64_t input) {
-    int code = 0;
-    for (int b = 0; b < bits; ++b) {
-        const int64_t place = place_of(bits, b, octets, output) + input / 8 * octet_bytes(bits, b);
-        code |= (planes[place] >> input % 8 & 1) << b;
-    }
-    return code;
-}
-
 // One output in its block.
 struct OutputPlace {
     const IntShape& shape;
@@ -69,17 +26,9 @@ struct OutputPlace {
     }
     void put_scale(int64_t group, f16 scale) const { memcpy(record(group) + 2 * lane, &scale, sizeof scale); }
     void put_codes(const uint8_t* codes) const {
-        for (int64_t g = 0; g < shape.groups(); ++g) {
-            uint8_t* to = record(g) + shape.head_bytes();
-            int64_t rest = shape.group_chunks(g) * kChunk;
-            while (rest > 0) {
-                const int64_t run = rest < kRun ? rest : kRun;
-                write_run(shape.bits, codes, run / 8, lane, to);
-                to += run / kChunk * shape.chunk_bytes();
-                codes += run;
-                rest -= run;
-            }
-        }
+        for (int64_t g = 0; g < shape.groups(); ++g, codes += shape.group)
+            write_codes(shape.bits, codes, shape.group_chunks(g) * kChunk, lane,
+                        record(g) + shape.head_bytes());
     }
 };
 

@@ -32,19 +32,21 @@ and at most so many."""
 def choose(
     rows_RI: Tensor, *, group: int, count: int, parts: int = 1, importance_I: Tensor | None = None
 ) -> Tensor:
-    """`count` places to keep as they are in each of `parts` equal parts of the rows, bool [R, I]. Pure.
+    """`count` weights to keep as they are in each of `parts` equal parts of the rows: row * inputs + input, int64
+    [parts * count], ascending. Pure.
 
     rows_RI: bfloat16, contiguous. group: inputs that share a step, two at least. importance_I: what the squared error
     of a weight counts for, at each input (1 over the diagonal of an inverse Hessian); None: all alike. Raises
     ValueError for weights that are infinite or not a number.
     """
     rows, inputs = rows_RI.shape
+    places_E = torch.empty(parts * count, dtype=torch.int64)
     if not count:
-        return torch.zeros(rows, inputs, dtype=torch.bool)
+        return places_E
     native = kernels.native("outliers") if importance_I is None else None
     most = min(group - 1, MOST, max(LEAST, SHARES * count * parts * group // (rows * inputs)))
     if native is None:
-        return reference.choose(rows_RI, group, count, parts, most, importance_I)
-    marks_RI = torch.empty(rows, inputs, dtype=torch.uint8)
-    native(rows_RI, group, count, parts, most, marks_RI)
-    return marks_RI.view(torch.bool)
+        marks_RI = reference.choose(rows_RI, group, count, parts, most, importance_I)
+        return marks_RI.flatten().nonzero().squeeze(1)
+    native(rows_RI, group, count, parts, most, places_E)
+    return places_E

@@ -13,12 +13,13 @@ struct Outliers {
 
     const bf16* rows;  // [parts * height, width]
     int64_t parts, height, width, group;
-    int64_t count;   // of each part, at most height * width
-    int64_t most;    // that a group offers, below `group`
-    uint8_t* marks;  // as rows
+    int64_t count;    // of each part, at most height * width
+    int64_t most;     // that a group offers, below `group`
+    int64_t* places;  // [parts * count], in the rows, ascending
 
     int64_t part_size() const { return height * width; }
     int64_t groups() const { return (width + group - 1) / group; }
+    int64_t part_words() const { return (part_size() + 63) / 64; }  // of one bit per weight
     int64_t offered() const { return height * groups() * most; }
 };
 

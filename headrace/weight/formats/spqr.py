@@ -123,10 +123,18 @@ class Spqr:
         return stored_RB[:, :size], stored_RB[:, size:]
 
     def choose(self, rows_OI: Tensor, importance_I: Tensor | None = None) -> Tensor:
-        """The outliers' places, bool [O, I], 64 outputs after 64. Raises ValueError for what is no number."""
-        whole = len(rows_OI) // _BLOCK * _BLOCK
-        parts = (*rows_OI[:whole].split(_PARTS * _BLOCK), rows_OI[whole:])
-        return torch.cat([self._choose(part_OI, importance_I) for part_OI in parts if len(part_OI)])
+        """The outliers' places, output * inputs + input, int64 ascending, 64 outputs after 64. Raises ValueError for
+        what is no number."""
+        inputs, whole = rows_OI.shape[1], len(rows_OI) // _BLOCK * _BLOCK
+        starts = [*range(0, whole, _PARTS * _BLOCK), whole]
+        ends = [*starts[1:], len(rows_OI)]
+        return torch.cat(
+            [
+                self._choose(rows_OI[start:end], importance_I) + start * inputs
+                for start, end in zip(starts, ends, strict=True)
+                if start < end
+            ]
+        )
 
     def _choose(self, rows_RI: Tensor, importance_I: Tensor | None) -> Tensor:
         """In whole blocks, or in one that is not."""
@@ -146,7 +154,8 @@ class SpqrGrid:
 
     def __init__(self, form: Spqr, rows_OI: Tensor, importance_I: Tensor | None) -> None:
         self._each = form.each(rows_OI.shape[1])
-        self._chosen_OI = form.choose(rows_OI, importance_I)
+        self._chosen_OI = torch.zeros(rows_OI.shape, dtype=torch.bool)
+        self._chosen_OI.view(-1)[form.choose(rows_OI, importance_I)] = True
         self._kept_OI = torch.zeros(rows_OI.shape, dtype=torch.bfloat16)
         self._dense: Grid = form.dense().grid(rows_OI.masked_fill(self._chosen_OI, 0))
 
@@ -217,10 +226,11 @@ class SpqrPacking:
         return SpqrMatrix(self._dense.finish(), sparse._replace(entries=entries))
 
     def _take(self, first: int, rows_RI: Tensor) -> None:
-        chosen_RI = self._form.choose(rows_RI)
-        places_E = chosen_RI.flatten().nonzero().squeeze(1)
-        self._outliers.append((places_E + first * self._inputs, rows_RI.flatten()[places_E].bfloat16()))
-        self._dense.put(first, rows_RI.masked_fill(chosen_RI, 0))
+        places_E = self._form.choose(rows_RI)
+        rest_RI = rows_RI.clone()
+        self._outliers.append((places_E + first * self._inputs, rest_RI.view(-1)[places_E].bfloat16()))
+        rest_RI.view(-1)[places_E] = 0
+        self._dense.put(first, rest_RI)
 
 
 class SpqrMatrix:

@@ -7,9 +7,9 @@ Trades  Time is linear in bits, down to one. Tables round the activations: to fe
         scale for each group of inputs. No calibration, so few bits lose much.
 Deviates  The codes are those of `int4`, `int3` and `int2`, with a zero among them, where the paper takes numbers that
         are symmetric about 0: a table's last entry, summed up, makes up for it. Groups of a ternary model's weights
-        get the scale that keeps them; one bit is a sign and the mean magnitude. Two planes lie byte beside byte, so
-        that one instruction weighs and widens them. Entries have 7 bits instead of 8: two of them are added before
-        that. Sums are exact; the paper's averages, which are not, are left out. Tile sizes are fixed, not searched for.
+        get the scale that keeps them; one bit is a sign and the mean magnitude. Planes lie so that one instruction
+        weighs and widens neighbouring bytes. Entries have 7 bits instead of 8: two of them are added before that. Sums
+        are exact; the paper's averages, which are not, are left out. Tile sizes are fixed, not searched for.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Tmac(GroupedCodes):
                 f"{inputs} inputs: beyond {MAX_WIDTH}, sums may exceed 32 bits; use --weights int4"
             )
         memory = take(self.num_bytes(outputs, inputs, dtype))
-        return LutPacking(self, LutWeight(memory, outputs, inputs, self.group_of(inputs), self.bits))
+        return LutPacking(
+            self, LutWeight(memory, outputs, inputs, self.group_of(inputs), self.bits, lut_linear.wide())
+        )
 
     def stored(self, inputs: int) -> Stored:
         """What a folder keeps."""

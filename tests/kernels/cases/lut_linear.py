@@ -28,7 +28,9 @@ SHAPES = (  # rows, outputs, inputs, group
 
 
 def run(case: Case) -> torch.Tensor:
-    return lut_linear(case["x"], case["weight"], case["bias"], before=case["before"], add_TO=case["add"])
+    return lut_linear(
+        case["x"], here(case["weight"]), case["bias"], before=case["before"], add_TO=case["add"]
+    )
 
 
 run_reference = run  # the suite forces the level
@@ -55,3 +57,9 @@ def weight(bits: int, outputs: int, inputs: int, group: int) -> LutWeight:
     codes = torch.randint(0, 1 << bits, (outputs, inputs), generator=random, dtype=torch.uint8)
     scales = (torch.rand(outputs, groups, generator=random) + 0.1).half()
     return pack(codes, scales, group=group, bits=bits)
+
+
+def here(packed: LutWeight) -> LutWeight:
+    """The same weight, its planes in the order of the level in use."""
+    codes, scales = (part.contiguous() for part in packed.unpack())
+    return pack(codes, scales, group=packed.group, bits=packed.bits)

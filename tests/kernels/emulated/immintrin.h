@@ -235,39 +235,60 @@ inline __m512i _mm512_add_epi8(__m512i a, __m512i b) {
     for (int i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(x[i] + y[i]);
     return emulated_cast<__m512i>(x);
 }
-// word(i) for every one of the thirty-two words of the result.
-template <class Word>
-inline __m512i emulate_words(const Word& word) {
-    uint16_t out[32];
-    for (int i = 0; i < 32; ++i) out[i] = static_cast<uint16_t>(word(i));
+// To half the bits, saturating: within each quarter, the numbers of a and then those of b.
+template <class From, class To>
+inline __m512i emulated_packs(__m512i a, __m512i b) {
+    constexpr int kEach = 16 / sizeof(From);  // of a quarter
+    From x[4 * kEach], y[4 * kEach];
+    To out[8 * kEach];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    constexpr int kMost = sizeof(To) == 1 ? INT8_MAX : INT16_MAX;
+    for (int i = 0; i < 8 * kEach; ++i) {
+        const int at = i / (2 * kEach) * kEach + i % kEach;
+        const int number = i / kEach % 2 ? y[at] : x[at];
+        out[i] = static_cast<To>(number > kMost ? kMost : number < -kMost - 1 ? -kMost - 1 : number);
+    }
     return emulated_cast<__m512i>(out);
 }
-inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
-    uint16_t x[32], y[32];
-    memcpy(x, &a, sizeof x);
-    memcpy(y, &b, sizeof y);
-    return emulate_words([&](int i) { return x[i] + y[i]; });
+inline __m512i _mm512_packs_epi32(__m512i a, __m512i b) {
+    return emulated_packs<int32_t, int16_t>(a, b);
 }
-inline __m512i _mm512_sub_epi16(__m512i a, __m512i b) {
-    uint16_t x[32], y[32];
-    memcpy(x, &a, sizeof x);
-    memcpy(y, &b, sizeof y);
-    return emulate_words([&](int i) { return x[i] - y[i]; });
+inline __m512i _mm512_packs_epi16(__m512i a, __m512i b) {
+    return emulated_packs<int16_t, int8_t>(a, b);
 }
-inline __m512i _mm512_slli_epi16(__m512i a, unsigned count) {
-    uint16_t x[32];
-    memcpy(x, &a, sizeof x);
-    return emulate_words([&](int i) { return count < 16 ? x[i] << count : 0; });
+// vpermb: six bits of an index count.
+inline __m512i _mm512_permutexvar_epi8(__m512i index, __m512i table) {
+    uint8_t x[64], y[64], out[64];
+    memcpy(x, &table, sizeof x);
+    memcpy(y, &index, sizeof y);
+    for (int i = 0; i < 64; ++i) out[i] = x[y[i] & 63];
+    return emulated_cast<__m512i>(out);
 }
-// vpmaddubsw: unsigned bytes times signed ones, in pairs; sums saturate.
-inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
-    uint8_t x[64];
-    int8_t y[64];
-    memcpy(x, &a, sizeof x);
-    memcpy(y, &b, sizeof y);
-    return emulate_words([&](int i) {
-        const int sum = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
-        return sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum;
+inline __m512i _mm512_maskz_permutexvar_epi8(uint64_t mask, __m512i index, __m512i table) {
+    const __m512i whole = _mm512_permutexvar_epi8(index, table);
+    uint8_t byte[64];
+    memcpy(byte, &whole, sizeof byte);
+    for (int i = 0; i < 64; ++i) byte[i] = mask >> i & 1 ? byte[i] : 0;
+    return emulated_cast<__m512i>(byte);
+}
+// vpternlogd: bit by bit, that bit of `table` which a, b and c name, a the highest.
+inline __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
+    return emulate<__m512i>([&](int i) {
+        uint32_t out = 0;
+        for (int bit = 0; bit < 32; ++bit) {
+            const uint32_t named =
+                (a.lane[i] >> bit & 1) << 2 | (b.lane[i] >> bit & 1) << 1 | (c.lane[i] >> bit & 1);
+            out |= static_cast<uint32_t>(table >> named & 1) << bit;
+        }
+        return out;
+    });
+}
+// vshufps: of each four lanes, two of a and two of b, by two bits each.
+inline __m512 _mm512_shuffle_ps(__m512 a, __m512 b, int which) {
+    return emulate<__m512>([&](int i) {
+        const int lane = i / 4 * 4 + (which >> i % 4 * 2 & 3);
+        return i % 4 < 2 ? a.lane[lane] : b.lane[lane];
     });
 }
 // vpshufb: within each sixteen bytes; an index of 128 and more gives 0.
@@ -356,19 +377,6 @@ inline __m512i _mm512_cvtepu8_epi32(__m128i bytes) {
     uint8_t byte[16];
     memcpy(byte, &bytes, sizeof byte);
     return emulate<__m512i>([&](int i) { return uint32_t{byte[i]}; });
-}
-inline __m512i _mm512_cvtepi16_epi32(__m256i words) {
-    int16_t word[16];
-    memcpy(word, &words, sizeof word);
-    return emulate<__m512i>([&](int i) { return static_cast<uint32_t>(int32_t{word[i]}); });
-}
-// vpermb: each byte from where the one at its place in `places` says, or 0.
-inline __m512i _mm512_maskz_permutexvar_epi8(uint64_t mask, __m512i places, __m512i x) {
-    uint8_t place[64], byte[64], out[64];
-    memcpy(place, &places, sizeof place);
-    memcpy(byte, &x, sizeof byte);
-    for (int i = 0; i < 64; ++i) out[i] = mask >> i & 1 ? byte[place[i] % 64] : 0;
-    return emulated_cast<__m512i>(out);
 }
 // vpmovdw: the low halves.
 inline __m256i _mm512_cvtepi32_epi16(__m512i x) {

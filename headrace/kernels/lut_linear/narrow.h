@@ -1,4 +1,5 @@
-// Bit planes added up by looking them up. Compiled once per level.
+// Bit planes in the narrow order, looked up in tables of 16 bytes. Compiled for levels that have no wider
+// ones.
 //
 // Two planes at a time lie byte beside byte, so that one instruction weighs them, adds them and widens the
 // sum to 16 bits. Those of a plane that is left over are of two outputs, whose sums are told apart at the
@@ -6,13 +7,59 @@
 #pragma once
 
 #include "headrace/lookup.h"
-#include "headrace/simd_math.h"
-#include "lut_linear/kernel.h"
+#include "headrace/parallel.h"
+#include "headrace/product.h"
+#include "lut_linear/record.h"
 
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kLutAhead = 4096;  // bytes from what is looked up to what is fetched
+constexpr bool kWide = false;
+
+// Where the byte of an output lies in an octet of a pair's first plane, and in one of a single plane.
+inline int64_t place_in_pair(int64_t output) {
+    return output / 16 * 32 + output % 16 * 2;
+}
+inline int64_t place_in_single(int64_t output) {
+    return output / 32 * 32 + output % 16 * 2 + output / 16 % 2;
+}
+
+// Where the byte of an output is, in the first octet of bit plane `b` of a run.
+inline int64_t place_of(int bits, int b, int64_t octets, int64_t output) {
+    const bool single = bits % 2 == 1 && b == bits - 1;
+    return b / 2 * octets * 128 + (single ? place_in_single(output) : place_in_pair(output) + b % 2);
+}
+// From an octet of a bit plane to the next one.
+inline int64_t octet_bytes(int bits, int b) {
+    return bits % 2 == 1 && b == bits - 1 ? 64 : 128;
+}
+
+// One output's codes of a group.
+inline void write_codes(int bits, const uint8_t* codes, int64_t inputs, int64_t output, uint8_t* planes) {
+    for (; inputs > 0; inputs -= kRun, codes += kRun, planes += kRun / 8 * kBlock * bits) {
+        const int64_t octets = (inputs < kRun ? inputs : kRun) / 8;
+        for (int b = 0; b < bits; ++b) {
+            uint8_t* to = planes + place_of(bits, b, octets, output);
+            for (int64_t o = 0; o < octets; ++o, to += octet_bytes(bits, b)) {
+                uint64_t eight;
+                memcpy(&eight, codes + 8 * o, sizeof eight);
+                *to = gathered(eight >> b);
+            }
+        }
+    }
+}
+
+inline int read_code(int bits, const LutRecord& record, int64_t output, int64_t input) {
+    const int64_t first = input / kRun * kRun, octet = (input - first) / 8;
+    const int64_t octets = (record.inputs - first < kRun ? record.inputs - first : kRun) / 8;
+    const uint8_t* planes = record.planes + first / 8 * kBlock * bits;
+    int code = 0;
+    for (int b = 0; b < bits; ++b) {
+        const int64_t place = place_of(bits, b, octets, output) + octet * octet_bytes(bits, b);
+        code |= (planes[place] >> input % 8 & 1) << b;
+    }
+    return code;
+}
 
 // A run of a group of a block, and all rows.
 struct Run {
@@ -29,14 +76,6 @@ struct Run {
     int32_t* sums;  // [row][64], of a group that is not finished
     float* totals;  // [row][64], of whole groups
 };
-
-// A code q stands for scale * (q - 2^(b-1)), and at one bit for scale * (q - 1/2). What is looked up in the
-// planes, times 2^plane, adds up to the sum of (2 q - 2^b + 1) * a, that is twice the product and the row's
-// sum, and of kTableZero (2^b - 1) for each quad.
-template <int kBits>
-inline int32_t start(int32_t row_sum, int64_t quads) {
-    return -(kBits > 1 ? row_sum : 0) - kTableZero * ((1 << kBits) - 1) * static_cast<int32_t>(quads);
-}
 
 // What sixteen outputs from `first` on have got from the planes from kPlane on.
 template <int kBits, int kPlane>
@@ -82,7 +121,7 @@ inline void add_pair(const Run& run, const uint8_t* planes, int64_t row) {
             const uint8_t* tables = run.tables + row * run.stride + 32 * o;
             HR_UNROLL
             for (int u = 0; u < kAtOnce; ++u) {
-                if constexpr (kFetch) prefetch(from + u * 64 + kLutAhead);
+                if constexpr (kFetch) prefetch_second(from + u * 64 + kLutAhead);
                 const Indices indices(from + u * 64);
                 HR_UNROLL
                 for (int r = 0; r < kRows; ++r)
@@ -108,7 +147,7 @@ inline void add_single(const Run& run, const uint8_t* plane, int64_t row) {
     HR_UNROLL
     for (int r = 0; r < kRows; ++r) whole[r] = upper[r] = no_words();
     for (int64_t o = 0; o < run.octets; ++o) {
-        if constexpr (kFetch) prefetch(plane + o * 64 + kLutAhead);
+        if constexpr (kFetch) prefetch_second(plane + o * 64 + kLutAhead);
         const Indices indices(plane + o * 64);
         HR_UNROLL
         for (int r = 0; r < kRows; ++r) {
@@ -127,14 +166,10 @@ inline void add_single(const Run& run, const uint8_t* plane, int64_t row) {
     }
 }
 
-// All planes for kRows rows.
+// All planes for kRows rows. In one function with other numbers of rows, sums would leave their registers.
 template <int kBits, int kRows, bool kFetch>
-inline void add_planes(const Run& run, int64_t row) {
-#if defined(HR_LEVEL_AVX512)
-    constexpr int kAtOnce = 2, kSingles = kRows;
-#else
+__attribute__((noinline)) void add_planes(const Run& run, int64_t row) {
     constexpr int kAtOnce = kRows > 2 ? 1 : 2, kSingles = kRows > 2 ? 2 : kRows;
-#endif
     const int64_t pair = run.octets * 128;
     if constexpr (kBits >= 2) add_pair<kBits, 0, kRows, kAtOnce, kFetch>(run, run.planes, row);
     if constexpr (kBits == 4) add_pair<kBits, 2, kRows, kAtOnce, kFetch>(run, run.planes + pair, row);
@@ -160,6 +195,35 @@ void add_run(const Run& run, int64_t rows) {
     take.template operator()<4>();
     take.template operator()<2>();
     take.template operator()<1>();
+}
+
+template <int kBits>
+void multiply_block(const LutLinear& a, int64_t block) {
+    const IntShape& shape = a.shape;
+    const int64_t count = a.rows.rows * kBlock;
+    float* totals = static_cast<float*>(scratch(Scratch::piece, 2 * count * 4));
+    int32_t* sums = reinterpret_cast<int32_t*>(totals + count);
+    memset(totals, 0, static_cast<size_t>(count * 4));
+    const uint8_t* at = a.packed + block * shape.block_bytes();
+    const uint8_t* tables = a.rows.tables;
+    for (int64_t g = 0; g < shape.groups(); ++g) {
+        const LutRecord record(shape, at, g);
+        prefetch_second(at + kLutAhead);
+        prefetch_second(at + kLutAhead + 64);
+        for (int64_t i = 0; i < record.inputs; i += kRun) {
+            const bool ends = record.inputs - i <= kRun;
+            const int64_t inputs = ends ? record.inputs - i : kRun;
+            add_run<kBits>({record.planes + i / kChunk * shape.chunk_bytes(), inputs / 8, i == 0, ends,
+                            record.scales, record.inputs / 4, tables, shape.padded() * 4, a.rows.scales + g,
+                            a.rows.sums + g, shape.groups(), sums, totals},
+                           a.rows.rows);
+            tables += inputs * 4;
+        }
+        at = record.end(shape);
+    }
+    for (int64_t row = 0; row < a.rows.rows; ++row)
+        for (int64_t i = 0; i < kBlock; i += kLanes)
+            write_outputs(a.end, row, block * kBlock + i, load(totals + row * kBlock + i));
 }
 
 }  // namespace
