@@ -69,9 +69,9 @@ struct Slice {
 };
 
 // A slice's tiles from `t` on for kRows rows, sums of kAtOnce tiles in registers together; between slices
-// they lie in `sums`, [row][64].
+// they lie in `sums`, [row][64]. Each a function of its own: together, GCC keeps some of their sums in memory.
 template <class Weights, int kRows, int kAtOnce>
-void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
+[[gnu::noinline]] void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
     const int64_t stride = a.stride;
     F32x16 sum[kRows][kAtOnce];
     HR_UNROLL
@@ -112,14 +112,24 @@ void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, fl
 template <class Weights>
 void add_rows(const Bf16Rows& a, const Slice& slice, int64_t count, float* sums) {
     int64_t done = 0;
+    int64_t stop = count;
     auto take = [&]<int kRows, int kAtOnce>() {
         const int64_t first = done;
         for (int64_t t = 0; t < Shape::kTiles; t += kAtOnce)
-            for (done = first; done + kRows <= count; done += kRows)
+            for (done = first; done + kRows <= stop; done += kRows)
                 add_slice<Weights, kRows, kAtOnce>(a, slice, t, done, sums + done * Shape::kBlock);
     };
 #if defined(HR_LEVEL_AVX512)
+    stop = count > 8 ? (count - 3) / 6 * 6 : 0;
     take.template operator()<6, 4>();
+    stop = count;
+    // The rest, three to eight of many rows, in one go: reading the tiles again for each row takes longer.
+    take.template operator()<8, 2>();
+    take.template operator()<7, 4>();
+    take.template operator()<6, 4>();
+    take.template operator()<5, 4>();
+    take.template operator()<4, 4>();
+    take.template operator()<3, 4>();
     take.template operator()<2, 4>();
     take.template operator()<1, 4>();
 #elif defined(HR_LEVEL_AVX2)

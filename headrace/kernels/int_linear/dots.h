@@ -148,6 +148,10 @@ void add_rows(const Linear& a, const Slice<Record>& slice, const Codes& from, in
         take.template operator()<6, 4>();
     else
         take.template operator()<8, 1>();
+    // The rest in one go: each time, codes are unpacked again.
+    take.template operator()<7, 1>();
+    take.template operator()<6, 1>();
+    take.template operator()<5, 1>();
 #elif defined(HR_LEVEL_AVX2)
     if constexpr (Codes::kPanel) take.template operator()<6, 1>();
 #endif
@@ -155,6 +159,9 @@ void add_rows(const Linear& a, const Slice<Record>& slice, const Codes& from, in
     take.template operator()<1, 1>();
 #else
     take.template operator()<4, 1>();
+#if defined(HR_LEVEL_AVX512)
+    take.template operator()<3, 2>();
+#endif
     take.template operator()<2, 2>();
     take.template operator()<1, 4>();
 #endif
