@@ -69,7 +69,8 @@ struct Slice {
 };
 
 // A slice's tiles from `t` on for kRows rows, sums of kAtOnce tiles in registers together; between slices
-// they lie in `sums`, [row][64]. Each a function of its own: together, GCC keeps some of their sums in memory.
+// they lie in `sums`, [row][64]. Each a function of its own: what one compiles to shall not depend on the
+// others.
 template <class Weights, int kRows, int kAtOnce>
 [[gnu::noinline]] void add_slice(const Bf16Rows& a, const Slice& slice, int64_t t, int64_t row, float* sums) {
     const int64_t stride = a.stride;
