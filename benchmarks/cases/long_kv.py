@@ -137,10 +137,15 @@ def _engine(given: Any, decoder: Decoder, codec: str, room: int) -> Engine:
         model=given.shape,
         prefix_cache=False,
     )
-    small = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=decoder)
-    tables = small.kv.tables
-    pages = given.batch * (pages_for(tables.groups, tables.sizes, room, 64) + 4)
-    return Engine(dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes), decoder=decoder)
+    size = given.batch * pool_bytes(config, decoder, room)
+    return Engine(dataclasses.replace(config, kv_bytes=size), decoder=decoder)
+
+
+def pool_bytes(config: EngineConfig, decoder: Decoder, room: int) -> int:
+    """Of a pool for one sequence of `room` tokens, in spans of 64 at most."""
+    small = dataclasses.replace(config, kv_bytes=1 << 28, context=1024)
+    tables = Engine(small, decoder=decoder).kv.tables
+    return (pages_for(tables.groups, tables.sizes, room, 64) + 4) * tables.sizes.page_bytes
 
 
 def report(given: Any, found: dict[str, list[float]], facts: dict[str, tuple[float, int]]) -> str:

@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from long_kv import PROMPT, WARM, _decoder
+from long_kv import WARM, _decoder, pool_bytes
+from page_choice import begin, configured
 from result import show
 
 from headrace import box, kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
-from headrace.forward.memory import pages_for
 from headrace.kv.selection import Selecting
 from headrace.meter import Spread
 from headrace.params import SamplingParams
 from headrace.text.tokenizer import Tokenizer
-from headrace.types import Request, Status
+from headrace.types import Request
 
 SELECTORS = ("everything", "landmarks:dense=0", "landmarks:dense=0,share=0.0625")
 CHUNK = 1024
@@ -96,19 +96,15 @@ def fill(engine: Engine, context: int, spread: float) -> None:
 
 def steps(engine: Engine, given: Any) -> tuple[float, float, float]:
     """Of decoding steps at the end of the context: see Found."""
-    draw = random.Random(1)
-    prompt = tuple(draw.choices(range(engine.architecture.vocab), k=PROMPT))
-    engine.add(Request(id="r", prompt=prompt, params=SamplingParams(temperature=0, ignore_eos=True)))
-    while not any(seq.status is Status.RUNNING and seq.num_computed >= PROMPT for seq in engine.queues):
-        engine.step()
+    begin(engine)
     fill(engine, given.context, given.spread)
     found = []
     for number in range(WARM + given.steps):
         if number == WARM:
             before = engine.stats().counters.tier_read_bytes
-        begin = time.perf_counter()
+        since = time.perf_counter()
         engine.step()
-        found.append(time.perf_counter() - begin)
+        found.append(time.perf_counter() - since)
     read = (engine.stats().counters.tier_read_bytes - before) / given.steps
     watch = Watch(engine)
     for _ in range(4):
@@ -132,20 +128,8 @@ def decoding(given: Any) -> tuple[Found, int, int]:
 
 
 def _engine(given: Any, decoder: Any, selector: str, tier: str, room: int) -> tuple[Engine, int, int]:
-    config = EngineConfig(
-        stack={
-            "weights": given.weights,
-            "kv-codec": given.codec,
-            "kv-selector": selector,
-            "policy": "sarathi:tokens=64,idle=64",
-        },
-        model=given.shape,
-        prefix_cache=False,
-        page_tokens=given.page_tokens,
-        threads=given.threads,
-    )
-    tables = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=decoder).kv.tables
-    size = (pages_for(tables.groups, tables.sizes, room, 64) + 4) * tables.sizes.page_bytes
+    config = configured(given, selector)
+    size = pool_bytes(config, decoder, room)
     memory = int(given.part * size)
     stack = {**config.stack}
     if tier:

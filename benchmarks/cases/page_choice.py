@@ -27,13 +27,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from long_kv import PROMPT, WARM, _decoder, lengthen
+from long_kv import PROMPT, WARM, _decoder, lengthen, pool_bytes
 from result import show
 
 from headrace import kernels
 from headrace.config import EngineConfig
 from headrace.engine import Engine
-from headrace.forward.memory import pages_for
 from headrace.meter import Spread
 from headrace.params import SamplingParams
 from headrace.types import Request, Status
@@ -69,19 +68,36 @@ def passkeys(count: int) -> Iterator[tuple[str, float, float, float]]:
 
 def steps(engine: Engine, context: int, count: int) -> tuple[float, float]:
     """Median of decoding steps at the end of the context: seconds, and those of the processor."""
+    begin(engine)
+    lengthen(engine, context)
+    found = []
+    for _ in range(WARM + count):
+        since = time.perf_counter(), time.process_time()
+        engine.step()
+        found.append((time.perf_counter() - since[0], time.process_time() - since[1]))
+    walls, busy = zip(*found[WARM:], strict=True)
+    return statistics.median(walls), statistics.median(busy)
+
+
+def configured(given: Any, selector: str) -> EngineConfig:
+    """For one sequence, all of whose pages are its own."""
+    stack = {"weights": given.weights, "kv-codec": given.codec, "kv-selector": selector}
+    return EngineConfig(
+        stack={**stack, "policy": "sarathi:tokens=64,idle=64"},
+        model=given.shape,
+        prefix_cache=False,
+        page_tokens=given.page_tokens,
+        threads=given.threads,
+    )
+
+
+def begin(engine: Engine) -> None:
+    """A sequence whose prompt is computed."""
     draw = random.Random(1)
     prompt = tuple(draw.choices(range(engine.architecture.vocab), k=PROMPT))
     engine.add(Request(id="r", prompt=prompt, params=SamplingParams(temperature=0, ignore_eos=True)))
     while not any(seq.status is Status.RUNNING and seq.num_computed >= PROMPT for seq in engine.queues):
         engine.step()
-    lengthen(engine, context)
-    found = []
-    for _ in range(WARM + count):
-        begin = time.perf_counter(), time.process_time()
-        engine.step()
-        found.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-    walls, busy = zip(*found[WARM:], strict=True)
-    return statistics.median(walls), statistics.median(busy)
 
 
 def decoding(given: Any) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
@@ -92,22 +108,8 @@ def decoding(given: Any) -> tuple[dict[str, list[tuple[float, float]]], dict[str
     sizes: dict[str, float] = {}
     for _ in range(given.repetitions):
         for stack in STACKS:
-            config = EngineConfig(
-                stack={
-                    "weights": given.weights,
-                    "kv-codec": given.codec,
-                    "kv-selector": stack,
-                    "policy": "sarathi:tokens=64,idle=64",
-                },
-                model=given.shape,
-                prefix_cache=False,
-                page_tokens=given.page_tokens,
-                threads=given.threads,
-            )
-            small = Engine(dataclasses.replace(config, kv_bytes=1 << 28, context=1024), decoder=decoder)
-            tables = small.kv.tables
-            pages = pages_for(tables.groups, tables.sizes, room, 64) + 4
-            large = dataclasses.replace(config, kv_bytes=pages * tables.sizes.page_bytes)
+            config = configured(given, stack)
+            large = dataclasses.replace(config, kv_bytes=pool_bytes(config, decoder, room))
             engine = Engine(large, decoder=decoder)
             found[stack].append(steps(engine, given.context, given.steps))
             sizes[stack] = engine.kv.bytes_per_token()

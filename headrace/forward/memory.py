@@ -123,9 +123,8 @@ def plan_memory(
             f"{pool / 2**30:.1f} GiB of a KV pool{states} and {config.swap_bytes / 2**30:.1f} GiB of swap do not fit "
             f"in {free / 2**30:.1f} GiB of free memory: lower {'memory' if under else 'kv_bytes'} or swap_bytes"
         )
-    _check_tier(
-        tier if under is None else None, kv_bytes + beside + config.swap_bytes if device.type == "cpu" else 0
-    )
+    if tier is not None and under is None:
+        _check_tier(tier, kv_bytes + beside + config.swap_bytes if device.type == "cpu" else 0)
     context = _longest(groups, sizes, kv_bytes // sizes.page_bytes, architecture.context, longest_span)
     if context < architecture.context:
         line = (
@@ -143,10 +142,10 @@ def _parked_bytes(architecture: Architecture, sizes: PageSizes, dtype: torch.dty
     return len(architecture.thinnings) * sizes.tokens[0] * architecture.width * dtype.itemsize
 
 
-def _check_tier(tier: Tier | None, others: int) -> None:
+def _check_tier(tier: Tier, others: int) -> None:
     """Raises ConfigError if the main memory that it takes is not there, beside what others will take."""
     free = memory.available_bytes("cpu")
-    if tier is not None and free is not None and tier.memory_bytes + others > free:
+    if free is not None and tier.memory_bytes + others > free:
         raise ConfigError(
             f"a KV tier takes {tier.memory_bytes / 2**30:.1f} GiB of memory, and {(free - others) / 2**30:.1f} GiB are "
             "free beside the pool and swap: lower its size (of disk: stage), or kv_bytes"

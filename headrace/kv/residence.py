@@ -94,16 +94,13 @@ class Residence:
         self._room = memory - pages * cut.stays
         self._held = 0
         """Bytes of parts in memory, or on their way there."""
-        strips = [strip.place for strip in cut.strips]
-        self._starts_S = np.array([place.start for place in strips])
-        self._sizes_S = np.array([place.stop - place.start for place in strips])
-        count = len(strips) * pages
+        count = len(cut.strips) * pages
         self._state_N = np.full(count, _ABSENT, np.uint8)
         self._stored_N = np.zeros(count, bool)
         """Whether the tier has it as it is."""
         self._used_N = np.zeros(count, np.int64)
         """The last pass that used it."""
-        self._ran_S = np.zeros(len(strips), np.int64)
+        self._ran_S = np.zeros(len(cut.strips), np.int64)
         """The last pass of its layer that is over."""
         self._pass, self._layer, self._read = 0, -1, False
         self._flights: list[_Flight] = []
@@ -184,7 +181,7 @@ class Residence:
         parts_N = np.arange(len(self.cut.strips)) * self.pages + page
         self._land(False, wanted=parts_N)
         self._land(True, wanted=parts_N)
-        self._held -= int(self._sizes_S[self._state_N[parts_N] == _HERE].sum())
+        self._held -= int(self.cut.sizes_S[self._state_N[parts_N] == _HERE].sum())
         self._state_N[parts_N], self._stored_N[parts_N] = _ABSENT, False
         self._give_back(page * self.cut.page_bytes, self.cut.page_bytes)
         self.lost.discard(page)
@@ -241,7 +238,7 @@ class Residence:
             may_N &= self._stored_N[found_N]
         found_N, used_N = found_N[may_N], used_N[may_N]
         key_N = np.where(used_N < self._ran_S[found_N // self.pages], used_N - _STALE, -used_N)
-        count = -(-size // int(self._sizes_S.min()))
+        count = -(-size // int(self.cut.sizes_S.min()))
         if count < len(found_N):
             first_N = np.argpartition(key_N, count)[:count]
             found_N, key_N = found_N[first_N], key_N[first_N]
@@ -252,7 +249,7 @@ class Residence:
     def _evict(self, parts_N: Parts) -> None:
         self._held -= int(self._sizes(parts_N).sum())
         self._state_N[parts_N] = _ABSENT
-        starts_N = parts_N % self.pages * self.cut.page_bytes + self._starts_S[parts_N // self.pages]
+        starts_N = parts_N % self.pages * self.cut.page_bytes + self.cut.starts_S[parts_N // self.pages]
         order_N = starts_N.argsort()
         starts_N, ends_N = starts_N[order_N], (starts_N + self._sizes(parts_N))[order_N]
         apart_N = np.flatnonzero(starts_N[1:] != ends_N[:-1])
@@ -328,5 +325,5 @@ class Residence:
             self._evict(parts_N)
 
     def _sizes(self, parts_N: Parts) -> Parts:
-        sizes_N: Parts = self._sizes_S[parts_N // self.pages]
+        sizes_N: Parts = self.cut.sizes_S[parts_N // self.pages]
         return sizes_N

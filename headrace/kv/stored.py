@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from headrace.kv import paged, summary
 from headrace.kv.codecs import Codec
@@ -101,6 +103,16 @@ class Cut:
             first += count
         return found
 
+    @cached_property
+    def starts_S(self) -> NDArray[np.int64]:
+        """Where each strip begins in a page."""
+        return np.array([strip.place.start for strip in self.strips])
+
+    @cached_property
+    def sizes_S(self) -> NDArray[np.int64]:
+        """Bytes of each strip."""
+        return np.array([strip.place.stop - strip.place.start for strip in self.strips])
+
     @property
     def stays(self) -> int:
         """Bytes of a page that are always in memory."""
@@ -110,8 +122,8 @@ class Cut:
     def least(self) -> int:
         """Bytes of memory per page with which a layer can always attend to every page: for what stays, and the largest
         layer. With more, others need not make way for it."""
-        layers = ([self.strips[i].place for i in strips] for strips in self.layers.values())
-        return self.stays + max(sum(place.stop - place.start for place in own) for own in layers)
+        layers = self.layers.values()
+        return self.stays + max(int(self.sizes_S[own.start : own.stop].sum()) for own in layers)
 
 
 def cut(

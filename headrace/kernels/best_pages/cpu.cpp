@@ -2,7 +2,7 @@
 //
 // A float's bits, the last 31 of them flipped where it is negative, are an integer in the same order. The
 // score of the last page that is taken is found bit by bit: 32 times it is counted how many are not below
-// what it might be. That is a thousandth of what reading the pages takes, and needs no sorting.
+// what it might be, which needs no sorting.
 //
 // Bound: every score is read once, and once more for the largest.
 #include <math.h>
@@ -56,7 +56,7 @@ int32_t last_taken(const int32_t* keys, int64_t count, int64_t wanted) {
     return key;
 }
 
-// Of pages [begin, end), the best `wanted`; of equals the first.
+// Of so many pages the best `wanted`; of equals the first.
 void take(const int32_t* keys, int64_t count, int64_t wanted, uint8_t* out) {
     if (wanted <= 0) {
         memset(out, 0, static_cast<size_t>(count));

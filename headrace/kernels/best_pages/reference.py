@@ -1,4 +1,4 @@
-"""The obvious PyTorch twin of best_pages: rank all pages, and read those that are not below the last one's score."""
+"""The obvious PyTorch twin of best_pages: rank all pages, and read the first of them."""
 
 from __future__ import annotations
 

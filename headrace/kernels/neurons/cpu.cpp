@@ -119,7 +119,7 @@ inline void multiply_up(const Neurons& a, const float* x, const int32_t* list, c
     }
 }
 
-// The same for every row, and `count` neurons; they are read once, by the first rows.
+// The same for every row, and `count` neurons. Rows after the first fetch from the second-level cache.
 template <class T>
 void multiply_ups(const Neurons& a, const int32_t* list, int64_t count) {
     auto take = [&]<int kRows, int kCount>(int64_t row, int64_t u) {

@@ -105,11 +105,9 @@ class _File:
         self._file.past_cache()
         self._bytes = arena_PX.view(-1).numpy().data
         self._pages, self._page_bytes = arena_PX.shape
-        places = [strip.place for strip in cut.strips]
-        self._starts_S = np.array([place.start for place in places])
-        self._sizes_S = np.array([place.stop - place.start for place in places])
-        self._firsts_S = (self._sizes_S.cumsum() - self._sizes_S) * self._pages
-        self._sums_N = np.zeros(len(places) * self._pages, np.uint32)
+        self._cut = cut
+        self._firsts_S = (cut.sizes_S.cumsum() - cut.sizes_S) * self._pages
+        self._sums_N = np.zeros(len(cut.strips) * self._pages, np.uint32)
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-tier-writer")
         self._readers = ThreadPoolExecutor(_READERS, "kv-tier-reader")
         self.written = self.read = 0
@@ -118,7 +116,7 @@ class _File:
         threads, count, job = (
             (self._writers, _WRITERS, self._write) if write else (self._readers, _READERS, self._read)
         )
-        moved = int(self._sizes_S[parts_N // self._pages].sum())
+        moved = int(self._cut.sizes_S[parts_N // self._pages].sum())
         if write:
             self.written += moved
         else:
@@ -145,8 +143,8 @@ class _File:
     def _runs(self, parts_N: Parts) -> Iterator[tuple[list[int], int, list[memoryview]]]:
         """Neighbours: the parts, where they begin in the file, and their bytes in memory."""
         strips_N, pages_N = np.divmod(parts_N, self._pages)
-        sizes_N = self._sizes_S[strips_N]
-        firsts_N, starts_N = self._firsts_S[strips_N] + pages_N * sizes_N, self._starts_S[strips_N]
+        sizes_N = self._cut.sizes_S[strips_N]
+        firsts_N, starts_N = self._firsts_S[strips_N] + pages_N * sizes_N, self._cut.starts_S[strips_N]
         numbers, firsts, ends = parts_N.tolist(), firsts_N.tolist(), (firsts_N + sizes_N).tolist()
         at, until = ((pages_N * self._page_bytes + starts_N + more).tolist() for more in (0, sizes_N))
         first = 0

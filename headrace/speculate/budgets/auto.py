@@ -110,24 +110,23 @@ class LiveAuto:
         if rows >= MOST_ROWS or self._credit is None:  # beside a prompt, or at the very start
             return 0
         state = self._sequences.setdefault(seq, _Sequence(self._right))
+        count = self._worth(state.right, rows, sequences) if self._credit > 0 else 0
+        state.silent = 0 if count else state.silent + 1
+        state.trying = self._credit > 0 and state.silent >= self._patience
+        if state.trying:
+            state.silent, count = 0, 1
+        return count
+
+    def _worth(self, right: float, rows: int, sequences: int) -> int:
+        """The number of guesses, of which so many are right, with which a step brings most tokens per second."""
         count, tokens, kept = 0, float(sequences), 1.0
         best = tokens / self._times(rows)
         for more in range(1, min(MOST_ROWS - rows, _MOST) + 1):  # not only the next: time may rise in steps
-            kept *= state.right
+            kept *= right
             tokens += kept
             rate = tokens / self._times(rows + more)
             if rate > best:
                 count, best = more, rate
-        if self._credit <= 0:
-            state.silent, state.trying, count = state.silent + 1, False, 0
-        elif count == 0:
-            state.silent += 1
-            count = 1 if state.silent >= self._patience else 0
-            state.trying = count > 0
-        else:
-            state.trying = False
-        if count:
-            state.silent = 0
         return count
 
     def observe(self, rows: int, seconds: float, checked: Sequence[Checked]) -> None:

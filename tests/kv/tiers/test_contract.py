@@ -4,6 +4,9 @@ than it says."""
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,16 @@ def spec(name: str, folder: Path, size: int = 1 << 20, stage: int = 4096) -> str
 def start(name: str, folder: Path, slots: int = 8, frames: int = 4) -> LiveTier:
     live: LiveTier = SLOT.make(spec(name, folder, slots * PAGE, frames * PAGE)).start(slots, PAGE)
     return live
+
+
+def expect_nothing_left_of(child: str, folder: Path) -> None:
+    """A process that runs this program, which says when it is ready, is killed."""
+    command = [sys.executable, "-c", child, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        assert list(folder.iterdir()) == []
+        process.send_signal(signal.SIGKILL)
+    assert list(folder.iterdir()) == []
 
 
 def page(number: int) -> Tensor:

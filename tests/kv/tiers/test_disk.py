@@ -6,9 +6,6 @@ import errno
 import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from headrace.engine import Engine
 from headrace.errors import ConfigError
 from headrace.kv.tiers import disk
 from headrace.types import Request
-from tests.kv.tiers.test_contract import PAGE, PROMPTS, ask, engine, page, spec, start
+from tests.kv.tiers.test_contract import PAGE, PROMPTS, ask, engine, expect_nothing_left_of, page, spec, start
 from tests.whole.drive import GREEDY, nothing_left
 
 CHILD = """
@@ -36,12 +33,7 @@ sys.stdin.read()
 
 
 def test_nothing_is_left_however_the_process_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        assert list(tmp_path.iterdir()) == []
-        child.send_signal(signal.SIGKILL)
-    assert list(tmp_path.iterdir()) == []
+    expect_nothing_left_of(CHILD, tmp_path)
 
 
 def test_closing_ends_its_threads(tmp_path: Path) -> None:

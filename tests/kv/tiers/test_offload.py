@@ -8,9 +8,6 @@ import logging
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +21,7 @@ from headrace.errors import ClashError, ConfigError, TierError
 from headrace.params import SamplingParams
 from headrace.types import Request
 from headrace.weight import memory
-from tests.kv.tiers.test_contract import PROMPTS
+from tests.kv.tiers.test_contract import PROMPTS, expect_nothing_left_of
 from tests.whole import models
 from tests.whole.drive import Outputs, alone, nothing_left, offloaded
 
@@ -201,12 +198,7 @@ def test_a_full_disk_loses_nothing(
 
 
 def test_nothing_is_left_however_the_process_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        assert list(tmp_path.iterdir()) == []
-        child.send_signal(signal.SIGKILL)
-    assert list(tmp_path.iterdir()) == []
+    expect_nothing_left_of(CHILD, tmp_path)
 
 
 def test_closing_ends_its_threads(tmp_path: Path) -> None:
