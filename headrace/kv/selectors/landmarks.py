@@ -4,7 +4,8 @@ Paper   https://arxiv.org/abs/2406.10774 (Quest)
 Idea    A page's keys lie in a box: a query's product with its best corner is more than with any of them. Two vectors
         for the page's tokens are read, then the pages with the largest bounds: as many as a share of the context is.
 Trades  Reads of a decoding step fall to `share`, and to the boxes, by which pages grow: two bfloat16 vectors per kv
-        head. What lies in no page that is read, this query does not see; the next one looks again.
+        head. What lies in no page that is read, this query does not see; the next one looks again. Steps of a
+        choice are not recorded, which costs more than it saves until a context has some thousands of tokens.
 Prompts Positions of the prompt read everything, so how it was cut changes nothing. What is generated comes of a choice,
         and so the prefix cache does not take it for part of another request's prompt.
 Differs Query heads that share a kv head read the same pages: those that are best for one of them, each score counted

@@ -6,6 +6,7 @@ Idea    Keys of one direction are attended to alike. Those of a page are cluster
         with the largest estimates are read.
 Trades  Reads of a decoding step fall to `share`, and to the means, by which pages grow: a bfloat16 vector and its size
         per cluster and kv head. An estimate, where landmarks have a bound: a key unlike its cluster is underestimated.
+        Steps of a choice are not recorded, which costs more than it saves until a context has some thousands of tokens.
 Prompts Positions of the prompt read everything, so how it was cut changes nothing. What is generated comes of a choice,
         and so the prefix cache does not take it for part of another request's prompt.
 Differs The paper clusters a fixed context as a whole, beforehand, and gathers single tokens of all clusters above one
