@@ -68,7 +68,9 @@ def serve(given: Any) -> None:
     from headrace.params import SamplingParams
     from headrace.types import Request
 
-    batch, length = given.serve, PROMPT + given.steps + 8
+    batch = given.serve
+    # the first one decodes while the others' prompts are computed, 8 or more tokens of them a step
+    length = PROMPT + given.steps + batch * PROMPT // 8
     config = EngineConfig(stack={"weights": given.weights}, prefix_cache=False)
     engine = start(config, given.shape, [(batch, PROMPT, length - PROMPT)])
     draw, params = random.Random(1), SamplingParams(temperature=0, ignore_eos=True)
