@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import os
 import platform
 import random
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, WARM = 64, 8
-HERE = Path(__file__).resolve()
+HERE, ROOT = Path(__file__).resolve(), "HEADRACE_BEFORE"
 
 
 class Side:
@@ -36,7 +37,7 @@ class Side:
         flags = ["--serve", str(batch), "--shape", given.shape, "--weights", given.weights, "--steps", steps]
         self._process = subprocess.Popen(
             [sys.executable, str(HERE), *flags],
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, ROOT: str(root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,8 +61,22 @@ class Side:
         return answer
 
 
+def import_from(root: str) -> None:
+    """Nothing else: what is installed for development is found before any path."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+    sys.path.insert(0, root)
+    for name in ("headrace", "headrace.kernels._native"):
+        try:
+            found = importlib.import_module(name).__file__
+        except ImportError as error:
+            sys.exit(f"error: {root} is no built checkout: {error}")
+        if not Path(str(found)).is_relative_to(root):
+            sys.exit(f"error: {root} is no built checkout: {found} would run instead")
+
+
 def serve(given: Any) -> None:
     """A number of steps per line of input; their seconds per line of output."""
+    import_from(os.environ[ROOT])
     from headrace import kernels
     from headrace.commands.bench import start
     from headrace.config import EngineConfig

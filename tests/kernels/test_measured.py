@@ -94,3 +94,26 @@ def test_a_large_matrix_is_timed_part_by_part(monkeypatch: pytest.MonkeyPatch) -
     crossing._time(packed)
     assert torch.equal(torch.cat(seen[:3]), packed.packed)  # three blocks of 64 outputs
     assert seen[3].data_ptr() == seen[0].data_ptr()
+
+
+@pytest.mark.skipif(kernels.isa() == kernels.REFERENCE, reason="there is nothing to time")
+def test_a_matrix_that_fits_into_a_cache_is_timed_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    native = kernels.native
+
+    def watched(name: str) -> object:
+        return (lambda data: happened.append("read")) if name == "limits_read" else native(name)
+
+    def call(part: IntWeight, x_TI: torch.Tensor, out_TO: torch.Tensor) -> float:
+        happened.append("call")
+        return 1.0
+
+    monkeypatch.setattr(kernels, "native", watched)
+    monkeypatch.setattr(crossing, "_call", call)
+    packed = weight(4, 130, 256, 64, False)
+    crossing._time(packed)
+    assert set(happened) == {"call"}  # a little matrix stays in a cache between steps, too
+    happened.clear()
+    monkeypatch.setattr(crossing, "_SMALL", 1000)
+    crossing._time(packed)
+    assert happened[::2].count("read") == happened[1::2].count("call") == len(happened) / 2

@@ -50,33 +50,38 @@ struct Packed {
     // A line or none of the tile `number` of those to come, in the order of memory, which is not that of
     // reading: the processor follows nothing else. Spread over the quads, because few can be under way at
     // once.
-    void fetch(int64_t number, int k) const {
+    [[gnu::always_inline]] void fetch(int64_t number, int k) const {
         const uint8_t* next = slice.record.chunks + (slice.first * kTiles + number) * 64 * kBits + kAhead;
         if (k * kBits % 8 < kBits) prefetch(next + 64 * (k * kBits / 8));
     }
 };
 
-// Codes, quad after quad of all four tiles.
-template <int kBits>
+// Codes, quad after quad of all four tiles. The next slice is fetched while the first rows multiply: nothing
+// would hide that while codes are unpacked. Into the second-level cache if a panel and a slice fill the
+// first.
+template <int kBits, class Record>
 struct Panel {
     static constexpr bool kPanel = true;
+    Packed<kBits, Record> packed;
     uint8_t* codes;
 
     Bytes quad(int64_t c, int64_t t, int k) const {
         return load_bytes(codes + ((c * kQuads + k) * kTiles + t) * 64);
     }
-    void fetch(int64_t, int) const {}
-
-    template <class Record>
-    void fill(const Slice<Record>& slice) const {
-        const Packed<kBits, Record> packed{slice};
-        for (int64_t c = 0; c < slice.count; ++c) {
+    [[gnu::always_inline]] void fetch(int64_t number, int k) const {
+        if (k * kBits % 8 >= kBits) return;
+        const Slice<Record>& slice = packed.slice;
+        const uint8_t* next = slice.record.chunks +
+                              ((slice.first + slice.count) * kTiles + number) * 64 * kBits +
+                              64 * (k * kBits / 8);
+        kBits <= 4 ? prefetch(next) : prefetch_second(next);
+    }
+    void fill() const {
+        for (int64_t c = 0; c < packed.slice.count; ++c) {
             for (int64_t t = 0; t < kTiles; ++t) {
                 HR_UNROLL
-                for (int k = 0; k < kQuads; ++k) {
-                    if (slice.fetch) packed.fetch(c * kTiles + t, k);
+                for (int k = 0; k < kQuads; ++k)
                     store_bytes(codes + ((c * kQuads + k) * kTiles + t) * 64, packed.quad(c, t, k));
-                }
             }
         }
     }
@@ -182,12 +187,13 @@ void pass_rows(const Linear& a, int64_t block, int64_t first, int64_t count) {
         const Record record(shape, at, g);
         for (int64_t c = 0; c < record.count; c += kMost) {
             const Slice<Record> slice(a, record, g, c, first == 0);
+            const Packed<kBits, Record> packed{slice};
             if constexpr (kUnpack) {
-                const Panel<kBits> panel{memory};
-                panel.fill(slice);
+                const Panel<kBits, Record> panel{packed, memory};
+                panel.fill();
                 add_rows<kBits>(a, slice, panel, first, count, sums);
             } else {
-                add_rows<kBits>(a, slice, Packed<kBits, Record>{slice}, first, count, sums);
+                add_rows<kBits>(a, slice, packed, first, count, sums);
             }
         }
         at = record.end(shape);

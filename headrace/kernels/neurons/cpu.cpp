@@ -68,7 +68,7 @@ struct Streams {
     const T* next[kCount];
 
     // Once per line. i: what is read now, of [0, width).
-    void fetch(int64_t i, int64_t width) const {
+    [[gnu::always_inline]] void fetch(int64_t i, int64_t width) const {
         constexpr int64_t kFetched = 512 / sizeof(T);
         if (i * static_cast<int64_t>(sizeof(T)) % 64) return;
         const int64_t at = i + kFetched;
