@@ -255,7 +255,7 @@ def profile() -> None:
 
 def test_random_stacks() -> None:
     happened: Counter[str] = Counter()
-    for seed in range(230):
+    for seed in range(160):
         try:
             run(seed, happened)
         except AssertionError as error:

@@ -1,7 +1,7 @@
 """From how many rows on it pays to unpack a block's codes into the cache before they are multiplied.
 
 Both ways give the same bits. Where one overtakes the other depends on the processor, the bits and the size of the
-matrix, so it is measured: once per shape and machine, in half a second (headrace.kernels.measured).
+matrix, so it is measured: once per shape and machine, in a few tenths of a second (headrace.kernels.measured).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from headrace.kernels.int_linear.layout import IntWeight, packed_bytes
 
 ROWS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 """Row counts at which both are timed. A single row is never worth a panel."""
-_REPEAT = 9
-_SMALL, _CACHES = 1 << 20, 64 << 20
-"""Bytes: of a matrix that may well stay in a cache from step to step, and of more than most caches hold."""
+_REPEAT = 15
+_SMALL = 1 << 20
+"""Bytes of a matrix that may well stay in a cache from step to step."""
 _MOST_OUTPUTS = 8192  # of a matrix that are multiplied at a time: all blocks of outputs are alike
 _known: dict[tuple[str, str, int], int] = {}
 
@@ -55,8 +55,8 @@ def best_limit(seconds: Mapping[int, tuple[float, float]]) -> int:
 def _time(weight: IntWeight) -> dict[int, tuple[float, float]]:
     """The shortest of interleaved calls: whatever disturbs them makes them longer.
 
-    Each takes the next part of a large matrix: a model's weights come from memory, not from the last call's cache.
-    Where the matrix itself fits into one, other memory is read between calls.
+    Each takes the next part of a large matrix, which is driven out of the caches first: a model's weights come from
+    memory, not from the last call's cache.
     """
     outputs = min(weight.outputs, _MOST_OUTPUTS)
     size = packed_bytes(outputs, weight.width, weight.group, weight.bits, weight.zeros)
@@ -64,17 +64,17 @@ def _time(weight: IntWeight) -> dict[int, tuple[float, float]]:
     parts = itertools.cycle(replace(weight, packed=piece, outputs=outputs) for piece in pieces)
     x = torch.ones(1, weight.width).expand(max(ROWS), -1)  # every row is the same memory
     out = torch.empty(max(ROWS), outputs)
-    elsewhere = torch.ones(_CACHES if _SMALL < len(weight.packed) < _CACHES else 0, dtype=torch.uint8)
-    read = kernels.native("limits_read")
+    forget = kernels.native("limits_forget") if len(weight.packed) > _SMALL else None
     found = {}
     for rows in ROWS:
         x_TI, out_TO = x[:rows], out[:rows]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(_REPEAT):
             for unpacked, kept in enumerate(times):
-                if len(elsewhere) and read:
-                    read(elsewhere)
-                kept.append(_call(replace(next(parts), few=0 if unpacked else rows), x_TI, out_TO))
+                part = replace(next(parts), few=0 if unpacked else rows)
+                if forget is not None:
+                    forget(part.packed)
+                kept.append(_call(part, x_TI, out_TO))
         found[rows] = (min(times[0]), min(times[1]))
     return found
 
