@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import os
 import platform
 import random
 import statistics
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, WARM = 64, 8
-HERE, ROOT = Path(__file__).resolve(), "HEADRACE_BEFORE"
+HERE = Path(__file__).resolve()
 
 
 class Side:
@@ -34,10 +33,10 @@ class Side:
 
     def __init__(self, root: Path, given: Any, batch: int) -> None:
         steps = str(WARM + given.steps * given.rounds)
-        flags = ["--serve", str(batch), "--shape", given.shape, "--weights", given.weights, "--steps", steps]
+        flags = ["--serve", str(batch), "--before", str(root), "--shape", given.shape]
+        flags += ["--weights", given.weights, "--steps", steps]
         self._process = subprocess.Popen(
             [sys.executable, str(HERE), *flags],
-            env={**os.environ, ROOT: str(root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,10 +60,10 @@ class Side:
         return answer
 
 
-def import_from(root: str) -> None:
+def import_from(root: Path) -> None:
     """Nothing else: what is installed for development is found before any path."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
-    sys.path.insert(0, root)
+    sys.path.insert(0, str(root))
     for name in ("headrace", "headrace.kernels._native"):
         try:
             found = importlib.import_module(name).__file__
@@ -76,7 +75,7 @@ def import_from(root: str) -> None:
 
 def serve(given: Any) -> None:
     """A number of steps per line of input; their seconds per line of output."""
-    import_from(os.environ[ROOT])
+    import_from(given.before)
     from headrace import kernels
     from headrace.commands.bench import start
     from headrace.config import EngineConfig
@@ -84,8 +83,8 @@ def serve(given: Any) -> None:
     from headrace.types import Request
 
     batch = given.serve
-    # the first one decodes while the others' prompts are computed, 8 or more tokens of them a step
-    length = PROMPT + given.steps + batch * PROMPT // 8
+    # The first one decodes while the others' prompts are computed: with d that decode, 32 - d tokens of them a step.
+    length = PROMPT + given.steps + PROMPT * batch.bit_length()
     config = EngineConfig(stack={"weights": given.weights}, prefix_cache=False)
     engine = start(config, given.shape, [(batch, PROMPT, length - PROMPT)])
     draw, params = random.Random(1), SamplingParams(temperature=0, ignore_eos=True)

@@ -181,25 +181,39 @@ def advised(config: EngineConfig, refusal: str) -> EngineConfig | None:
     return dataclasses.replace(config, stack=others if without else {**others, name: spec})
 
 
+def start(
+    config: EngineConfig, model: str, asks: list[Ask], happened: Counter[str]
+) -> tuple[EngineConfig, Engine] | None:
+    """With the stack, or the one that its refusal names; None if it is refused."""
+
+    def built(config: EngineConfig) -> Engine:
+        return Engine(tight(config, model, asks), decoder=decoder(model, config.stack), poison=True)
+
+    try:
+        return config, built(config)
+    except ConfigError as error:
+        refusal = str(error)
+    happened["refused"] += 1
+    assert "\n" not in refusal and len(refusal) > 20
+    other = advised(config, refusal)
+    if other is None:
+        return None
+    try:
+        engine = built(other)
+    except ClashError as clash:
+        raise AssertionError(f"{refusal} And then: {clash}") from clash
+    except ConfigError:  # a size of the member that was named does not fit these little pages
+        return None
+    happened["advised"] += 1
+    return other, engine
+
+
 def run(seed: int, happened: Counter[str]) -> None:
     model, config, asks, forks = make(seed)
-    try:
-        engine = Engine(tight(config, model, asks), decoder=decoder(model, config.stack), poison=True)
-    except ConfigError as error:
-        happened["refused"] += 1
-        text = str(error)
-        assert "\n" not in text and len(text) > 20
-        other = advised(config, text)
-        if other is None:
-            return
-        config = other
-        try:
-            engine = Engine(tight(config, model, asks), decoder=decoder(model, config.stack), poison=True)
-        except ClashError as clash:
-            raise AssertionError(f"{text} And then: {clash}") from clash
-        except ConfigError:  # a size of the member that was named does not fit these little pages
-            return
-        happened["advised"] += 1
+    started = start(config, model, asks, happened)
+    if started is None:
+        return
+    config, engine = started
     outputs = scripted(engine, asks, forks)
     happened["runs"] += 1
     happened["pauses"] += engine.counters.recomputes + engine.counters.swaps

@@ -19,13 +19,12 @@ Array bytes_of(nb::handle object) {
 }
 
 // Out of every cache: what is timed next reads it from memory. Nothing where no instruction does that.
-void forget(const uint8_t* data, int64_t size) {
+void forget([[maybe_unused]] const uint8_t* data, [[maybe_unused]] int64_t size) {
 #if defined(__x86_64__)
     constexpr int64_t kLine = 64;
     for (int64_t i = 0; i < size; i += kLine) __builtin_ia32_clflush(data + i);
     __builtin_ia32_mfence();
 #endif
-    (void)data, (void)size;
 }
 
 void bind_arithmetic(nb::module_& m, const char* name, Arithmetic run) {

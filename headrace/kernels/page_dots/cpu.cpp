@@ -5,6 +5,7 @@
 
 #include "headrace/parallel.h"
 #include "headrace/simd.h"
+#include "headrace/simd_int.h"
 #include "page_dots/kernel.h"
 
 namespace headrace::HR_LEVEL {
@@ -38,7 +39,7 @@ void dot_pages(const PageDots& a, int64_t row, int64_t first, int64_t end) {
             const bf16* vectors = vectors_of(a, table[b], g);
             const auto* ahead =
                 reinterpret_cast<const char*>(vectors_of(a, table[b + 1 < end ? b + 1 : b], g));
-            for (int64_t i = 0; i < a.count * a.size * 2; i += 64) __builtin_prefetch(ahead + i);
+            for (int64_t i = 0; i < a.count * a.size * 2; i += 64) prefetch(ahead + i);
             for (int64_t c = 0; c < a.count; ++c, vectors += a.size) {
                 int64_t n = row * a.heads + g * each;
                 const int64_t last = n + each;
