@@ -12,17 +12,14 @@ namespace {
 
 constexpr int64_t kStripRows = 4;
 #if defined(HR_LEVEL_AVX512)
-constexpr int kSums = 8, kValueSums = 16;  // of 32 registers
+constexpr int kSums = 16, kValueSums = 16;  // of 32 registers
 #else
 constexpr int kSums = 4, kValueSums = 4;  // pairs of 16 registers: eight sums hide a multiply-add's latency
 #endif
 template <int kRows>
-constexpr int kScoreBlocks = kSums / kRows;
+constexpr int kScoreBlocks = kSums / kRows < kGroupBlocks ? kSums / kRows : kGroupBlocks;
 template <int kRows>
 constexpr int kValueVectors = kValueSums / kRows < 4 ? kValueSums / kRows : 4;
-// Blocks from the one that is worked on to the one that is fetched: some two kilobytes.
-template <class T>
-constexpr int64_t kAhead = sizeof(T) == 1 ? 2 : 1;
 
 struct Strip {
     int64_t row, rows;
@@ -55,22 +52,27 @@ template <int kRows, bool kFetch, class T>
 inline void score_blocks(const Blocks<T>& blocks, int64_t b, int64_t head_size, const float* q,
                          float* scores) {
     constexpr int kBlocks = kScoreBlocks<kRows>;
+    const int64_t per_line = keys_per_line<T>(blocks.stride);
     const T *keys[kBlocks], *ahead[kBlocks];
 #pragma GCC unroll 8
     for (int i = 0; i < kBlocks; ++i) {
-        const int64_t last = blocks.count - 1, next = b + i + kBlocks * kAhead<T>;
+        const int64_t last = blocks.count - 1;
         keys[i] = blocks.at[b + i < last ? b + i : last].keys;
-        ahead[i] = blocks.at[next < last ? next : last].keys;
+        ahead[i] = blocks.ahead(b + i).keys;
+        if constexpr (kFetch && kHasScales<T>) prefetch_second(blocks.ahead(b + i).key_scales);
     }
     F32x16 sums[kRows][kBlocks];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int i = 0; i < kBlocks; ++i) sums[r][i] = broadcast(0);
-    for (int64_t first = 0; first < head_size; first += kLanes) {
+    for (int64_t first = 0; first < head_size; first += kFetched) {
         if constexpr (kFetch)
-            for (int i = 0; i < kBlocks; ++i) fetch_keys(ahead[i] + first * blocks.stride, blocks.stride);
-        for (int64_t h = first; h < first + kLanes; ++h) {
+#pragma GCC unroll 8
+            for (int i = 0; i < kBlocks; ++i)
+                fetch_keys(ahead[i] + first * blocks.stride, blocks.stride, per_line);
+#pragma GCC unroll 4
+        for (int64_t h = first; h < first + kFetched; ++h) {
             F32x16 key[kBlocks];
 #pragma GCC unroll 8
             for (int i = 0; i < kBlocks; ++i) key[i] = load(keys[i] + h * blocks.stride);
@@ -98,7 +100,7 @@ template <bool kFetch, class T>
 inline void score(const Strip& strip, const Blocks<T>& blocks, int64_t from, int64_t to, int64_t head_size,
                   const float* q, float* scores) {
     with_rows(strip, [&]<int kRows>() {
-        const Blocks<T> seen{blocks.at, to, blocks.stride};
+        const Blocks<T> seen{blocks.at, to, blocks.stride, blocks.last};
         for (int64_t b = from; b < to; b += kScoreBlocks<kRows>)
             score_blocks<kRows, kFetch>(seen, b, head_size, q, scores + b * kBlockTokens);
     });
@@ -144,32 +146,43 @@ inline void weigh(const Block<T>* blocks, int64_t from, int64_t to, int64_t head
         for (int64_t h = 0; h < head_size; h += kLanes) store(out + h, load(out + h) * factor);
         row.most = raised;
     }
+    F32x16 total = row.sum;  // in a register: for all the compiler knows, a store to `scores` changes `row`
     for (int64_t b = from; b < to; ++b) {
         const F32x16 weight = exp(load(scores + b * kBlockTokens) - base);
-        row.sum = row.sum + weight;
+        total = total + weight;
         const float* scales = blocks[b].value_scales;
         store(scores + b * kBlockTokens, scales ? weight * load(scales) : weight);
     }
+    row.sum = total;
 }
 
-template <int kRows, int kVectors, class T>
-inline void add_vectors(const Block<T>& block, int64_t head_size, const float* weights, float* out,
-                        int64_t h) {
+// Dimensions [h, h + 16 kVectors) of the values of blocks [from, to).
+template <int kRows, int kVectors, bool kFetch, class T>
+inline void add_vectors(const Blocks<T>& blocks, int64_t from, int64_t to, int64_t head_size,
+                        const float* weights, float* out, int64_t h) {
     F32x16 sums[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sums[r][v] = load(out + r * head_size + h + v * kLanes);
-    const T* values = block.values + h;
-    for (int64_t i = 0; i < block.count; ++i, values += head_size) {
-        F32x16 value[kVectors];
+    const bool fetch = kFetch && h % kPerLine<T> == 0;
+    for (int64_t b = from; b < to; ++b) {
+        const T *values = blocks.at[b].values + h, *ahead = blocks.ahead(b).values + h;
+        if constexpr (kFetch && kHasScales<T>) prefetch_second(blocks.ahead(b).value_scales);
+        const float *weight_of = weights + b * kBlockTokens, *end = weight_of + blocks.at[b].count;
+        for (; weight_of < end; ++weight_of, values += head_size, ahead += head_size) {
+            if (fetch)
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) value[v] = load(values + v * kLanes);
+                for (int64_t at = 0; at < kVectors * kLanes; at += kPerLine<T>) prefetch_second(ahead + at);
+            F32x16 value[kVectors];
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-            const F32x16 weight = broadcast(weights[r * kChunkTokens + i]);
+            for (int v = 0; v < kVectors; ++v) value[v] = load(values + v * kLanes);
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(weight, value[v], sums[r][v]);
+            for (int r = 0; r < kRows; ++r) {
+                const F32x16 weight = broadcast(weight_of[r * kChunkTokens]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(weight, value[v], sums[r][v]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -178,27 +191,17 @@ inline void add_vectors(const Block<T>& block, int64_t head_size, const float* w
         for (int v = 0; v < kVectors; ++v) store(out + r * head_size + h + v * kLanes, sums[r][v]);
 }
 
-// out [rows][H] += weights [rows][16 of kChunkTokens] * values; fetches the lines of `ahead` meanwhile.
+// out [rows][H] += weights [rows][kChunkTokens] * values, of blocks [from, to).
 template <bool kFetch, class T>
-inline void add_values(const Strip& strip, const Block<T>& block, const Block<T>& ahead, int64_t head_size,
-                       const float* weights, float* out) {
+inline void add_values(const Strip& strip, const Blocks<T>& blocks, int64_t from, int64_t to,
+                       int64_t head_size, const float* weights, float* out) {
     with_rows(strip, [&]<int kRows>() {
         constexpr int kVectors = kValueVectors<kRows>;
-        constexpr int64_t kPerLine = kLine / static_cast<int64_t>(sizeof(T));
-        int64_t fetched = 0;
-        const auto fetch_to = [&](int64_t end) {
-            if constexpr (kFetch)
-                for (; fetched < end; fetched += kPerLine) fetch_values(ahead.values + fetched, head_size);
-        };
         int64_t h = 0;
-        for (; h + kVectors * kLanes <= head_size; h += kVectors * kLanes) {
-            fetch_to(h + kVectors * kLanes);
-            add_vectors<kRows, kVectors>(block, head_size, weights, out, h);
-        }
-        for (; h < head_size; h += kLanes) {
-            fetch_to(h + kLanes);
-            add_vectors<kRows, 1>(block, head_size, weights, out, h);
-        }
+        for (; h + kVectors * kLanes <= head_size; h += kVectors * kLanes)
+            add_vectors<kRows, kVectors, kFetch>(blocks, from, to, head_size, weights, out, h);
+        for (; h < head_size; h += kLanes)
+            add_vectors<kRows, 1, kFetch>(blocks, from, to, head_size, weights, out, h);
     });
 }
 

@@ -9,73 +9,74 @@
 namespace headrace::HR_LEVEL {
 namespace {
 
-constexpr int64_t kWideBlocks = 2;  // widened at once, for many rows
-
 // Memory of a tile at work.
 struct Space : TileSpace {
     float* scores;  // [kTileRows][kChunkTokens]
-    float* wide;    // [kWideBlocks][16 H], widened keys or values
+    float* wide;    // [kGroupBlocks][16 H], widened keys or values
     Gathered rows[kTileRows];
     Strip strips[kTileRows / kStripRows + 2];
     int64_t num_strips;
 };
 
 inline int64_t space_floats(int64_t head_size) {
-    return tile_floats(head_size) + kTileRows * kChunkTokens + kWideBlocks * kBlockTokens * head_size;
+    return tile_floats(head_size) + kTileRows * kChunkTokens + kGroupBlocks * kBlockTokens * head_size;
 }
 
-template <class T>
-void score_chunk(Space& space, const Blocks<T>& chunk, int64_t rows, int64_t head_size) {
-    const bool many = rows > kStripRows;
-    const int64_t step = many ? kWideBlocks : kChunkBlocks;
-    for (int64_t first = 0; first < chunk.count; first += step) {
-        const int64_t end = first + step < chunk.count ? first + step : chunk.count;
+// function<whether to fetch ahead>(strip, blocks, from, to) for every strip and the blocks that it sees.
+// Where many rows meet a block, a few blocks at a time are widened first, by widen(block, to), or stay in the
+// first cache; what comes after them is fetched once.
+template <class T, class Widen, class Function>
+inline void for_each_strip(Space& space, const Blocks<T>& chunk, int64_t head_size, const Widen& widen,
+                           const Function& function) {
+    const bool many = space.count > kStripRows;
+    for (int64_t first = 0; first < chunk.count; first += kGroupBlocks) {
+        const int64_t end = first + kGroupBlocks < chunk.count ? first + kGroupBlocks : chunk.count;
         Block<float> wide[kChunkBlocks];
-        if (many && !kIsFloat<T>) {
-            for (int64_t b = first; b < end; ++b) {
-                float* to = space.wide + (b - first) * kBlockTokens * head_size;
-                widen_keys(chunk.at[b].keys, chunk.stride, head_size, to);
-                wide[b] = {to, nullptr, chunk.at[b].key_scales, nullptr, 0, 0};
-            }
-        }
+        if (many && !kIsFloat<T>)
+            for (int64_t b = first; b < end; ++b)
+                wide[b] = widen(b, space.wide + (b - first) * kBlockTokens * head_size);
         for (int64_t i = 0; i < space.num_strips; ++i) {
             const Strip& strip = space.strips[i];
             const int64_t from = first > strip.from ? first : strip.from,
                           to = end < strip.to ? end : strip.to;
-            const float* q = space.q + strip.row * head_size;
-            float* scores = space.scores + strip.row * kChunkTokens;
+            if (from >= to) continue;
             if (many && !kIsFloat<T>) {
-                score<false, float>(strip, {wide, end, kBlockTokens}, from, to, head_size, q, scores);
+                const Blocks<float> widened{wide, end, kBlockTokens, wide + end - 1};
+                function.template operator()<false>(strip, widened, from, to);
+            } else if (i == 0) {
+                function.template operator()<true>(strip, chunk, from, to);
             } else {
-                score<true>(strip, chunk, from, to, head_size, q, scores);
+                function.template operator()<false>(strip, chunk, from, to);
             }
         }
     }
 }
 
 template <class T>
-void add_chunk(Space& space, const Blocks<T>& chunk, const Block<T>* last, int64_t rows, int64_t head_size) {
-    const bool many = rows > kStripRows;
-    for (int64_t b = 0; b < chunk.count; ++b) {
-        const Block<T>& block = chunk.at[b];
-        const Block<T>& ahead = chunk.at + b + kAhead<T> < last ? chunk.at[b + kAhead<T>] : *last;
-        Block<float> wide{};
-        if (many && !kIsFloat<T>) {
-            widen_values(block.values, head_size, space.wide);
-            wide = {nullptr, space.wide, nullptr, nullptr, 0, block.count};
-        }
-        for (int64_t i = 0; i < space.num_strips; ++i) {
-            const Strip& strip = space.strips[i];
-            if (b < strip.from || b >= strip.to) continue;
-            const float* weights = space.scores + strip.row * kChunkTokens + b * kBlockTokens;
-            float* out = space.out + strip.row * head_size;
-            if (many && !kIsFloat<T>) {
-                add_values<false>(strip, wide, wide, head_size, weights, out);
-            } else {
-                add_values<true>(strip, block, ahead, head_size, weights, out);
-            }
-        }
-    }
+void score_chunk(Space& space, const Blocks<T>& chunk, int64_t head_size) {
+    const auto widen = [&](int64_t b, float* to) -> Block<float> {
+        widen_keys(chunk, b, head_size, to);
+        return {to, nullptr, chunk.at[b].key_scales, nullptr, 0, 0};
+    };
+    for_each_strip(space, chunk, head_size, widen,
+                   [&]<bool kFetch>(const Strip& strip, const auto& blocks, int64_t from, int64_t to) {
+                       score<kFetch>(strip, blocks, from, to, head_size, space.q + strip.row * head_size,
+                                     space.scores + strip.row * kChunkTokens);
+                   });
+}
+
+template <class T>
+void add_chunk(Space& space, const Blocks<T>& chunk, int64_t head_size) {
+    const auto widen = [&](int64_t b, float* to) -> Block<float> {
+        widen_values(chunk, b, head_size, to);
+        return {nullptr, to, nullptr, nullptr, 0, chunk.at[b].count};
+    };
+    for_each_strip(space, chunk, head_size, widen,
+                   [&]<bool kFetch>(const Strip& strip, const auto& blocks, int64_t from, int64_t to) {
+                       add_values<kFetch>(strip, blocks, from, to, head_size,
+                                          space.scores + strip.row * kChunkTokens,
+                                          space.out + strip.row * head_size);
+                   });
 }
 
 // Which of the chunk's blocks each strip may see.
@@ -92,11 +93,10 @@ void look(Space& space, const Blocks<T>& chunk, int64_t window, int64_t sink) {
 }
 
 template <class T>
-void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk, const Block<T>* last,
-                int64_t rows) {
+void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk) {
     const int64_t H = a.store.head_size;
     look(space, chunk, a.window, a.sink);
-    score_chunk(space, chunk, rows, H);
+    score_chunk(space, chunk, H);
     for (int64_t i = 0; i < space.num_strips; ++i) {
         const Strip& strip = space.strips[i];
         for (int64_t r = strip.row; strip.from < strip.to && r < strip.row + strip.rows; ++r) {
@@ -106,7 +106,7 @@ void walk_chunk(const PagedAttention& a, Space& space, const Blocks<T>& chunk, c
             weigh(chunk.at, strip.from, strip.to, H, scores, space.rows[r], space.out + r * H);
         }
     }
-    add_chunk(space, chunk, last, rows, H);
+    add_chunk(space, chunk, H);
 }
 
 // The blocks of one segment, in order; then its state goes to those before it, or to the tile's parts.
@@ -117,14 +117,11 @@ void walk_segment(const PagedAttention& a, Space& space, const Block<T>* blocks,
         space.rows[r] = {kHidden, broadcast(0)};
         for (int64_t h = 0; h < H; h += kLanes) store(space.out + r * H + h, broadcast(0));
     }
-    for (int64_t h = 0; h < H; h += kLanes)
-        fetch_keys(blocks->keys + h * a.store.page_tokens, a.store.page_tokens);
-    fetch_first_values(*blocks, H);
+    fetch_first<T>({blocks, count, a.store.page_tokens, blocks + count - 1}, H);
     for (int64_t first = 0, end; first < count; first = end) {
         const int64_t chunk = blocks[first].position / kChunkTokens;
         for (end = first + 1; end < count && blocks[end].position / kChunkTokens == chunk;) ++end;
-        walk_chunk<T>(a, space, {blocks + first, end - first, a.store.page_tokens}, blocks + count - 1,
-                      space.count);
+        walk_chunk<T>(a, space, {blocks + first, end - first, a.store.page_tokens, blocks + count - 1});
     }
     for (int64_t r = 0; r < space.count; ++r)
         end_segment(space, r, space.rows[r].most, sum(space.rows[r].sum), H);
