@@ -12,10 +12,11 @@ namespace headrace::HR_LEVEL {
 namespace {
 
 #if defined(HR_LEVEL_AVX512)
-constexpr int kStripRows = 4;
+constexpr int kStripRows = 4, kGroups = 2;
 #else
-constexpr int kStripRows = 2;  // each takes four of sixteen registers
+constexpr int kStripRows = 2, kGroups = 1;  // each takes four of sixteen registers
 #endif
+constexpr int64_t kAhead = 2;  // blocks from the one that is read to the one that is fetched
 constexpr int64_t kQuads = 8;  // of a chain: see Dots
 constexpr int64_t kMostTokens = 1024, kMostHead = 1024;
 constexpr float kLeast = 0x1p-100f;
@@ -31,7 +32,8 @@ struct Head {
 // count scales and as many least values, of what is read next.
 inline void fetch_numbers(const bf16* scales, int64_t count, int64_t ahead) {
     const auto* next = reinterpret_cast<const uint8_t*>(scales) + ahead;
-    for (int64_t i = 0; i < 2 * count * static_cast<int64_t>(sizeof(bf16)); i += 64) prefetch(next + i);
+    for (int64_t i = 0; i < 2 * count * static_cast<int64_t>(sizeof(bf16)); i += 64)
+        prefetch_second(next + i);
 }
 
 inline Head head_at(const BlockStore& s, const uint8_t* page, int64_t block, int64_t kv_head) {
@@ -50,26 +52,67 @@ struct Rounded {
     float factor, base;
 };
 
-// bytes * factor is x * scale, rounded to 1/127 of the largest; base is the sum of x * least, and what
-// rounding would cost with codes that are all in the middle: so codes count by how far they are from there.
-template <int kBits>
-inline void round_row(const float* x, const bf16* scale, const bf16* least, int64_t count, Rounded& out) {
-    constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
-    F32x16 most = broadcast(0), base = broadcast(0), lost = broadcast(0);
+// For each row of x [kRows][count], and each of kGroups scales and least values [kGroups][count], to
+// out [kGroups][kRows]: bytes * factor is x * scale, rounded to 1/127 of the largest; base is the sum of
+// x * least, and what rounding would cost with codes that are all in the middle: so codes count by how far
+// they are from there.
+template <int kBits, int kRows, int kGroups>
+inline void round_rows(const float* x, const bf16* scale, const bf16* least, int64_t count, Rounded* out) {
+    constexpr int kAll = kGroups * kRows;
+    const F32x16 middle = broadcast(((1 << kBits) - 1) / 2.0f);
+    F32x16 most[kAll], base[kAll], steps[kAll];
+    I32x16 bytes[kAll];
+    HR_UNROLL for (int a = 0; a < kAll; ++a) most[a] = base[a] = broadcast(0), bytes[a] = all_lanes(0);
     for (int64_t i = 0; i < count; i += kLanes) {
-        most = max(magnitude(load(x + i) * load(scale + i)), most);
-        base = fma(load(x + i), load(least + i), base);
+        F32x16 by[kGroups], at_middle[kGroups];
+        HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+            by[g] = load(scale + g * count + i);
+            at_middle[g] = fma(by[g], middle, load(least + g * count + i));
+        }
+        HR_UNROLL for (int r = 0; r < kRows; ++r) {
+            const F32x16 each = load(x + r * count + i), size = magnitude(each);
+            HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+                const int a = g * kRows + r;
+                most[a] = max(size * by[g], most[a]);  // no scale is below 0
+                base[a] = fma(each, at_middle[g], base[a]);
+            }
+        }
     }
-    const float top = largest(most);
-    out.factor = top / 127;
-    const F32x16 steps = broadcast(top >= kLeast ? 127 / top : 0.0f);
+    HR_UNROLL for (int a = 0; a < kAll; ++a) {
+        const float top = largest(most[a]);
+        out[a].factor = top * (1.0f / 127);
+        steps[a] = broadcast(top >= kLeast ? 127 / top : 0.0f);
+    }
     for (int64_t i = 0; i < count; i += kLanes) {
-        const F32x16 exact = load(x + i) * load(scale + i) * steps;
-        const I32x16 rounded = nearest(exact);
-        lost = lost + (exact - to_float(rounded));
-        store_i8(out.bytes + i, rounded);
+        F32x16 by[kGroups];
+        HR_UNROLL for (int g = 0; g < kGroups; ++g) by[g] = load(scale + g * count + i);
+        HR_UNROLL for (int r = 0; r < kRows; ++r) {
+            const F32x16 each = load(x + r * count + i);
+            HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+                const int a = g * kRows + r;
+                const I32x16 rounded = nearest(each * by[g] * steps[a]);
+                bytes[a] = bytes[a] + rounded;
+                store_i8(out[a].bytes + i, rounded);
+            }
+        }
     }
-    out.base = sum(base) + kMiddle * out.factor * sum(lost);
+    HR_UNROLL for (int a = 0; a < kAll; ++a) out[a].base =
+        sum(base[a] - to_float(bytes[a]) * broadcast(out[a].factor) * middle);
+}
+
+// multiply(group, what its rows multiply codes with) for every group; a few are rounded together.
+template <int kBits, int kRows, class Multiply>
+inline void for_each_group(int64_t groups, const float* x, const bf16* scale, const bf16* least,
+                           int64_t count, Rounded* rows, const Multiply& multiply) {
+    int64_t g = 0;
+    for (; g + kGroups <= groups; g += kGroups) {
+        round_rows<kBits, kRows, kGroups>(x, scale + g * count, least + g * count, count, rows);
+        for (int i = 0; i < kGroups; ++i) multiply(g + i, rows + i * kRows);
+    }
+    for (; g < groups; ++g) {
+        round_rows<kBits, kRows, 1>(x, scale + g * count, least + g * count, count, rows);
+        multiply(g, rows);
+    }
 }
 
 // to[r] = factor * sum of bytes * codes, + base: sixteen outer codes over `inner` ones, for kRows rows.
@@ -81,7 +124,7 @@ inline void dot_tiles(const uint8_t* codes, int64_t inner, int64_t ahead, const 
     for (int64_t quad = 0; quad < inner / 4; quad += kQuads) {
         HR_UNROLL for (int k = 0; k < kQuads; ++k) {
             const uint8_t* at = codes + (quad + k) / kPer * 64;
-            if (k % kPer == 0) prefetch(at + ahead);
+            if (k % kPer == 0) prefetch_second(at + ahead);
             const Bytes packed = load_bytes(at);
             const Factor<kBits> x = factor<kBits>(field(packed, k % kPer * kBits, (1 << kBits) - 1));
             HR_UNROLL for (int r = 0; r < kRows; ++r) dots[r].add(k, x,
@@ -96,15 +139,14 @@ inline void dot_tiles(const uint8_t* codes, int64_t inner, int64_t ahead, const 
 template <int kBits, int kRows>
 inline void score(const BlockStore& s, const Head& head, const float* q, Rounded* rows, float* scores) {
     const int64_t H = s.head_size, tile = H * kLanes * kBits / 8;
-    for (int64_t g = 0; g < s.key_groups(); ++g) {
-        for (int r = 0; r < kRows; ++r)
-            round_row<kBits>(q + r * H, head.key_scales + g * H, head.key_least + g * H, H, rows[r]);
+    const auto multiply = [&](int64_t g, const Rounded* rounded) {
         for (int64_t t = g * s.group; t < (g + 1) * s.group; t += kLanes) {
             F32x16 sixteen[kRows];
-            dot_tiles<kBits, kRows>(head.keys + t / kLanes * tile, H, head.ahead, rows, sixteen);
+            dot_tiles<kBits, kRows>(head.keys + t / kLanes * tile, H, head.ahead, rounded, sixteen);
             for (int r = 0; r < kRows; ++r) store(scores + r * s.block_tokens + t, sixteen[r]);
         }
-    }
+    };
+    for_each_group<kBits, kRows>(s.key_groups(), q, head.key_scales, head.key_least, H, rows, multiply);
     fetch_numbers(head.key_scales, s.key_groups() * H, head.ahead);
 }
 
@@ -113,19 +155,18 @@ template <int kBits, int kRows>
 inline void add_values(const BlockStore& s, const Head& head, const float* weights, Rounded* rows,
                        float* out) {
     const int64_t L = s.block_tokens, tile = L * kLanes * kBits / 8;
-    for (int64_t g = 0; g < s.value_groups(); ++g) {
-        for (int r = 0; r < kRows; ++r)
-            round_row<kBits>(weights + r * L, head.value_scales + g * L, head.value_least + g * L, L,
-                             rows[r]);
+    const auto multiply = [&](int64_t g, const Rounded* rounded) {
         for (int64_t h = g * s.channels; h < (g + 1) * s.channels; h += kLanes) {
             F32x16 sixteen[kRows];
-            dot_tiles<kBits, kRows>(head.values + h / kLanes * tile, L, head.ahead, rows, sixteen);
+            dot_tiles<kBits, kRows>(head.values + h / kLanes * tile, L, head.ahead, rounded, sixteen);
             for (int r = 0; r < kRows; ++r) {
                 float* to = out + r * s.head_size + h;
                 store(to, load(to) + sixteen[r]);
             }
         }
-    }
+    };
+    for_each_group<kBits, kRows>(s.value_groups(), weights, head.value_scales, head.value_least, L, rows,
+                                 multiply);
     fetch_numbers(head.value_scales, s.value_groups() * L, head.ahead);
 }
 
@@ -134,28 +175,42 @@ inline void hide(int64_t seen, int64_t first, int64_t count, float* scores) {
     for (int64_t t = seen > 0 ? seen : 0; t < first && t < count; ++t) scores[t] = kHidden;
 }
 
-// Scores to weights: raises the row's largest score, rescales what it has. False: the row sees none of them.
-inline bool weigh(float* scores, int64_t count, int64_t head_size, float& most, float& total, float* out) {
-    F32x16 top = broadcast(kHidden);
-    for (int64_t t = 0; t < count; t += kLanes) top = max(load(scores + t), top);
-    const float found = largest(top), raised = found > most ? found : most;
-    if (found == kHidden) {
-        for (int64_t t = 0; t < count; t += kLanes) store(scores + t, broadcast(0));
-        return false;
+// What a row has gathered: its largest score, and the sum of exp(score - largest) in sixteen lanes.
+struct Gathered {
+    float most;
+    F32x16 sum;
+};
+
+// Scores [kRows][count] to weights: raises each row's largest score, and rescales what it has. False: no row
+// sees any of them.
+template <int kRows>
+inline bool weigh(float* scores, int64_t count, int64_t head_size, Gathered* rows, float* out) {
+    F32x16 top[kRows], base[kRows];
+    HR_UNROLL for (int r = 0; r < kRows; ++r) top[r] = broadcast(kHidden);
+    for (int64_t t = 0; t < count; t += kLanes)
+        HR_UNROLL for (int r = 0; r < kRows; ++r) top[r] = max(load(scores + r * count + t), top[r]);
+    bool seen = false;
+    for (int r = 0; r < kRows; ++r) {
+        const float found = largest(top[r]), before = rows[r].most, raised = found > before ? found : before;
+        seen |= found != kHidden;
+        base[r] = broadcast(raised == kHidden ? 0.0f : raised);  // then all weights are 0
+        if (raised == before) continue;
+        const F32x16 factor = exp(broadcast(before) - base[r]);
+        float* to = out + r * head_size;
+        for (int64_t h = 0; h < head_size; h += kLanes) store(to + h, load(to + h) * factor);
+        rows[r] = {raised, rows[r].sum * factor};
     }
-    const F32x16 base = broadcast(raised), before = exp(broadcast(most) - base);
-    if (raised != most) {
-        for (int64_t h = 0; h < head_size; h += kLanes) store(out + h, load(out + h) * before);
-        total *= largest(before);
-        most = raised;
-    }
-    F32x16 added = broadcast(0);
+    if (!seen) return false;
+    F32x16 sums[kRows];
+    HR_UNROLL for (int r = 0; r < kRows; ++r) sums[r] = rows[r].sum;
     for (int64_t t = 0; t < count; t += kLanes) {
-        const F32x16 weight = exp(load(scores + t) - base);
-        added = added + weight;
-        store(scores + t, weight);
+        HR_UNROLL for (int r = 0; r < kRows; ++r) {
+            const F32x16 weight = exp(load(scores + r * count + t) - base[r]);
+            sums[r] = sums[r] + weight;
+            store(scores + r * count + t, weight);
+        }
     }
-    total += sum(added);
+    HR_UNROLL for (int r = 0; r < kRows; ++r) rows[r].sum = sums[r];
     return true;
 }
 

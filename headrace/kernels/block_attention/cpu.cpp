@@ -12,21 +12,21 @@ namespace {
 // Memory of a tile at work.
 struct Space : TileSpace {
     float* scores;  // [kStripRows][block_tokens]
-    Rounded* rows;  // [kStripRows]
-    float most[kTileRows], total[kTileRows];
+    Rounded* rows;  // [kGroups][kStripRows]
+    Gathered gathered[kTileRows];
 };
 
 void clear_segment(const BlockAttention& a, Space& space) {
     const int64_t H = a.store.head_size;
     for (int64_t r = 0; r < space.count; ++r) {
-        space.most[r] = kHidden, space.total[r] = 0;
+        space.gathered[r] = {kHidden, broadcast(0)};
         for (int64_t h = 0; h < H; h += kLanes) store(space.out + r * H + h, broadcast(0));
     }
 }
 
 void end_segment(const BlockAttention& a, Space& space) {
     for (int64_t r = 0; r < space.count; ++r)
-        end_segment(space, r, space.most[r], space.total[r], a.store.head_size);
+        end_segment(space, r, space.gathered[r].most, sum(space.gathered[r].sum), a.store.head_size);
 }
 
 template <int kBits, int kRows>
@@ -34,16 +34,13 @@ void walk_strip(const BlockAttention& a, Space& space, const Head& head, int64_t
     const BlockStore& s = a.store;
     const int64_t H = s.head_size, L = s.block_tokens;
     score<kBits, kRows>(s, head, space.q + first * H, space.rows, space.scores);
-    bool seen = false;
-    for (int64_t i = 0; i < kRows; ++i) {
-        const int64_t r = first + i;
-        if (a.window) {
-            const int64_t first = space.positions[r] - a.window + 1;
-            hide(a.sink - position, first - position, L, space.scores + i * L);
-        }
-        seen |= weigh(space.scores + i * L, L, H, space.most[r], space.total[r], space.out + r * H);
+    for (int64_t i = 0; a.window && i < kRows; ++i) {
+        const int64_t begin = space.positions[first + i] - a.window + 1;
+        hide(a.sink - position, begin - position, L, space.scores + i * L);
     }
-    if (seen) add_values<kBits, kRows>(s, head, space.scores, space.rows, space.out + first * H);
+    float* out = space.out + first * H;
+    if (weigh<kRows>(space.scores, L, H, space.gathered + first, out))
+        add_values<kBits, kRows>(s, head, space.scores, space.rows, out);
 }
 
 template <int kBits>
@@ -77,8 +74,8 @@ void walk(const BlockAttention& a, const Tile& tile, Space& space) {
                 segment = position / kSegmentTokens;
             }
             Head head = place(offset);
-            if (offset + s.block_tokens < run.length)
-                head.ahead = place(offset + s.block_tokens).keys - head.keys;
+            const int64_t next = offset + kAhead * s.block_tokens;
+            head.ahead = place(next < run.length ? next : run.length - s.block_tokens).keys - head.keys;
             walk_block<kBits>(a, space, head, position);
         }
     }
@@ -88,8 +85,8 @@ void walk(const BlockAttention& a, const Tile& tile, Space& space) {
 template <int kBits>
 void attend_tile(const BlockAttention& a, const Tile& tile) {
     const int64_t own = tile_floats(a.store.head_size), scores = kStripRows * a.store.block_tokens;
-    auto* floats = static_cast<float*>(
-        scratch(Scratch::piece, (own + scores) * 4 + kStripRows * static_cast<int64_t>(sizeof(Rounded))));
+    auto* floats = static_cast<float*>(scratch(
+        Scratch::piece, (own + scores) * 4 + kGroups * kStripRows * static_cast<int64_t>(sizeof(Rounded))));
     Space space;
     begin_tile(a, tile, floats, space);
     space.scores = floats + own;
