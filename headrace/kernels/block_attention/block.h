@@ -47,7 +47,7 @@ inline Head head_at(const BlockStore& s, const uint8_t* page, int64_t block, int
 }
 
 // What a row multiplies codes with, as bytes: `factor` times them, and `base` once.
-struct Rounded {
+struct alignas(64) Rounded {  // else many of its small loads and stores cross lines
     int8_t bytes[kMostTokens > kMostHead ? kMostTokens : kMostHead];
     float factor, base;
 };
