@@ -50,6 +50,7 @@ def cases() -> Iterator[Case]:
     yield _case("pages-of-4-blocks", [(9, 1), (4, 5)], each=4)
     yield _case("head-of-32", [(9, 1), (4, 5)], head_size=32, channels=32)
     yield _case("head-of-128", [(9, 1), (4, 5)], head_size=128, channels=64)
+    yield _case("three-groups-of-channels", [(9, 1), (4, 5)], head_size=96, channels=32)
     yield _case("one-head-each", [(9, 5)], heads=3, kv_heads=3)
     yield _case("seven-heads-share", [(9, 5)], heads=7, kv_heads=1)
     yield _case("large-channel", [(9, 1), (4, 5)], large=True)
