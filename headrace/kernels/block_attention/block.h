@@ -16,20 +16,20 @@ constexpr int kStripRows = 4, kGroups = 2;
 #else
 constexpr int kStripRows = 2, kGroups = 1;  // each takes four of sixteen registers
 #endif
-constexpr int64_t kAhead = 2;  // blocks from the one that is read to the one that is fetched
+constexpr int64_t kAhead = 2;
 constexpr int64_t kQuads = 8;  // of a chain: see Dots
 constexpr int64_t kMostTokens = 1024, kMostHead = 1024;
 constexpr float kLeast = 0x1p-100f;
 
-// One kv head of a block. What is read next is fetched line by line while this one is multiplied: all of it
-// at once would wait for the memory, and so would whoever comes behind it.
+// One kv head of a block. The one that is read kAhead blocks later is fetched line by line while this one is
+// multiplied: all of it at once would wait for the memory, and so would whoever comes behind it.
 struct Head {
     const uint8_t *keys, *values;
     const bf16 *key_scales, *key_least, *value_scales, *value_least;
-    int64_t ahead = 0;  // bytes from here to the same place of what is read next
+    int64_t ahead = 0;  // bytes from here to the same place of what is fetched
 };
 
-// count scales and as many least values, of what is read next.
+// count scales and as many least values, of what is read kAhead blocks later.
 inline void fetch_numbers(const bf16* scales, int64_t count, int64_t ahead) {
     const auto* next = reinterpret_cast<const uint8_t*>(scales) + ahead;
     for (int64_t i = 0; i < 2 * count * static_cast<int64_t>(sizeof(bf16)); i += 64)
@@ -52,26 +52,26 @@ struct alignas(64) Rounded {  // else many of its small loads and stores cross l
     float factor, base;
 };
 
-// For each row of x [kRows][count], and each of kGroups scales and least values [kGroups][count], to
-// out [kGroups][kRows]: bytes * factor is x * scale, rounded to 1/127 of the largest; base is the sum of
+// For each row of x [kRows][count], and each of kScales scales and least values [kScales][count],
+// to out [kScales][kRows]: bytes * factor is x * scale, rounded to 1/127 of the largest; base is the sum of
 // x * least, and what rounding would cost with codes that are all in the middle: so codes count by how far
 // they are from there.
-template <int kBits, int kRows, int kGroups>
+template <int kBits, int kRows, int kScales>
 inline void round_rows(const float* x, const bf16* scale, const bf16* least, int64_t count, Rounded* out) {
-    constexpr int kAll = kGroups * kRows;
+    constexpr int kAll = kScales * kRows;
     const F32x16 middle = broadcast(((1 << kBits) - 1) / 2.0f);
     F32x16 most[kAll], base[kAll], steps[kAll];
     I32x16 bytes[kAll];
     HR_UNROLL for (int a = 0; a < kAll; ++a) most[a] = base[a] = broadcast(0), bytes[a] = all_lanes(0);
     for (int64_t i = 0; i < count; i += kLanes) {
-        F32x16 by[kGroups], at_middle[kGroups];
-        HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+        F32x16 by[kScales], at_middle[kScales];
+        HR_UNROLL for (int g = 0; g < kScales; ++g) {
             by[g] = load(scale + g * count + i);
             at_middle[g] = fma(by[g], middle, load(least + g * count + i));
         }
         HR_UNROLL for (int r = 0; r < kRows; ++r) {
             const F32x16 each = load(x + r * count + i), size = magnitude(each);
-            HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+            HR_UNROLL for (int g = 0; g < kScales; ++g) {
                 const int a = g * kRows + r;
                 most[a] = max(size * by[g], most[a]);  // no scale is below 0
                 base[a] = fma(each, at_middle[g], base[a]);
@@ -84,11 +84,11 @@ inline void round_rows(const float* x, const bf16* scale, const bf16* least, int
         steps[a] = broadcast(top >= kLeast ? 127 / top : 0.0f);
     }
     for (int64_t i = 0; i < count; i += kLanes) {
-        F32x16 by[kGroups];
-        HR_UNROLL for (int g = 0; g < kGroups; ++g) by[g] = load(scale + g * count + i);
+        F32x16 by[kScales];
+        HR_UNROLL for (int g = 0; g < kScales; ++g) by[g] = load(scale + g * count + i);
         HR_UNROLL for (int r = 0; r < kRows; ++r) {
             const F32x16 each = load(x + r * count + i);
-            HR_UNROLL for (int g = 0; g < kGroups; ++g) {
+            HR_UNROLL for (int g = 0; g < kScales; ++g) {
                 const int a = g * kRows + r;
                 const I32x16 rounded = nearest(each * by[g] * steps[a]);
                 bytes[a] = bytes[a] + rounded;
@@ -174,12 +174,6 @@ inline void add_values(const BlockStore& s, const Head& head, const float* weigh
 inline void hide(int64_t seen, int64_t first, int64_t count, float* scores) {
     for (int64_t t = seen > 0 ? seen : 0; t < first && t < count; ++t) scores[t] = kHidden;
 }
-
-// What a row has gathered: its largest score, and the sum of exp(score - largest) in sixteen lanes.
-struct Gathered {
-    float most;
-    F32x16 sum;
-};
 
 // Scores [kRows][count] to weights: raises each row's largest score, and rescales what it has. False: no row
 // sees any of them.

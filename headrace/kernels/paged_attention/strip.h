@@ -27,13 +27,6 @@ struct Strip {
     int64_t from, to;   // blocks of the chunk that one of its rows may see
 };
 
-// What a row has gathered: its largest score, the sum of exp(score - largest) in sixteen lanes, and the
-// values in the same weights.
-struct Gathered {
-    float most;
-    F32x16 sum;
-};
-
 // function.template operator()<rows of the strip>()
 template <class Function>
 inline void with_rows(const Strip& strip, const Function& function) {

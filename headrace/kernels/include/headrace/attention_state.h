@@ -7,6 +7,13 @@ namespace headrace::HR_LEVEL {
 
 constexpr float kHidden = -__builtin_huge_valf();  // the score of a token that is not seen
 
+// What a row has gathered in a segment, beside its values: the largest score, and the sum of
+// exp(score - largest) in sixteen lanes.
+struct Gathered {
+    float most;
+    F32x16 sum;
+};
+
 // A row's state as it lies in memory: out [H], the largest score, the sum of exp(score - largest).
 inline int64_t part_floats(int64_t head_size) {
     return head_size + kLanes;
