@@ -59,12 +59,6 @@ template <class T>
     for (int64_t h = 0; h < kFetched; h += per_line) prefetch_second(keys + h * stride);
 }
 
-// A line of each of a block's values.
-template <class T>
-[[gnu::always_inline]] inline void fetch_values(const T* values, int64_t head_size) {
-    for (int64_t i = 0; i < kBlockTokens; ++i) prefetch_second(values + i * head_size);
-}
-
 // Numbers in a line.
 template <class T>
 constexpr int64_t kPerLine = kLine / static_cast<int64_t>(sizeof(T));
@@ -78,7 +72,8 @@ template <class T>
         for (int64_t h = 0; h < head_size; h += kFetched)
             fetch_keys(block->keys + h * blocks.stride, blocks.stride, per_line);
     for (const Block<T>* block = blocks.at; block < end; ++block) {
-        for (int64_t h = 0; h < head_size; h += kPerLine<T>) fetch_values(block->values + h, head_size);
+        for (int64_t i = 0; i < kBlockTokens * head_size; i += kPerLine<T>)
+            prefetch_second(block->values + i);
         if (block->value_scales) prefetch_second(block->value_scales);
     }
 }

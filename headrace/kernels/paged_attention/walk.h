@@ -28,11 +28,11 @@ inline int64_t space_floats(int64_t head_size) {
 template <class T, class Widen, class Function>
 inline void for_each_strip(Space& space, const Blocks<T>& chunk, int64_t head_size, const Widen& widen,
                            const Function& function) {
-    const bool many = space.count > kStripRows;
+    const bool widens = !kIsFloat<T> && space.count > kStripRows;
     for (int64_t first = 0; first < chunk.count; first += kGroupBlocks) {
         const int64_t end = first + kGroupBlocks < chunk.count ? first + kGroupBlocks : chunk.count;
         Block<float> wide[kChunkBlocks];
-        if (many && !kIsFloat<T>)
+        if (widens)
             for (int64_t b = first; b < end; ++b)
                 wide[b] = widen(b, space.wide + (b - first) * kBlockTokens * head_size);
         for (int64_t i = 0; i < space.num_strips; ++i) {
@@ -40,7 +40,7 @@ inline void for_each_strip(Space& space, const Blocks<T>& chunk, int64_t head_si
             const int64_t from = first > strip.from ? first : strip.from,
                           to = end < strip.to ? end : strip.to;
             if (from >= to) continue;
-            if (many && !kIsFloat<T>) {
+            if (widens) {
                 const Blocks<float> widened{wide, end, kBlockTokens, wide + end - 1};
                 function.template operator()<false>(strip, widened, from, to);
             } else if (i == 0) {
